@@ -1,0 +1,34 @@
+# Everything a developer runs. PYTHON chooses the interpreter that makes .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= $(WEIGHTSEARCH_DATA)
+
+.PHONY: help setup demo test test-fast lint bench zoos reference-index
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+setup: .venv/ready ## .venv with the package and what developers need
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("weightsearch needs Python 3.11 or newer; set PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv || (echo "no venv: on Debian, apt install python3-venv" >&2; exit 1)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready ## The whole path on scikit-learn's digits: build-zoo, train, query, viz
+	$(BIN)/weightsearch demo
+
+test: .venv/ready ## The whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: .venv/ready ## The tests that take no time
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: .venv/ready ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+reference-index: .venv/ready ## Make index/ anew from the USPS files in $WEIGHTSEARCH_DATA
+	$(BIN)/python benchmarks/reference_index.py build

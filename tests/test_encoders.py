@@ -1,0 +1,157 @@
+"""Each encoder against a slow, obvious NumPy version; parameter counts against the formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from weightsearch.encoders import EncoderConfig, build_encoder, load_encoder, save_encoder
+from weightsearch.encoders.comvex import CLIP
+from weightsearch.encoders.statistics import KNOTS, STATISTICS
+from weightsearch.errors import WeightsearchError
+from weightsearch.types import Architecture, Layer, LayerKind, Method
+from weightsearch.zoo.networks import CnnShape
+
+TINY = Architecture(
+    (
+        Layer("a", LayerKind.CONV2D, (5, 2, 3, 3)),
+        Layer("b", LayerKind.DENSE, (2, 5)),  # fewer than three rows: padded
+        Layer("c", LayerKind.DENSE, (4, 3), extras=()),  # no bias
+    )
+)
+
+
+def make(method: Method, architecture: Architecture = TINY, **changes):
+    return build_encoder(architecture, EncoderConfig(method, **changes), torch.Generator().manual_seed(0))
+
+
+def some_weights(architecture: Architecture, n: int, seed: int = 0) -> torch.Tensor:
+    generator = np.random.default_rng(seed)
+    return torch.from_numpy(generator.standard_normal((n, architecture.size)).astype(np.float32))
+
+
+def test_comvex_conv_equals_loops_over_windows():
+    encoder = make(Method.COMVEX_CONV, embedding_size=6)
+    weights = some_weights(TINY, 7)
+    weights[0] *= 30  # beyond the clip
+    encoder.calibrate(weights)
+    embedding, predicted = encoder.embed(weights)
+    assert embedding.shape == (7, 18)
+    assert embedding.shape[1] == encoder.embedding_width
+
+    expected = np.zeros((7, 18))
+    matrices = TINY.matrices(weights.numpy().astype(np.float64))
+    for layer, matrix in enumerate(matrices):
+        mean = matrix.mean(axis=(0, 1))
+        scale = matrix.std(axis=(0, 1), ddof=1)
+        kernel = encoder.filters[layer].weight.detach().numpy()  # (E, 3 * columns)
+        bias = encoder.filters[layer].bias.detach().numpy()
+        for b in range(7):
+            rows = np.clip((matrix[b] - mean) / scale, -CLIP, CLIP)
+            if len(rows) < 3:
+                rows = np.vstack([rows, np.zeros((3 - len(rows), rows.shape[1]))])
+            for e in range(6):
+                filtered = [(rows[i : i + 3] * kernel[e].reshape(3, -1)).sum() + bias[e] for i in range(len(rows) - 2)]
+                expected[b, 6 * layer + e] = max(filtered)
+    np.testing.assert_allclose(embedding.numpy(), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(encoder(encoder.features(weights)).detach(), predicted, atol=1e-6)
+    assert ((predicted > 0) & (predicted < 1)).all()
+
+
+@pytest.mark.parametrize(("filters", "first_layer"), [(64, 236_224), (16, 64 * (3 * (10 + 145 + 145 + 17) + 4))])
+def test_comvex_conv_parameters_match_the_papers_formula(filters: int, first_layer: int):
+    architecture = CnnShape(filters=filters).architecture
+    encoder = make(Method.COMVEX_CONV, architecture, embedding_size=64)
+    formula = sum(3 * layer.size // layer.rows * 64 + 64 for layer in architecture.layers)
+    assert sum(p.numel() for p in encoder.filters.parameters()) == formula == first_layer
+
+
+def test_statistics_are_seven_numbers_of_each_layers_weights_and_biases():
+    encoder = make(Method.STATISTICS)
+    weights = some_weights(TINY, 4)
+    features = encoder.features(weights).numpy()
+    expected = []
+    for matrix, layer in zip(TINY.matrices(weights.numpy().astype(np.float64)), TINY.layers, strict=True):
+        parts = [matrix[:, :, : matrix.shape[2] - len(layer.extras)].reshape(4, -1)]
+        parts += [matrix[:, :, -1]] if layer.extras else []
+        for part in parts:
+            expected += [*np.percentile(part, [0, 25, 50, 75, 100], axis=1), part.mean(1), part.std(1)]
+    assert features.shape == (4, len(STATISTICS) * 5)
+    np.testing.assert_allclose(features, np.stack(expected, 1), rtol=1e-4, atol=1e-5)
+    assert make(Method.STATISTICS, CnnShape().architecture).features(torch.zeros(1, 4970)).shape == (1, 56)
+
+
+def test_statistics_normalise_by_the_training_quantiles():
+    encoder = make(Method.STATISTICS)
+    features = torch.from_numpy(np.random.default_rng(1).exponential(size=(2000, 35)).astype(np.float32))
+    encoder.calibrate(features)
+    normal = encoder._normalise(features).numpy()
+    ranks = (features.numpy().argsort(0).argsort(0) + 0.5) / 2000
+    inside = (ranks > 5 / KNOTS) & (ranks < 1 - 5 / KNOTS)  # the outermost knots are far apart
+    np.testing.assert_allclose(normal[inside], norm.ppf(ranks)[inside], atol=0.05)
+    beyond = encoder._normalise(torch.full((1, 35), 1e9)).numpy()
+    np.testing.assert_allclose(beyond, norm.ppf(1 - 0.5 / KNOTS), rtol=1e-4)
+
+
+def test_statistics_do_not_see_the_order_of_units():
+    architecture = CnnShape().architecture
+    weights = some_weights(architecture, 3)
+    permuted = weights.clone()
+    order = np.random.default_rng(0).permutation(16)
+    for row in range(3):
+        first, second, *_ = architecture.matrices(permuted[row].numpy())
+        first[:] = first[order]
+        inputs = second[:, :-1].reshape(16, 16, 9)
+        inputs[:] = inputs[:, order].copy()
+    assert not torch.equal(weights, permuted)
+    encoder = make(Method.STATISTICS, architecture)
+    encoder.calibrate(encoder.features(weights))
+    np.testing.assert_allclose(encoder.embed(weights)[0], encoder.embed(permuted)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_and_noise_are_off_when_embedding_and_one_network_is_a_batch():
+    for method in Method:
+        encoder = make(method, dropout=0.5, input_noise=0.5).train()
+        weights = some_weights(TINY, 5)
+        encoder.calibrate(encoder.features(weights))
+        embedding, predicted = encoder.embed(weights)
+        alone, one = encoder.embed(weights[2:3])
+        np.testing.assert_allclose(alone[0], embedding[2], atol=1e-5)
+        assert one.shape == (1,)
+        np.testing.assert_allclose(one[0], predicted[2], atol=1e-6)
+
+
+def test_initial_parameters_come_from_the_generator_alone():
+    torch.manual_seed(1)
+    first = make(Method.COMVEX_CONV).state_dict()
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    assert torch.rand(()) == drawn  # the global generator was not touched
+    second = make(Method.COMVEX_CONV).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_saved_and_loaded_encoders_agree_to_the_bit(method: Method, tmp_path: Path):
+    encoder = make(method, hidden_layers=3)
+    weights = some_weights(TINY, 5)
+    encoder.calibrate(encoder.features(weights))
+    save_encoder(encoder, tmp_path, {"note": "kept"})
+    loaded = load_encoder(tmp_path)
+    assert loaded.config == encoder.config
+    assert loaded.architecture == TINY
+    for ours, theirs in zip(encoder.embed(weights), loaded.embed(weights), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("damage", ["encoder.json", "encoder.safetensors"])
+def test_a_damaged_encoder_is_one_line(damage: str, tmp_path: Path):
+    save_encoder(make(Method.STATISTICS), tmp_path, {})
+    (tmp_path / damage).write_bytes((tmp_path / damage).read_bytes()[:100])
+    with pytest.raises(WeightsearchError, match="cannot be read") as caught:
+        load_encoder(tmp_path)
+    assert "\n" not in str(caught.value)

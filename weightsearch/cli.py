@@ -1,0 +1,269 @@
+"""The command line: parse, call one library function, print. Results to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightsearch import runs
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import Method
+
+app = typer.Typer(
+    help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
+    epilog="Start with `weightsearch demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+zoo_app = typer.Typer(help="Look at a zoo.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+IndexOption = Annotated[
+    Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/, else index/")
+]
+
+
+def example(*commands: str) -> str:
+    """An epilog for `--help`, one command a line."""
+    return "\n\n".join(["Example:", *commands])
+
+
+@app.command(
+    epilog=example("weightsearch build-zoo", "weightsearch build-zoo --dataset usps --preset v2 --runs 300 --seed 7")
+)
+def build_zoo(
+    dataset: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, svhn, usps, or a path (.npz, folder of images).")
+    ] = "digits",
+    preset: Annotated[str, typer.Option(help="v1 (16 filters, 86 epochs) or v2 (64 filters, 20 epochs).")] = "v1",
+    runs_: Annotated[int, typer.Option("--runs", help="Networks to train, each by a random recipe.")] = 100,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/DATASET-PRESET"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds recipes, weights, batches and dropout.")] = 0,
+    epochs: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    filters: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    layers: Annotated[int | None, typer.Option(help="Convolutions.", show_default="the preset's")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    recipes: Annotated[Path | None, typer.Option(help="TOML file that overrides parts of the preset.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the dataset's files are.", show_default="$WEIGHTSEARCH_DATA, else a cache"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a population of small networks by random recipes and keep their checkpoints. Resumes where it was."""
+    from weightsearch.zoo.build import build_zoo as run
+
+    summary = run(
+        out=out or runs.default_zoo(dataset, preset),
+        dataset=dataset,
+        runs=runs_,
+        preset=preset,
+        seed=seed,
+        recipes=recipes,
+        epochs=epochs,
+        filters=filters,
+        layers=layers,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        dtype=dtype,
+        device=device,
+        workers=workers,
+        quiet=quiet,
+    )
+    from weightsearch import render
+
+    _print(render.build_summary(summary))
+
+
+@zoo_app.command("info", epilog=example("weightsearch zoo info runs/zoos/digits-v1"))
+def zoo_info(
+    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+) -> None:
+    """What is in a zoo: runs, checkpoints, size, accuracy quartiles, accuracy by recipe choice."""
+    path = zoo or runs.newest_zoo()
+
+    from weightsearch.zoo.summary import render_summary, zoo_summary
+
+    _print(render_summary(zoo_summary(path)))
+
+
+@app.command(
+    epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method statistics --out my-index")
+)
+def train(
+    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+    method: Annotated[str, typer.Option(help=f"auto (the best on validation runs), {', '.join(Method)}.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Index directory to make.", show_default="a new one in runs/indexes")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds the split by run and the fits.")] = 0,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the index at --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit encoders on a zoo, keep the one that predicts validation runs best, and index every checkpoint."""
+    chosen = None if method == "auto" else _choice(Method, method, "--method")
+    path = zoo or runs.newest_zoo()
+    if zoo is None:
+        _say(f"zoo: {path}")
+
+    from weightsearch import render
+    from weightsearch.training import train as run
+
+    summary = run(
+        path, out or runs.new_index(path), method=chosen, seed=seed, examples=examples, replace=replace, quiet=quiet
+    )
+    _print(render.train_summary(summary))
+
+
+@app.command(epilog=example("weightsearch query index/examples/good.pt --k 5", "weightsearch query model.pt --json"))
+def query(
+    models: Annotated[list[Path], typer.Argument(help="Checkpoint files.", metavar="MODEL.pt...")],
+    k: Annotated[int, typer.Option(help="Rows in each list.")] = 10,
+    index: IndexOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")] = False,
+) -> None:
+    """A network's predicted accuracy and its nearest good and bad neighbours, from its weights alone."""
+    if k < 1:
+        raise UsageError(f"--k {k}: choose at least 1")
+    path = index or runs.newest_index()
+    _say(f"index: {path}")
+
+    from weightsearch.answers import query as run
+    from weightsearch.index import Index
+
+    opened = Index.open(path)
+    failures = 0
+    for model in models:
+        try:
+            answer = run(opened, model, k)
+        except UsageError:
+            raise
+        except WeightsearchError as error:  # the others still get their answers
+            if len(models) == 1:
+                raise
+            _complain(error)
+            failures += 1
+            continue
+        if as_json:
+            print(json.dumps(answer.to_dict()), flush=True)
+        else:
+            from weightsearch import render
+
+            _print(render.answer(answer))
+    if failures:
+        raise WeightsearchError(f"{failures} of {len(models)} files could not be answered")
+
+
+@app.command(epilog=example("weightsearch viz", "weightsearch viz --figure similarity --out figures"))
+def viz(
+    index: IndexOption = None,
+    figure: Annotated[
+        list[str] | None, typer.Option(help="embedding, similarity or distribution; repeatable.", show_default="all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for the PNGs.", show_default="runs/figures/INDEX")] = None,
+    seed: Annotated[int, typer.Option(help="Seeds UMAP and the sample of a large index.")] = 0,
+) -> None:
+    """Draw the embeddings, their similarity and the distribution of accuracies as PNGs."""
+    path = index or runs.newest_index()
+    _say(f"index: {path}")
+
+    from weightsearch.viz import draw
+
+    for written in draw(path, out or runs.figures(path), tuple(figure) if figure else None, seed=seed):
+        print(written)
+
+
+@app.command(epilog=example("weightsearch demo"))
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for all that is made.")] = runs.RUNS,
+    runs_: Annotated[int, typer.Option("--runs", help="Networks to train.")] = 150,
+    quiet: Quiet = False,
+) -> None:
+    """The whole path on scikit-learn's digits: build a zoo, train, query two held-out networks, draw."""
+    from weightsearch.demo import demo as run
+
+    run(out, runs=runs_, quiet=quiet, show=_print)
+
+
+def main() -> None:
+    """The console script: whatever goes wrong ends in one line on stderr and a non-zero exit code."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    try:
+        code = app(standalone_mode=False)
+        if code == 130:  # typer turns Ctrl-C into this
+            print("interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        _complain(error)
+        sys.exit(2)
+    except WeightsearchError as error:
+        _complain(error)
+        sys.exit(1)
+    except BrokenPipeError:  # `weightsearch ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _complain(f"the disk is full ({error.filename or 'while writing'}); free some space and try again")
+        else:
+            _complain(error)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("WEIGHTSEARCH_DEBUG"):
+            raise
+        if hasattr(error, "format_message"):  # typer's own complaints about flags
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "weightsearch"
+            _complain(f"{error.format_message()} See `{command} --help`.".replace("\n", " "))
+            sys.exit(getattr(error, "exit_code", 2))
+        _complain(
+            f"internal: {type(error).__name__}: {str(error).partition(chr(10))[0]} "
+            "(a bug; WEIGHTSEARCH_DEBUG=1 shows where)"
+        )
+        sys.exit(1)
+
+
+def _choice(enum: Any, value: str, flag: str) -> Any:
+    try:
+        return enum(value)
+    except ValueError:
+        raise UsageError(f"{flag} {value}: choose auto or one of {', '.join(enum)}") from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _complain(error: object) -> None:
+    print(f"error: {error}", file=sys.stderr)
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=120)  # a pipe or a file has no width of its own
+    console.print(renderable)

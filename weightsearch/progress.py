@@ -1,0 +1,47 @@
+"""Progress bars for long work: on stderr, silent when it is no terminal or when asked to be quiet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int | None, *, unit: str, quiet: bool = False
+) -> Iterator[Callable[..., None]]:
+    """Yields `advance(steps=1, note="")`; the bar shows done/total, the rate in `unit`/s, and the time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.1f} {unit}/s" if speed else "")
+
+    hidden = quiet or not sys.stderr.isatty()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(steps: float = 1, note: str = "") -> None:
+            progress.update(task, advance=steps, note=note)
+
+        yield advance

@@ -1,0 +1,99 @@
+"""What the command line prints, as rich renderables. No numbers are made here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from weightsearch.types import Neighbour
+
+if TYPE_CHECKING:
+    from weightsearch.answers import Answer
+    from weightsearch.metrics import Prediction
+    from weightsearch.training import TrainSummary
+    from weightsearch.zoo.build import BuildSummary
+
+
+def recipe_text(recipe: dict[str, Any]) -> str:
+    """A recipe in one short line; keys that the zoo's own recipes do not have are written as `key value`."""
+    known = {
+        "optimizer": "{}",
+        "learning_rate": "lr {:.1e}",
+        "weight_decay": "wd {:.0e}",
+        "dropout": "drop {:.2f}",
+        "initializer": "{}",
+        "init_std": "std {:.1e}",
+        "activation": "{}",
+        "train_fraction": "data {:.0%}",
+    }
+    parts = []
+    for key, value in recipe.items():
+        if value is None or key == "seed":
+            continue
+        parts.append(known[key].format(value) if key in known else f"{key} {value}")
+    return ", ".join(parts)
+
+
+def answer(given: Answer) -> RenderableType:
+    head = Table.grid(padding=(0, 2))
+    head.add_row("network", given.path)
+    head.add_row("architecture", given.architecture)
+    stated = f" (the file says {given.stated_accuracy:.3f})" if given.stated_accuracy is not None else ""
+    head.add_row("predicted accuracy", f"[bold]{given.predicted_accuracy:.3f}[/]{stated}")
+    head.add_row("percentile", f"{given.percentile:.0f} of the indexed checkpoints")
+    return Group(
+        head,
+        Text(),
+        _neighbours(f"Nearest {len(given.neighbours)}", given.neighbours),
+        _neighbours(f"Nearest {len(given.good)} good (accuracy ≥ {given.good_threshold:.3f})", given.good),
+        _neighbours(f"Nearest {len(given.bad)} bad (accuracy ≤ {given.bad_threshold:.3f})", given.bad),
+        Text(given.verdict, style="bold"),
+    )
+
+
+def _neighbours(title: str, rows: tuple[Neighbour, ...]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("distance", "accuracy", "epoch"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("run", no_wrap=True)
+    table.add_column("recipe", overflow="fold")
+    for row in rows:
+        table.add_row(
+            f"{row.distance:.4f}", f"{row.test_accuracy:.3f}", str(row.epoch), row.run, recipe_text(row.recipe)
+        )
+    return table
+
+
+def build_summary(summary: BuildSummary) -> RenderableType:
+    trained = f"{summary.trained:,} runs trained in {summary.seconds:.0f} s" if summary.trained else "nothing to do"
+    if summary.seconds > 0 and summary.network_epochs:
+        trained += f" ({summary.network_epochs / summary.seconds:,.0f} networks × epochs/s)"
+    failed = f", {summary.failed} of them failed" if summary.failed else ""
+    return Text(f"{summary.path}: {summary.runs:,} runs{failed}, {summary.checkpoints:,} checkpoints; {trained}")
+
+
+def train_summary(summary: TrainSummary) -> RenderableType:
+    table = Table(title="Encoders on validation runs", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in ("method", "R²", "tau", "mean abs. error", "seconds", ""):
+        table.add_column(column, justify="left" if column in ("method", "") else "right")
+    for method, scores in summary.validation.items():
+        table.add_row(
+            method, *_scores(scores), f"{summary.seconds[method]:.1f}", "kept" if method is summary.method else ""
+        )
+    runs = " / ".join(f"{count} {part}" for part, count in summary.runs.items())
+    lines = [
+        f"split by run: {runs}",
+        f"{summary.method} on the test runs, scored once: "
+        f"R² {summary.test.r2:.3f}, tau {summary.test.tau:.3f}, mean absolute error {summary.test.mae:.3f}",
+        f"{summary.checkpoints:,} checkpoints indexed in {summary.index}",
+    ]
+    lines += [f"held out: {example.path} (test accuracy {example.test_accuracy:.3f})" for example in summary.examples]
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _scores(scores: Prediction) -> tuple[str, str, str]:
+    return f"{scores.r2:.3f}", f"{scores.tau:.3f}", f"{scores.mae:.3f}"

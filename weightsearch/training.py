@@ -1,0 +1,238 @@
+"""From a zoo to an index: fit the encoders, keep the one that predicts validation runs best, index every checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsearch.checkpoints import write_checkpoint
+from weightsearch.encoders import save_encoder
+from weightsearch.errors import UsageError
+from weightsearch.fit import DEFAULTS, Fit, Split, embed_zoo, fit, split_by_run
+from weightsearch.index import Rows, create_index
+from weightsearch.index.index import check_target
+from weightsearch.metrics import Prediction, score
+from weightsearch.progress import progress_bar
+from weightsearch.types import Method, content_hash
+from weightsearch.zoo.store import CheckpointTable, Zoo
+
+log = logging.getLogger("weightsearch")
+
+# Where the held-out examples lie among the test runs' checkpoints, by quantile of test accuracy.
+EXAMPLES = {"very-good": 1.0, "bad": 0.1, "good": 0.85, "middling": 0.5}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A checkpoint kept out of the index, with its whole run, to query with."""
+
+    path: Path
+    run: int
+    epoch: int
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What `train` made: scores on validation runs of every method tried, and on test runs of the one kept."""
+
+    index: Path
+    zoo: Path
+    method: Method
+    validation: dict[Method, Prediction]
+    test: Prediction
+    runs: dict[str, int]
+    checkpoints: int
+    examples: tuple[Example, ...]
+    seconds: dict[Method, float]
+
+
+def train(
+    zoo: str | Path,
+    out: str | Path,
+    *,
+    method: Method | None = None,
+    seed: int = 0,
+    examples: int = 0,
+    replace: bool = False,
+    quiet: bool = False,
+) -> TrainSummary:
+    """Fits `method` (None: every method, keeping the best on validation runs) and writes an index to `out`.
+
+    Splits by run 70/15/15 with `seed`. With `examples` of 1 to 4, that many checkpoints of test runs are written to
+    `out/examples/` and their runs are left out of the index; all other checkpoints of the zoo are indexed.
+    The test runs are scored once, with the method that was kept.
+    """
+    opened, target = Zoo.open(zoo), Path(out)
+    if not 0 <= examples <= len(EXAMPLES):
+        raise UsageError(f"--examples {examples}: choose between 0 and {len(EXAMPLES)}")
+    check_target(target, replace)
+    table = opened.table()
+    split = split_by_run(table.run, seed)
+
+    fits = {name: _fit(opened, split, name, seed, quiet) for name in ([method] if method else list(Method))}
+    kept = max(fits, key=lambda name: fits[name].validation.r2)
+    best = fits[kept]
+
+    test = np.flatnonzero(np.isin(table.run, split.test))
+    embedding, predicted = embed_zoo(opened, best.encoder, np.arange(len(table.run)))
+    test_scores = score(predicted[test], table.test_accuracy[test])
+    held_out = _choose_examples(table, test, examples)
+    indexed = np.flatnonzero(~np.isin(table.run, table.run[list(held_out.values())]))
+
+    summary = TrainSummary(
+        index=target,
+        zoo=opened.path,
+        method=kept,
+        validation={name: fitted.validation for name, fitted in fits.items()},
+        test=test_scores,
+        runs={"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        checkpoints=len(indexed),
+        examples=tuple(
+            Example(
+                target / "examples" / f"{name}.pt",
+                int(table.run[position]),
+                int(table.epoch[position]),
+                float(table.test_accuracy[position]),
+            )
+            for name, position in held_out.items()
+        ),
+        seconds={name: fitted.seconds for name, fitted in fits.items()},
+    )
+
+    def write_extras(directory: Path, encoder_directory: Path) -> None:
+        save_encoder(best.encoder, encoder_directory, _notes(summary, best, split, opened, seed))
+        (directory / "README.md").write_text(_card(summary, opened, best))
+        for example, position in zip(summary.examples, held_out.values(), strict=True):
+            (directory / "examples").mkdir(exist_ok=True)
+            metadata = {
+                "test_accuracy": example.test_accuracy,
+                "epoch": example.epoch,
+                "run": run_name(opened, example.run),
+                "recipe": table.recipes[example.run],
+            }
+            weights = opened.weights(np.array([position]))[0]
+            write_checkpoint(directory / "examples" / example.path.name, weights, opened.architecture, metadata)
+
+    create_index(
+        target,
+        opened.architecture,
+        _rows(opened, table, split, indexed, embedding, predicted),
+        write_extras=write_extras,
+        replace=replace,
+        notes={"dataset": opened.info.dataset, "method": kept.value, "version": version("weightsearch")},
+    )
+    return summary
+
+
+def run_name(zoo: Zoo, run: int) -> str:
+    """A run's name in an index, unique among zoos: `usps-v1/17`."""
+    return f"{zoo.info.name}/{run}"
+
+
+def _fit(zoo: Zoo, split: Split, method: Method, seed: int, quiet: bool) -> Fit:
+    config, settings = DEFAULTS[method]
+    with progress_bar(f"fitting {method}", settings.epochs, unit="epochs", quiet=quiet) as advance:
+        return fit(
+            zoo, split, config, settings, seed=seed,
+            on_epoch=lambda epoch, loss: advance(note=f"validation RMSE {loss**0.5:.4f}"),
+        )  # fmt: skip
+
+
+def _choose_examples(table: CheckpointTable, test: np.ndarray, count: int) -> dict[str, int]:
+    """Positions of `count` test checkpoints by name, each of a run of its own, nearest to its quantile."""
+    chosen: dict[str, int] = {}
+    accuracy = table.test_accuracy[test]
+    for name in list(EXAMPLES)[:count]:
+        free = ~np.isin(table.run[test], table.run[list(chosen.values())])
+        distance = np.abs(accuracy - np.quantile(accuracy, EXAMPLES[name]))
+        chosen[name] = int(test[np.argmin(np.where(free, distance, np.inf))])
+    return chosen
+
+
+def _rows(
+    zoo: Zoo, table: CheckpointTable, split: Split, indexed: np.ndarray, embedding: np.ndarray, predicted: np.ndarray
+) -> Rows:
+    recipes = {run: json.dumps(recipe) for run, recipe in table.recipes.items()}
+    ids = [content_hash(zoo.weights(np.array([position]))[0]) for position in indexed]
+    runs = table.run[indexed].tolist()
+    return Rows(
+        id=np.array(ids),
+        run=np.array([run_name(zoo, run) for run in runs]),
+        epoch=table.epoch[indexed],
+        train_loss=table.train_loss[indexed],
+        train_accuracy=table.train_accuracy[indexed],
+        test_loss=table.test_loss[indexed],
+        test_accuracy=table.test_accuracy[indexed],
+        predicted_accuracy=predicted[indexed],
+        split=np.array([split.name_of(run) for run in runs]),
+        recipe=np.array([recipes[run] for run in runs]),
+        embedding=embedding[indexed],
+        dataset=zoo.info.dataset,
+    )
+
+
+def _notes(summary: TrainSummary, best: Fit, split: Split, zoo: Zoo, seed: int) -> dict[str, Any]:
+    """What `encoder.json` says beside the encoder's own shape."""
+    return {
+        "version": version("weightsearch"),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "zoo": {"name": zoo.info.name, "dataset": zoo.info.dataset, "preset": zoo.info.preset, "seed": zoo.info.seed},
+        "seed": seed,
+        "settings": vars(best.settings),
+        "epochs": best.epochs,
+        "metrics": {
+            "validation": {name.value: scores.to_dict() for name, scores in summary.validation.items()},
+            "test": summary.test.to_dict(),
+        },
+        "split": {"train": split.train, "validation": split.validation, "test": split.test},
+    }
+
+
+def _card(summary: TrainSummary, zoo: Zoo, best: Fit) -> str:
+    """The index's README: how it was made and how well it predicts."""
+    tried = "\n".join(
+        f"| `{name}` | {scores.r2:.3f} | {scores.tau:.3f} | {scores.mae:.3f} |{' kept' if name is summary.method else ''} |"
+        for name, scores in summary.validation.items()
+    )
+    held = "\n".join(
+        f"| `examples/{example.path.name}` | {example.test_accuracy:.3f} | {example.epoch} | {example.run} |"
+        for example in summary.examples
+    )
+    test = summary.test
+    text = f"""# Index of {zoo.info.name}
+
+{summary.checkpoints:,} checkpoints of a zoo of {zoo.info.dataset} networks (preset {zoo.info.preset}, zoo seed {zoo.info.seed}):
+{zoo.architecture.describe()}.
+
+The encoder is `{summary.method}` ({best.encoder.parameters_count:,} parameters, embedding of {best.encoder.embedding_width}
+values). Runs were split {summary.runs["train"]} / {summary.runs["validation"]} / {summary.runs["test"]} into train, validation and test;
+all checkpoints of a run lie in one part. On the {test.count:,} checkpoints of the test runs, which neither the fit nor the choice
+of the method saw:
+
+| R² | Kendall's tau | mean absolute error |
+|---|---|---|
+| {test.r2:.3f} | {test.tau:.3f} | {test.mae:.3f} |
+
+Methods compared on validation runs:
+
+| method | R² | tau | mean absolute error | |
+|---|---|---|---|---|
+{tried}
+"""
+    if held:
+        text += f"""
+Checkpoints to query with, from test runs that are not in the index:
+
+| file | test accuracy | epoch | run |
+|---|---|---|---|
+{held}
+"""
+    return text

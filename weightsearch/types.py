@@ -1,0 +1,156 @@
+"""Frozen dataclasses shared by all modules. No imports that cost time, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from weightsearch.errors import WeightsearchError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class LayerKind(StrEnum):
+    """What a layer matrix was made of."""
+
+    CONV1D = "conv1d"
+    CONV2D = "conv2d"
+    CONV3D = "conv3d"
+    DENSE = "dense"
+    NORM = "norm"
+    OTHER = "other"
+
+
+class Method(StrEnum):
+    """The encoders, by name."""
+
+    COMVEX_CONV = "comvex-conv"
+    STATISTICS = "statistics"
+
+
+class Metric(StrEnum):
+    """How far apart two embeddings are; lower is nearer."""
+
+    COSINE = "cosine"  # 1 - cosine similarity, in [0, 2]
+    L2 = "l2"  # Euclidean
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an architecture, stored as a layer matrix `(rows, columns)`.
+
+    `shape` is the weight's own shape, `(D_out, D_in, ...)`. The layer matrix is the weight squeezed to
+    `(D_out, D_in * ...)` with one further column per name in `extras` (the bias, a norm's running statistics).
+    `name` is the module's path in the state dict and does not count for the fingerprint.
+    """
+
+    name: str
+    kind: LayerKind
+    shape: tuple[int, ...]
+    extras: tuple[str, ...] = ("bias",)
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape[1:]) + len(self.extras)
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The ordered layers of a network. Equal fingerprints may be compared, whatever the modules are called.
+
+    A network's weights travel as one flat float32 vector of `size` values: its layer matrices, each row-major,
+    one after the other. `slices` says where each matrix lies in it.
+    """
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        ends = accumulate(layer.size for layer in self.layers)
+        return tuple(slice(end - layer.size, end) for end, layer in zip(ends, self.layers, strict=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits over kinds, shapes and extras in order; names do not count."""
+        content = [[layer.kind.value, list(layer.shape), list(layer.extras)] for layer in self.layers]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+    def matrices(self, weights: np.ndarray) -> list[np.ndarray]:
+        """Views of flat weights `(..., P)` as layer matrices `(..., rows, columns)`."""
+        if weights.shape[-1] != self.size:
+            raise WeightsearchError(f"expected {self.size} weights, got {weights.shape[-1]}")
+        return [
+            weights[..., part].reshape(*weights.shape[:-1], layer.rows, layer.columns)
+            for part, layer in zip(self.slices, self.layers, strict=True)
+        ]
+
+    def describe(self) -> str:
+        """For people, e.g. `conv2d 16x1x3x3 - conv2d 16x16x3x3 - dense 10x16 (4,970 parameters)`."""
+        parts = [f"{layer.kind} {'x'.join(map(str, layer.shape))}" for layer in self.layers]
+        return f"{' - '.join(parts)} ({self.size:,} parameters)"
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [
+            {"name": layer.name, "kind": layer.kind.value, "shape": list(layer.shape), "extras": list(layer.extras)}
+            for layer in self.layers
+        ]
+
+    @classmethod
+    def from_dict(cls, layers: list[dict[str, Any]]) -> Architecture:
+        return cls(
+            tuple(
+                Layer(layer["name"], LayerKind(layer["kind"]), tuple(layer["shape"]), tuple(layer["extras"]))
+                for layer in layers
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network's weights read from a file: flat weights `(P,)` float32, and what the file said beside them."""
+
+    source: str
+    architecture: Architecture
+    weights: np.ndarray
+    metadata: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return content_hash(self.weights)
+
+
+def content_hash(weights: np.ndarray) -> str:
+    """Sixteen hex digits over the float32 bytes of flat weights `(P,)`: a checkpoint's key in an index."""
+    return hashlib.blake2b(weights.astype("<f4", copy=False).tobytes(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A row of the index with its distance from the query (lower is nearer) and the recipe of its run."""
+
+    id: str
+    distance: float
+    test_accuracy: float
+    epoch: int
+    run: str
+    recipe: dict[str, Any]

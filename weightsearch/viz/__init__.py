@@ -1,0 +1,5 @@
+"""Figures of an index."""
+
+from weightsearch.viz.figures import FIGURES, draw
+
+__all__ = ["FIGURES", "draw"]

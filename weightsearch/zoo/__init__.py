@@ -1,0 +1,1 @@
+"""Zoos: recipes, the base networks, training a population, the zoo's files."""

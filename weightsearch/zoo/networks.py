@@ -1,0 +1,153 @@
+"""The zoo's base network: stride-2 convolutions, global average pooling and one dense layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import nn
+
+from weightsearch.errors import UsageError
+from weightsearch.types import Architecture, Layer, LayerKind
+from weightsearch.zoo.recipes import Activation, Initializer, Recipe
+
+
+class Stream(IntEnum):
+    """A run's independent random streams, all from its recipe's seed."""
+
+    WEIGHTS = 0
+    SUBSET = 1
+    BATCHES = 2
+    DROPOUT = 3
+
+
+def stream(recipe: Recipe, kind: Stream, *step: int) -> np.random.Generator:
+    """The generator of one of a run's streams (`step`: the epoch, where there is a stream per epoch)."""
+    return np.random.default_rng((recipe.seed, kind, *step))
+
+
+@dataclass(frozen=True)
+class CnnShape:
+    """The base CNN of the Small CNN Zoo (Unterthiner et al. 2020, https://arxiv.org/abs/2002.11448, section 3).
+
+    `layers` convolutions of `filters` 3x3 kernels, stride 2, no padding, each followed by the recipe's activation
+    and dropout; then global average pooling and a dense layer of `classes`.
+    """
+
+    filters: int = 16
+    layers: int = 3
+    classes: int = 10
+    channels: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Closed formula: 4,970 for 16 filters and 75,146 for 64."""
+        f, c = self.filters, self.channels
+        return (9 * c + 1) * f + (self.layers - 1) * (9 * f + 1) * f + (f + 1) * self.classes
+
+    @property
+    def architecture(self) -> Architecture:
+        inputs = [self.channels] + [self.filters] * (self.layers - 1)
+        convolutions = [
+            Layer(f"conv{i}", LayerKind.CONV2D, (self.filters, width, 3, 3)) for i, width in enumerate(inputs, 1)
+        ]
+        return Architecture((*convolutions, Layer("dense", LayerKind.DENSE, (self.classes, self.filters))))
+
+    def spatial(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the images and then of every convolution's output, `layers + 1` pairs.
+
+        Raises UsageError where an image is too small for so many layers.
+        """
+        sizes = [(height, width)]
+        for _ in range(self.layers):
+            h, w = sizes[-1]
+            if h < 3 or w < 3:
+                raise UsageError(
+                    f"images of {height}x{width} are too small for {self.layers} convolutions: use fewer layers"
+                )
+            sizes.append(((h - 3) // 2 + 1, (w - 3) // 2 + 1))
+        return sizes
+
+
+class BaseCnn(nn.Module):
+    """The base network as one would write it: what the population's kernels are tested against."""
+
+    def __init__(self, shape: CnnShape, activation: Activation = Activation.RELU, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = shape.layers
+        for i in range(1, shape.layers + 1):
+            inputs = shape.channels if i == 1 else shape.filters
+            self.add_module(f"conv{i}", nn.Conv2d(inputs, shape.filters, 3, stride=2))
+        self.dense = nn.Linear(shape.filters, shape.classes)
+        self.activation = torch.relu if activation is Activation.RELU else torch.tanh
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, classes)` of images `(B, channels, H, W)`."""
+        x = images
+        for i in range(1, self.layers + 1):
+            x = self.dropout(self.activation(self.get_submodule(f"conv{i}")(x)))  # (B, filters, H', W')
+        return self.dense(x.mean((2, 3)))
+
+    def load_flat(self, weights: np.ndarray, shape: CnnShape) -> BaseCnn:
+        """Take flat weights `(P,)`; returns the network itself."""
+        state = {}
+        for layer, matrix in zip(shape.architecture.layers, shape.architecture.matrices(weights), strict=True):
+            state[f"{layer.name}.weight"] = torch.tensor(matrix[:, :-1]).reshape(layer.shape)
+            state[f"{layer.name}.bias"] = torch.tensor(matrix[:, -1])
+        self.load_state_dict(state)
+        return self
+
+    def flat(self) -> np.ndarray:
+        """The flat weights `(P,)` float32, in `Architecture.slices`' order."""
+        matrices = [
+            torch.cat([module.weight.flatten(1), module.bias[:, None]], 1)
+            for module in self.children()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        return torch.cat([matrix.flatten() for matrix in matrices]).detach().numpy().copy()
+
+
+def initialize(shape: CnnShape, recipe: Recipe) -> np.ndarray:
+    """A run's initial flat weights `(P,)` float32, from its recipe's initializer and seed alone."""
+    rng = stream(recipe, Stream.WEIGHTS)
+    weights = np.zeros(shape.parameters, np.float32)
+    for layer, matrix in zip(shape.architecture.layers, shape.architecture.matrices(weights), strict=True):
+        matrix[:, :-1] = _kernel(rng, recipe, layer)  # the last column, the bias, starts at zero
+    return weights
+
+
+def _kernel(rng: np.random.Generator, recipe: Recipe, layer: Layer) -> np.ndarray:
+    """A kernel `(D_out, D_in*kh*kw)`, by the formulas of torch.nn.init (He: gain of ReLU; else gain 1)."""
+    rows, columns = layer.rows, math.prod(layer.shape[1:])
+    fan_in, fan_out = columns, rows * math.prod(layer.shape[2:])
+    size = (rows, columns)
+    match recipe.initializer:
+        case Initializer.NORMAL:
+            return rng.normal(0.0, _std(recipe), size)
+        case Initializer.TRUNCATED_NORMAL:  # at two standard deviations, by redrawing
+            draws = rng.standard_normal(size)
+            while (outside := np.abs(draws) > 2).any():
+                draws[outside] = rng.standard_normal(int(outside.sum()))
+            return draws * _std(recipe)
+        case Initializer.XAVIER_NORMAL:
+            return rng.normal(0.0, math.sqrt(2 / (fan_in + fan_out)), size)
+        case Initializer.HE_NORMAL:
+            return rng.normal(0.0, math.sqrt(2 / fan_in), size)
+        case Initializer.XAVIER_UNIFORM:
+            return rng.uniform(-1, 1, size) * math.sqrt(6 / (fan_in + fan_out))
+        case Initializer.HE_UNIFORM:
+            return rng.uniform(-1, 1, size) * math.sqrt(6 / fan_in)
+        case Initializer.ORTHOGONAL:  # Saxe et al. 2014, https://arxiv.org/abs/1312.6120
+            q, r = np.linalg.qr(rng.standard_normal((max(size), min(size))))
+            q *= np.sign(np.diagonal(r))  # makes the draw uniform over orthogonal matrices
+            return q if rows >= columns else q.T
+
+
+def _std(recipe: Recipe) -> float:
+    if recipe.init_std is None:
+        raise UsageError(f"initializer {recipe.initializer} needs init_std")
+    return recipe.init_std

@@ -1,0 +1,78 @@
+"""One network at a time with torch.optim, as one would write it: the oracle and the baseline of population training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from weightsearch.datasets import ImageDataset
+from weightsearch.zoo.networks import BaseCnn, CnnShape, initialize
+from weightsearch.zoo.population import PopulationCheckpoint, TrainingPlan, epoch_order, training_subset
+from weightsearch.zoo.recipes import Optimizer, Recipe
+
+EVALUATION_BATCH = 4096
+
+
+def train_one(
+    shape: CnnShape, recipe: Recipe, data: ImageDataset, plan: TrainingPlan
+) -> Iterator[PopulationCheckpoint]:
+    """What train_population does, for a single run: a checkpoint of N = 1 per checkpoint epoch.
+
+    Initial weights and batches are the population's own; dropout draws from torch's generator instead.
+    """
+    x_train, y_train = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
+    x_test, y_test = torch.from_numpy(data.x_test), torch.from_numpy(data.y_test)
+    network = BaseCnn(shape, recipe.activation, recipe.dropout).load_flat(initialize(shape, recipe), shape)
+    optimizer = make_optimizer(network, recipe, plan)
+    subset = training_subset(recipe, len(y_train))
+    x_subset, y_subset = x_train[subset], y_train[subset]
+    for epoch in range(plan.epochs + 1):
+        if epoch > 0:
+            order = torch.from_numpy(epoch_order(recipe, epoch, subset))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed * 1_000_003 + epoch)
+                train_epoch(network, optimizer, x_train, y_train, order.split(plan.batch_size))
+        if epoch in plan.checkpoint_epochs:
+            train = evaluate(network, x_subset, y_subset)
+            test = evaluate(network, x_test, y_test)
+            yield PopulationCheckpoint(epoch, network.flat()[None], *(np.array([v]) for v in (*train, *test)))
+
+
+def make_optimizer(network: BaseCnn, recipe: Recipe, plan: TrainingPlan) -> torch.optim.Optimizer:
+    parameters, rate, decay = network.parameters(), recipe.learning_rate, recipe.weight_decay
+    match recipe.optimizer:
+        case Optimizer.SGD:
+            return torch.optim.SGD(parameters, rate, momentum=plan.momentum, weight_decay=decay)
+        case Optimizer.ADAM:
+            return torch.optim.Adam(parameters, rate, weight_decay=decay)
+        case Optimizer.RMSPROP:
+            return torch.optim.RMSprop(parameters, rate, weight_decay=decay)
+
+
+def train_epoch(
+    network: BaseCnn,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    batches: tuple[torch.Tensor, ...],
+) -> None:
+    network.train()
+    for batch in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def evaluate(network: BaseCnn, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Mean loss and accuracy over all images."""
+    network.eval()
+    loss = correct = 0.0
+    for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+        logits = network(x)
+        loss += F.cross_entropy(logits, y, reduction="sum").item()
+        correct += (logits.argmax(1) == y).sum().item()
+    return loss / len(labels), correct / len(labels)

@@ -1,0 +1,396 @@
+"""A zoo's files: `zoo.json`, `zoo.duckdb` and `weights/part-NNNNN.npy`; read by `Zoo`, written by `ZooWriter`.
+
+A part is written beside its final name, synced and renamed, and only then are its rows committed, in one transaction.
+So rows without weights cannot exist, and weights without rows are leftovers that the next writer removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import duckdb
+import numpy as np
+
+from weightsearch.errors import WeightsearchError
+from weightsearch.types import Architecture
+from weightsearch.zoo.recipes import Recipe
+
+FORMAT = 1
+METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+LOCK_WAIT_SECONDS = 2.0
+_FULL = "the disk is full; what it holds stays good: free some space and run the same command again"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    run BIGINT PRIMARY KEY, recipe VARCHAR NOT NULL, status VARCHAR NOT NULL, reason VARCHAR, seconds DOUBLE);
+CREATE TABLE IF NOT EXISTS checkpoints (
+    id VARCHAR NOT NULL, run BIGINT NOT NULL, epoch BIGINT NOT NULL, part BIGINT NOT NULL, row BIGINT NOT NULL,
+    train_loss DOUBLE, train_accuracy DOUBLE, test_loss DOUBLE, test_accuracy DOUBLE, PRIMARY KEY (run, epoch));
+"""
+
+
+@dataclass(frozen=True)
+class ZooInfo:
+    """What `zoo.json` says. `settings` is all else that decides the content (filters, epochs, recipe ranges, ...)."""
+
+    name: str
+    dataset: str
+    preset: str
+    seed: int
+    dtype: str  # of the parts: float32 or float16
+    architecture: Architecture
+    settings: dict[str, Any]
+    version: str  # of the package that made the zoo
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {key: getattr(self, key) for key in ("name", "dataset", "preset", "seed", "dtype", "version")}
+        return {
+            "format": FORMAT,
+            **plain,
+            "fingerprint": self.architecture.fingerprint,
+            "architecture": self.architecture.to_dict(),
+            "settings": self.settings,
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> ZooInfo:
+        """Read `zoo.json` of the zoo directory `path`."""
+        try:
+            content = json.loads((path / "zoo.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            what = "no zoo (it has no zoo.json)" if path.exists() else "missing"
+            raise WeightsearchError(f"{path} is {what}: make one with `weightsearch build-zoo --out {path}`") from None
+        except OSError as error:
+            raise WeightsearchError(f"cannot read {path / 'zoo.json'}: {error.strerror}") from None
+        except ValueError:
+            raise WeightsearchError(f"{path / 'zoo.json'} is damaged: build the zoo again elsewhere") from None
+        try:
+            if content["format"] > FORMAT:
+                raise WeightsearchError(
+                    f"{path} has zoo format {content['format']}, this version reads up to {FORMAT}: update weightsearch"
+                )
+            keys = ("name", "dataset", "preset", "seed", "dtype", "settings", "version")
+            return cls(
+                architecture=Architecture.from_dict(content["architecture"]), **{key: content[key] for key in keys}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsearchError(f"{path / 'zoo.json'} is damaged ({error!r}): build the zoo again") from None
+
+    def differences(self, other: ZooInfo) -> list[str]:
+        """`name: mine -> other's` for each setting that decides the content and differs."""
+
+        def flat(info: ZooInfo) -> dict[str, Any]:
+            named = {key: getattr(info, key) for key in ("dataset", "preset", "seed", "dtype")}
+            return {**named, **json.loads(json.dumps(info.settings))}
+
+        mine, others = flat(self), flat(other)
+        keys = [*mine, *(key for key in others if key not in mine)]
+        return [f"{key}: {mine.get(key)} -> {others.get(key)}" for key in keys if mine.get(key) != others.get(key)]
+
+
+@dataclass(frozen=True)
+class CheckpointTable:
+    """One entry per stored checkpoint, ordered by (run, epoch); every array is `(n,)`, the metrics float64."""
+
+    id: np.ndarray  # str, `types.content_hash` of the row
+    run: np.ndarray  # int64
+    epoch: np.ndarray  # int64
+    train_loss: np.ndarray  # metrics are NaN where unknown
+    train_accuracy: np.ndarray
+    test_loss: np.ndarray
+    test_accuracy: np.ndarray
+    recipes: dict[int, dict[str, Any]]  # run -> recipe, of every run, failed ones too
+
+    def __len__(self) -> int:
+        return len(self.run)
+
+
+class Zoo:
+    """A zoo opened for reading. It never loads the weights as a whole, and holds no lock between calls.
+
+    It shows the zoo as it was at the first call of `table` or `weights`; open again to see what a build has added.
+    """
+
+    def __init__(self, path: Path, info: ZooInfo) -> None:
+        self.path = path
+        self.info = info
+        self.architecture = info.architecture
+        self._table: CheckpointTable | None = None
+        self._part = self._row = np.empty(0, np.int64)  # (n,) where each of the table's checkpoints lies
+        self._maps: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Zoo:
+        """Raises WeightsearchError where `path` is no zoo, half made, or of a newer format."""
+        path = Path(path)
+        info = ZooInfo.read(path)
+        if not (path / "zoo.duckdb").is_file():
+            raise WeightsearchError(f"{path} is half made (it has no zoo.duckdb): run its build-zoo command again")
+        return cls(path, info)
+
+    def table(self) -> CheckpointTable:
+        if self._table is None:
+            with connect(self.path, read_only=True) as connection:
+                columns = connection.execute("SELECT * FROM checkpoints ORDER BY run, epoch").fetchnumpy()
+                recipes = connection.execute("SELECT run, recipe FROM runs ORDER BY run").fetchall()
+            metrics = {key: np.ma.filled(columns[key].astype(np.float64), np.nan) for key in METRICS}
+            self._part, self._row = (np.asarray(columns[key], np.int64) for key in ("part", "row"))
+            self._table = CheckpointTable(
+                id=np.asarray(columns["id"], object).astype(str),
+                run=np.asarray(columns["run"], np.int64),
+                epoch=np.asarray(columns["epoch"], np.int64),
+                recipes={run: json.loads(recipe) for run, recipe in recipes},
+                **metrics,
+            )
+        return self._table
+
+    def weights(self, positions: np.ndarray | Sequence[int] | slice) -> np.ndarray:
+        """Flat weights `(len(positions), P)` float32 of the checkpoints at `positions` of `table()`, in any order."""
+        chosen = np.arange(len(self.table()))[positions]
+        part, row = self._part[chosen], self._row[chosen]
+        weights = np.empty((len(chosen), self.architecture.size), np.float32)
+        for number in np.unique(part):
+            here = part == number
+            weights[here] = self._map(int(number))[row[here]]
+        return weights
+
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            path = part_path(self.path, number)
+            mapped = map_part(path)
+            expected = (int(self._row[self._part == number].max()) + 1, self.architecture.size)
+            if mapped is None or mapped.shape != expected:
+                raise WeightsearchError(f"{path} is missing or damaged: run build-zoo again, it trains those runs anew")
+            self._maps[number] = mapped
+        return self._maps[number]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    run: int
+    recipe: Recipe
+    reason: str | None  # why it failed, None for a good run
+    seconds: float
+
+    @property
+    def status(self) -> str:
+        return "ok" if self.reason is None else "failed"
+
+
+@dataclass(frozen=True)
+class CheckpointRow:
+    """One checkpoint; its place in the list of rows is its row in the part."""
+
+    id: str
+    run: int
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+class ZooWriter:
+    """The one writer of a zoo. Use `open_writer`, which holds the zoo's lock meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "weights").mkdir(exist_ok=True)
+        with connect(path) as connection:
+            connection.execute(_SCHEMA)
+            self._tidy(connection)
+            self.runs = {run for (run,) in connection.execute("SELECT run FROM runs").fetchall()}
+
+    def _tidy(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Remove a killed build's leftovers, and the rows of parts that somebody removed or truncated."""
+        parts = dict(connection.execute("SELECT part, max(row) + 1 FROM checkpoints GROUP BY part").fetchall())
+        for part, rows in parts.items():
+            mapped = map_part(part_path(self.path, part))
+            if mapped is None or len(mapped) != rows:
+                connection.execute("BEGIN")
+                connection.execute("DELETE FROM runs WHERE run IN (SELECT run FROM checkpoints WHERE part = ?)", [part])
+                connection.execute("DELETE FROM checkpoints WHERE part = ?", [part])
+                connection.execute("COMMIT")
+        known = {part_path(self.path, part) for part, _ in parts.items()}
+        for leftover in (self.path / "weights").iterdir():
+            if leftover not in known and re.fullmatch(r"part-\d+\.npy|\.part-.*\.tmp", leftover.name):
+                leftover.unlink()
+
+    def publish(
+        self, part: int, temporary: Path | None, runs: Iterable[RunRow], checkpoints: Sequence[CheckpointRow]
+    ) -> None:
+        """Make a synced file from `write_part` the zoo's part `part`, then commit its rows.
+
+        Args:
+            temporary: None where no checkpoint was good, so that there is no part.
+            checkpoints: in the order of the part's rows.
+        """
+        final = part_path(self.path, part)
+        if temporary is not None:
+            temporary.replace(final)
+            _sync_directory(final.parent)
+        run_rows = [(row.run, json.dumps(row.recipe.to_dict()), row.status, row.reason, row.seconds) for row in runs]
+        columns = {  # noqa: F841 - DuckDB reads this variable by its name
+            "id": np.array([row.id for row in checkpoints], object),
+            "run": np.array([row.run for row in checkpoints], np.int64),
+            "epoch": np.array([row.epoch for row in checkpoints], np.int64),
+            "part": np.full(len(checkpoints), part, np.int64),
+            "row": np.arange(len(checkpoints), dtype=np.int64),
+            **{key: np.array([getattr(row, key) for row in checkpoints], np.float64) for key in METRICS},
+        }
+        with connect(self.path) as connection:
+            connection.execute("BEGIN")
+            connection.executemany("INSERT INTO runs VALUES (?, ?, ?, ?, ?)", run_rows)
+            if checkpoints:
+                connection.execute("INSERT INTO checkpoints BY NAME SELECT * FROM columns")
+            connection.execute("COMMIT")
+        self.runs.update(row[0] for row in run_rows)
+
+    def temporary(self, part: int) -> Path:
+        """Where a worker writes the future part `part`; a killed build's leftovers of this name are removed."""
+        return self.path / "weights" / f".{part_path(self.path, part).name}.{os.getpid()}.tmp"
+
+
+@contextmanager
+def open_writer(path: Path, info: ZooInfo) -> Iterator[ZooWriter]:
+    """Create the zoo `path`, or open it to add to it, and hold its lock.
+
+    Raises WeightsearchError where another build holds the lock, where the zoo was built with other settings, and
+    where `path` is something else than a zoo.
+    """
+    if path.exists() and not path.is_dir():
+        raise WeightsearchError(f"{path} is a file: choose another --out")
+    try:
+        if not (path / "zoo.json").exists():
+            if path.is_dir() and any(file.name not in ("build.lock", "zoo.json.tmp") for file in path.iterdir()):
+                raise WeightsearchError(f"{path} is not empty and holds no zoo: choose another --out")
+            path.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            if (path / "zoo.json").exists():
+                differences = ZooInfo.read(path).differences(info)
+                if differences:
+                    raise WeightsearchError(
+                        f"{path} was built with other settings ({'; '.join(differences)}): "
+                        "use the same ones to add to it, or choose another --out"
+                    )
+            else:
+                _write_synced(path / "zoo.json", json.dumps(info.to_dict(), indent=1).encode())
+            yield ZooWriter(path)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = _FULL if full else error.strerror or error
+        raise WeightsearchError(f"cannot write the zoo {path}: {reason}") from error
+    except duckdb.Error as error:
+        full = "No space left" in str(error) or "File too large" in str(error)
+        reason = _FULL if full else str(error).splitlines()[0]
+        raise WeightsearchError(f"cannot write {path / 'zoo.duckdb'}: {reason}") from error
+
+
+def part_path(zoo: Path, part: int) -> Path:
+    return zoo / "weights" / f"part-{part:05d}.npy"
+
+
+def map_part(path: Path) -> np.ndarray | None:
+    """Memory-map a part `(rows, P)`; None where it is missing, truncated or no array."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.ndim == 2 else None
+
+
+def write_part(path: Path, weights: np.ndarray) -> None:
+    """Write weights `(rows, P)` to `path` and sync them to the disk; `ZooWriter.publish` gives them their name."""
+    weights = np.ascontiguousarray(weights)
+    with path.open("wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(weights))
+        handle.write(weights.data)  # not `tofile`, which hides the error number of a full disk
+        _sync(handle)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as handle:
+        handle.write(content)
+        _sync(handle)
+    temporary.replace(path)
+    _sync_directory(path.parent)
+
+
+def _sync(handle: IO[bytes]) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold `build.lock`, which names the holder's PID. The system frees it however the process ends."""
+    descriptor = os.open(path / "build.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WeightsearchError(
+                f"another build (PID {_holder(descriptor)}) is writing to {path}: wait for it or stop it"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    for _ in range(20):  # the holder writes its PID just after it takes the lock
+        pid = os.pread(descriptor, 32, 0).decode(errors="replace")
+        if pid.isdigit():
+            return pid
+        time.sleep(0.05)
+    return "unknown"
+
+
+@contextmanager
+def connect(zoo: Path, *, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A short-lived connection to `zoo.duckdb`, waiting up to two seconds while another process holds it."""
+    path = zoo / "zoo.duckdb"
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    pause = 0.005
+    while True:
+        try:
+            connection = duckdb.connect(str(path), read_only=read_only)
+            break
+        except (duckdb.IOException, duckdb.ConnectionException) as error:
+            # The second is what a thread of the same process gets.
+            if "lock" not in str(error) and "different configuration" not in str(error):
+                raise WeightsearchError(f"cannot open {path}: {str(error).splitlines()[0]}") from error
+            if time.monotonic() > deadline:
+                pid = re.search(r"PID (\d+)", str(error))
+                holder = f"process {pid[1]}" if pid else "another connection"
+                raise WeightsearchError(f"{path} is held by {holder}: wait for it or stop it") from None
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)
+    try:
+        yield connection
+    finally:
+        connection.close()
