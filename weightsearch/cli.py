@@ -89,7 +89,7 @@ def build_zoo(
     )
     from weightsearch import render
 
-    _print(render.build_summary(summary))
+    show(render.build_summary(summary))
 
 
 @zoo_app.command("info", epilog=example("weightsearch zoo info runs/zoos/digits-v1"))
@@ -101,7 +101,7 @@ def zoo_info(
 
     from weightsearch.zoo.summary import render_summary, zoo_summary
 
-    _print(render_summary(zoo_summary(path)))
+    show(render_summary(zoo_summary(path)))
 
 
 @app.command(
@@ -132,7 +132,7 @@ def train(
     summary = run(
         path, out or runs.new_index(path), method=chosen, seed=seed, examples=examples, replace=replace, quiet=quiet
     )
-    _print(render.train_summary(summary))
+    show(render.train_summary(summary))
 
 
 @app.command(epilog=example("weightsearch query index/examples/good.pt --k 5", "weightsearch query model.pt --json"))
@@ -169,7 +169,7 @@ def query(
         else:
             from weightsearch import render
 
-            _print(render.answer(answer))
+            show(render.answer(answer))
     if failures:
         raise WeightsearchError(f"{failures} of {len(models)} files could not be answered")
 
@@ -202,7 +202,7 @@ def demo(
     """The whole path on scikit-learn's digits: build a zoo, train, query two held-out networks, draw."""
     from weightsearch.demo import demo as run
 
-    run(out, runs=runs_, quiet=quiet, show=_print)
+    run(out, runs=runs_, quiet=quiet, show=show)
 
 
 def main() -> None:
@@ -210,7 +210,7 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="weightsearch", standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this
             print("interrupted", file=sys.stderr)
         sys.stdout.flush()
@@ -260,7 +260,7 @@ def _complain(error: object) -> None:
     print(f"error: {error}", file=sys.stderr)
 
 
-def _print(renderable: Any) -> None:
+def show(renderable: Any) -> None:
     from rich.console import Console
 
     console = Console()

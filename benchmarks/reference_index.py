@@ -1,0 +1,70 @@
+"""The committed reference index: make it anew, or recompute what its card says.
+
+    python benchmarks/reference_index.py build   # a zoo of 300 USPS networks -> index/
+    python benchmarks/reference_index.py check   # recompute the card's scores from that zoo and index/encoder
+
+`check` needs the zoo; `build` resumes it or builds it from the USPS files in $WEIGHTSEARCH_DATA. `check` writes
+benchmarks/results/reference_index.json and ends with 1 where the card and the recomputed scores differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from sklearn.metrics import mean_absolute_error, r2_score
+
+from weightsearch import Index, Zoo, build_zoo, query, render, train
+from weightsearch.cli import show
+from weightsearch.encoders import load_encoder
+
+ROOT = Path(__file__).parent.parent
+INDEX = ROOT / "index"
+ZOO = ROOT / "runs" / "zoos" / "usps-v1"
+RUNS = 300
+RESULT = ROOT / "benchmarks" / "results" / "reference_index.json"
+TOLERANCE = 0.002  # another processor trains slightly other networks from the same seed
+
+
+def build() -> None:
+    show(render.build_summary(build_zoo(out=ZOO, dataset="usps", preset="v1", runs=RUNS, seed=0)))
+    show(render.train_summary(train(ZOO, INDEX, examples=4, replace=True)))
+
+
+def check() -> int:
+    """Predicts the test runs' checkpoints anew and scores them with scikit-learn's and SciPy's own functions."""
+    index, zoo = Index.open(INDEX), Zoo.open(ZOO)
+    fingerprint = zoo.architecture.fingerprint
+    directory = index.encoder_directory(fingerprint)
+    notes = json.loads((directory / "encoder.json").read_text())
+    table = zoo.table()
+    test = np.flatnonzero(np.isin(table.run, notes["split"]["test"]))
+    encoder = load_encoder(directory)
+    predicted = encoder.embed(torch.from_numpy(zoo.weights(test)))[1].double().numpy()
+    truth = table.test_accuracy[test]
+    found = {
+        "r2": float(r2_score(truth, predicted)),
+        "tau": float(kendalltau(truth, predicted).statistic),
+        "mae": float(mean_absolute_error(truth, predicted)),
+    }
+    said = {name: notes["metrics"]["test"][name] for name in found}
+    examples = {
+        path.name: {"predicted": answer.predicted_accuracy, "true": answer.stated_accuracy}
+        for path in sorted((INDEX / "examples").glob("*.pt"))
+        for answer in [query(index, path)]
+    }
+    result = {"checkpoints": len(test), "card": said, "recomputed": found, "examples": examples}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    return int(any(abs(found[name] - said[name]) > TOLERANCE for name in found))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["build", "check"])
+    sys.exit(build() if parser.parse_args().what == "build" else check())
