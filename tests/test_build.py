@@ -4,7 +4,6 @@ import io
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.types import content_hash
 from weightsearch.zoo.build import build_zoo
 from weightsearch.zoo.recipes import V1, Preset, load_preset, sample
-from weightsearch.zoo.store import Zoo, connect
+from weightsearch.zoo.store import Zoo, ZooWriter, connect
 from weightsearch.zoo.summary import render_summary, zoo_summary
 
 TINY = "filters = 4\nepochs = 2\ncheckpoint_epochs = [0, 1, 2]\ntrain_fraction = [0.1]\nruns_per_part = 2\n"
@@ -91,6 +90,7 @@ def test_stored_accuracies_are_the_weights_own(built):
         assert table.test_accuracy[position] == pytest.approx(np.mean(predicted == data.y_test), abs=0.01)
 
 
+@pytest.mark.slow
 def test_extending_equals_building_at_once_and_again_does_nothing(built, tiny, tmp_path):
     settings = {"out": tmp_path / "zoo", "seed": 3, "recipes": tiny, "quiet": True, "workers": 1}
     assert build_zoo(runs=2, **settings).trained == 2
@@ -103,6 +103,7 @@ def test_extending_equals_building_at_once_and_again_does_nothing(built, tiny, t
     assert content(tmp_path / "zoo") == before
 
 
+@pytest.mark.slow
 def test_diverged_runs_and_float16(tmp_path):
     path = tmp_path / "space.toml"
     path.write_text(TINY + 'optimizer = ["sgd"]\nactivation = ["relu"]\nlearning_rate = [1e-3, 1e12]\n')
@@ -195,6 +196,25 @@ def test_groups_are_balanced():
     assert group(load_preset("v2"), 60000, 28, "cuda") in range(100, 200)
 
 
+def test_groups_begin_at_multiples_whatever_is_there(tmp_path):
+    from weightsearch.zoo.build import _jobs
+
+    (tmp_path / "zoo").mkdir()
+    writer = ZooWriter(tmp_path / "zoo")
+    for there, groups in (
+        (set(), [[0, 1, 2, 3], [4, 5, 6, 7], [8]]),
+        ({0, 1, 2}, [[3], [4, 5, 6, 7], [8]]),
+        ({0, 1, 2, 3, 8}, [[4, 5, 6, 7]]),
+        (set(range(12)), []),
+    ):
+        writer.runs = there
+        jobs = _jobs(writer, V1.space, seed=5, runs=9, per_part=4)
+        assert [job.runs for job in jobs] == groups
+        assert [job.part for job in jobs] == [runs[0] for runs in groups]
+        for job in jobs:
+            assert job.recipes == [sample(V1.space, 5, run).to_dict() for run in job.runs]
+
+
 # A build in a process of its own, which says when it has trained its first group. No `__main__` guard is needed.
 SCRIPT = """
 import json, sys
@@ -277,27 +297,16 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays_good(tmp_path):
     with connect(path, read_only=True) as connection:
         before = connection.execute("SELECT id FROM checkpoints ORDER BY run, epoch").fetchall()
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))  # its own part needs 4.8 MB
-
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            SCRIPT,
-            json.dumps({"out": path, "runs": 16, "recipes": recipes, "workers": 1}, default=str),
-        ],
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-    )
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))\n"
+    more = json.dumps({"out": path, "runs": 16, "recipes": recipes, "workers": 1}, default=str)
+    process = subprocess.run([sys.executable, "-c", limit + SCRIPT, more], capture_output=True, text=True)
     assert process.stdout.splitlines()[-1] == (
         f"WeightsearchError cannot write the zoo {path}: the disk is full; what it holds stays good: "
         "free some space and run the same command again"
     )
     zoo = Zoo.open(path)
     table = zoo.table()
-    assert len(table) == 16  # runs 4 to 7 fitted
+    assert len(table) == 16  # runs 4 to 7 fitted, the next part of 4.8 MB did not
     assert table.id.tolist()[:8] == [id for (id,) in before]
     assert table.id.tolist() == [content_hash(row) for row in zoo.weights(slice(None))]
     assert not list((path / "weights").glob(".*"))

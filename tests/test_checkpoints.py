@@ -651,10 +651,16 @@ def test_a_hostile_pickle_takes_neither_memory_nor_time(trick: str, tmp_path: Pa
 
 def test_the_hand_made_files_are_read_when_honest(tmp_path: Path) -> None:
     """Else the hostile ones might be refused for another reason."""
-    torch_legacy(tmp_path / "b.pt", pickled_tensor(4, 4), struct.pack("<4f", 1, 2, 3, 4))
-    np.testing.assert_array_equal(read_checkpoint(tmp_path / "b.pt").weights, [1, 2, 3, 4])
-    torch_zip(tmp_path / "a.pt", pickled_tensor(4, 4), {"0": struct.pack("<4f", 1, 2, 3, 4)})
-    np.testing.assert_array_equal(read_checkpoint(tmp_path / "a.pt").weights, [1, 2, 3, 4])
+    values = struct.pack("<4f", 1, 2, 3, 4)
+    honest = pickled_tensor(4, 4)
+    # Python 2 wrote an OrderedDict as a list of pairs; a file from a GPU says so.
+    python2 = honest.replace(b"\x02}", b"\x02ccollections\nOrderedDict\n]](").replace(b"Rs.", b"Rea\x85R.")
+    from_gpu = honest.replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:1")
+    for pickled in (honest, python2, from_gpu):
+        torch_legacy(tmp_path / "legacy.pt", pickled, values)
+        torch_zip(tmp_path / "zip.pt", pickled, {"0": values})
+        for path in (tmp_path / "legacy.pt", tmp_path / "zip.pt"):
+            np.testing.assert_array_equal(read_checkpoint(path).weights, [1, 2, 3, 4])
 
 
 def test_a_thousand_views_of_one_storage_are_refused(tmp_path: Path) -> None:

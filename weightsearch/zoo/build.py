@@ -5,20 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +21,7 @@ from weightsearch.datasets import ImageDataset, load_dataset
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.progress import progress_bar
 from weightsearch.zoo.jobs import ARRAYS, Group, Job, Setup
+from weightsearch.zoo.pool import train_jobs
 from weightsearch.zoo.recipes import Preset, RecipeSpace, load_preset, sample
 from weightsearch.zoo.store import ZooInfo, ZooWriter, connect, open_writer
 
@@ -113,7 +109,7 @@ def build_zoo(
             count = min(workers or _default_workers(device), len(jobs))
             with (
                 progress_bar(
-                    f"{runs} runs on {info.dataset}", trained * settings.epochs, unit="networks × epochs", quiet=quiet
+                    f"{runs} runs on {info.dataset}", trained * settings.epochs, unit="epochs", quiet=quiet
                 ) as advance,
                 _shared(data, shape, settings, device, dtype) as setup,
             ):
@@ -127,8 +123,12 @@ def build_zoo(
                     if progress is not None:
                         progress(done, trained * settings.epochs)
 
+                def on_group(job: Job, group: Group) -> None:
+                    written = Path(job.path) if group.checkpoints else None
+                    writer.publish(job.part, written, group.runs, group.checkpoints)
+
                 try:
-                    _train(writer, setup, jobs, count, on_epoch)
+                    train_jobs(setup, jobs, count, on_epoch=on_epoch, on_group=on_group)
                 except KeyboardInterrupt:
                     raise Interrupted(
                         f"stopped: {len(writer.runs)} of {runs} runs are kept in {out}; "
@@ -159,7 +159,7 @@ def _shape(settings: Preset, data: ImageDataset) -> CnnShape:
 
 
 def _runs_per_part(settings: Preset, shape: CnnShape, data: ImageDataset, device: str) -> int:
-    """How many networks train together: some 30 seconds of one core's work, or enough to fill an accelerator.
+    """How many networks train together: some 15 to 30 seconds of one core's work, or enough to fill an accelerator.
 
     It depends on the zoo's settings alone, so that a resumed or extended build has the same groups.
     """
@@ -171,7 +171,7 @@ def _runs_per_part(settings: Preset, shape: CnnShape, data: ImageDataset, device
     images = 3 * seen * settings.epochs + (seen + len(data.y_test)) * len(settings.schedule)
     weights = 4 * shape.parameters * len(settings.schedule)  # bytes
     if device == "cpu":
-        most = min(16, 1e12 / (forward * images), 100e6 / weights)  # at some 30 GFLOP/s
+        most = min(16, 1e12 / (forward * images), 100e6 / weights)
     else:
         most = min(512, 1e9 / weights)
     return max(1, int(most))
@@ -243,110 +243,9 @@ def _shared(data: ImageDataset, shape: CnnShape, settings: Preset, device: str, 
             "checkpoint_epochs": settings.schedule,
             "momentum": settings.momentum,
         }
-        yield Setup(data.name, data.classes, directory, asdict(shape), plan, device, dtype)
-
-
-class _Worker:
-    """A worker process; a thread puts its answers into the parent's queue, and None when it has ended."""
-
-    def __init__(self, setup: Setup, answers: queue.Queue[tuple[_Worker, dict[str, Any] | None]]) -> None:
-        package = str(Path(__file__).parents[2])
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "weightsearch.zoo.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-            start_new_session=True,  # so that Ctrl-C reaches this process alone
-        )
-        self.job: Job | None = None
-
-        def read() -> None:
-            assert self.process.stdout is not None
-            for line in self.process.stdout:
-                if line.endswith("\n"):  # or it was killed in the middle of it
-                    answers.put((self, json.loads(line)))
-            answers.put((self, None))
-
-        self.thread = threading.Thread(target=read, daemon=True)
-        self.thread.start()
-        self.send(setup)
-
-    def send(self, message: Setup | Job) -> None:
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; the thread says so
-            self.process.stdin.write(message.to_json() + "\n")
-            self.process.stdin.flush()
-
-    def kill(self) -> None:
-        """End it now. It never publishes anything itself, so nothing is lost but the group it was at."""
-        self.process.kill()
-        self.process.wait()
-        self.thread.join()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-
-
-def _train(writer: ZooWriter, setup: Setup, jobs: list[Job], count: int, on_epoch: Callable[[int], None]) -> None:
-    """Have `count` workers train the jobs, and publish each group as it is finished."""
-    answers: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-    workers: list[_Worker] = []
-    waiting = iter(jobs)
-    left = len(jobs)
-    ready = 0
-    try:
-        for _ in range(count):
-            workers.append(_Worker(setup, answers))
-        while left:
-            worker, answer = answers.get()
-            match answer:
-                case {"kind": "epoch", "networks": networks}:
-                    on_epoch(networks)
-                case {"kind": "ready"}:
-                    ready += 1
-                    if ready == count:  # the maps stay; gone now, the files cannot be left behind by a kill
-                        for file in Path(setup.data).iterdir():
-                            file.unlink()
-                    worker.job = next(waiting, None)
-                    if worker.job is not None:
-                        worker.send(worker.job)
-                case {"kind": "done", "group": content}:
-                    job = worker.job
-                    assert job is not None
-                    worker.job = next(waiting, None)
-                    if worker.job is not None:
-                        worker.send(worker.job)  # before publishing, so that it need not wait
-                    group = Group.from_dict(content)
-                    writer.publish(
-                        job.part, Path(job.path) if group.checkpoints else None, group.runs, group.checkpoints
-                    )
-                    left -= 1
-                case {"kind": "error", "text": text}:
-                    raise WeightsearchError(text)
-                case {"kind": "os-error", "errno": number, "text": text}:
-                    raise OSError(number, text)
-                case {"kind": "bug", "text": text}:
-                    raise RuntimeError(f"a worker failed:\n{text}")
-                case _:
-                    raise WeightsearchError(_end(worker.process.wait()))
-    finally:
-        for worker in workers:
-            worker.kill()
-        for job in jobs:
-            Path(job.path).unlink(missing_ok=True)
-
-
-def _end(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "a worker was killed, probably for want of memory: use fewer --workers and run the same command again"
-    return f"a worker ended unexpectedly (exit code {code}): run the same command again"
+        setup = Setup(data.name, data.classes, directory, asdict(shape), plan, device, dtype)
+        del data  # as the caller does, so that its memory is free while the workers train
+        yield setup
 
 
 def _summary(path: Path, trained: int, network_epochs: int, seconds: float) -> BuildSummary:
