@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from weightsearch import runs
-from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.types import Method
 
 app = typer.Typer(
@@ -218,6 +218,9 @@ def main() -> None:
     except UsageError as error:
         _complain(error)
         sys.exit(2)
+    except Interrupted as error:
+        _complain(error)
+        sys.exit(130)
     except WeightsearchError as error:
         _complain(error)
         sys.exit(1)

@@ -57,19 +57,24 @@ class CnnShape:
         return Architecture((*convolutions, Layer("dense", LayerKind.DENSE, (self.classes, self.filters))))
 
     def spatial(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of the images and then of every convolution's output, `layers + 1` pairs.
+        """What the network sees of an image, and of every convolution's output: `layers + 1` heights and widths.
 
-        Raises UsageError where an image is too small for so many layers.
+        A stride of 2 without padding leaves out an even size's last row or column; all that only leads there is
+        left out too, so that of 28x28 pixels three convolutions see 23x23. Raises UsageError where nothing is left.
         """
-        sizes = [(height, width)]
+        last = []
+        for size in (height, width):
+            for _ in range(self.layers):
+                size = (size - 1) // 2
+            last.append(size)
+        if min(last) < 1:
+            raise UsageError(
+                f"images of {height}x{width} are too small for {self.layers} convolutions: use fewer layers"
+            )
+        sizes = [(last[0], last[1])]
         for _ in range(self.layers):
-            h, w = sizes[-1]
-            if h < 3 or w < 3:
-                raise UsageError(
-                    f"images of {height}x{width} are too small for {self.layers} convolutions: use fewer layers"
-                )
-            sizes.append(((h - 3) // 2 + 1, (w - 3) // 2 + 1))
-        return sizes
+            sizes.append((2 * sizes[-1][0] + 1, 2 * sizes[-1][1] + 1))
+        return sizes[::-1]
 
 
 class BaseCnn(nn.Module):
