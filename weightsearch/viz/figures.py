@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from weightsearch.errors import UsageError
 from weightsearch.index import Index
+from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture, Metric
 
 COLOURS = "viridis"  # perceptually uniform, and legible to colour-blind readers
@@ -20,7 +21,12 @@ SIMILARITY_SAMPLE = 1_000
 
 
 def draw(
-    index: Index | str | Path, out: str | Path, figures: tuple[str, ...] | None = None, *, seed: int = 0
+    index: Index | str | Path,
+    out: str | Path,
+    figures: tuple[str, ...] | None = None,
+    *,
+    seed: int = 0,
+    quiet: bool = False,
 ) -> list[Path]:
     """Draws `figures` (names in `FIGURES`; None: all) of every architecture of `index` as PNGs into `out`.
 
@@ -35,13 +41,17 @@ def draw(
         raise UsageError(f"{out} is a file; --out takes a directory for the figures")
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for fingerprint, architecture in index.architectures.items():
-        suffix = f"-{fingerprint}" if len(index.architectures) > 1 else ""
-        for name in names:
-            figure = FIGURES[name](index, architecture, np.random.default_rng(seed))
-            path = out / f"{name}{suffix}.png"
-            FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": "weightsearch"})
-            written.append(path)
+    total = len(names) * len(index.architectures)
+    with progress_bar("drawing", total, unit="figures", quiet=quiet) as advance:
+        for fingerprint, architecture in index.architectures.items():
+            suffix = f"-{fingerprint}" if len(index.architectures) > 1 else ""
+            for name in names:
+                advance(0, note=name)
+                figure = FIGURES[name](index, architecture, np.random.default_rng(seed))
+                path = out / f"{name}{suffix}.png"
+                FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": "weightsearch"})
+                written.append(path)
+                advance()
     return written
 
 

@@ -100,20 +100,21 @@ class BaseCnn(nn.Module):
     def load_flat(self, weights: np.ndarray, shape: CnnShape) -> BaseCnn:
         """Take flat weights `(P,)`; returns the network itself."""
         state = {}
-        for layer, matrix in zip(shape.architecture.layers, shape.architecture.matrices(weights), strict=True):
+        architecture = shape.architecture
+        for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
             state[f"{layer.name}.weight"] = torch.tensor(matrix[:, :-1]).reshape(layer.shape)
             state[f"{layer.name}.bias"] = torch.tensor(matrix[:, -1])
         self.load_state_dict(state)
         return self
 
-    def flat(self) -> np.ndarray:
+    def flat(self, shape: CnnShape) -> np.ndarray:
         """The flat weights `(P,)` float32, in `Architecture.slices`' order."""
+        state = self.state_dict()
         matrices = [
-            torch.cat([module.weight.flatten(1), module.bias[:, None]], 1)
-            for module in self.children()
-            if isinstance(module, nn.Conv2d | nn.Linear)
+            torch.column_stack([state[f"{layer.name}.weight"].flatten(1), state[f"{layer.name}.bias"]])
+            for layer in shape.architecture.layers
         ]
-        return torch.cat([matrix.flatten() for matrix in matrices]).detach().numpy().copy()
+        return torch.cat([matrix.flatten() for matrix in matrices]).numpy()
 
 
 def initialize(shape: CnnShape, recipe: Recipe) -> np.ndarray:
