@@ -22,14 +22,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def query() -> str:
-    """The answer of the committed index for its best example, as the terminal shows it."""
+    """The answer of the committed index for its best example, as the terminal shows it in the project's root."""
     from weightsearch import query as run
     from weightsearch import render
 
-    os.chdir(ROOT)
-    console = Console(file=io.StringIO(), width=118)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=118)
     console.print(render.answer(run("index", "index/examples/very-good.pt", k=3)))
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     return "\n".join(["```", *lines, "```"])
 
 
@@ -91,6 +91,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
+    os.chdir(ROOT)
     old = (ROOT / "README.md").read_text()
     new = generate(old)
     if arguments.check:

@@ -8,9 +8,9 @@ tight      `weightsearch.zoo.single`: tensors in memory, channels-last, fused op
            faster of two threads (one network at a time) and two single-threaded processes; start-up is not counted.
 build_zoo  the public function: training, evaluation, writing and start-up.
 
-They take turns, so that a busy spell of the machine hits all of them. `naive` trains for one epoch only, and of `tight`
-the slower way too. Writes benchmarks/results/zoo_throughput.json (with --quick only prints). The USPS files are found in
-$WEIGHTSEARCH_DATA or the user's cache.
+They take turns, so that a busy spell of the machine hits all of them; still, nothing else should run. `naive` trains
+for one epoch only, and of `tight` the slower way too. Writes benchmarks/results/zoo_throughput.json (with --quick only
+prints). The USPS files are found in $WEIGHTSEARCH_DATA or the user's cache.
 """
 
 from __future__ import annotations

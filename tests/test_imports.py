@@ -22,7 +22,7 @@ ORDER = [
     {"encoders"},
     {"fit", "tune"},
     {"index"},
-    {"training"},
+    {"card", "training"},
     {"answers", "evaluation"},
     {"viz"},
     {"render"},

@@ -20,7 +20,7 @@ DISAGREEMENT = 0.15  # prediction and neighbours further apart than this are not
 
 @dataclass(frozen=True)
 class Answer:
-    """What the index says of one network. Accuracies in [0, 1]; `percentile` in [0, 100], of the indexed checkpoints."""
+    """What the index says of one network. Accuracies lie in [0, 1]; `percentile`, in [0, 100], is of the index."""
 
     path: str
     architecture: str

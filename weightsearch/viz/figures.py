@@ -104,7 +104,7 @@ def distribution(index: Index, architecture: Architecture, generator: np.random.
     for value, label, side in ((low, "bad", "right"), (high, "good", "left")):
         axes.axvline(value, color="#333333", linestyle="--", linewidth=1)
         text = f"{label} ≤ {value:.2f} " if label == "bad" else f" {label} ≥ {value:.2f}"
-        axes.text(value, 1.01, text, transform=axes.get_xaxis_transform(), ha=side, va="bottom", fontsize=8)
+        axes.text(value, 0.99, text, transform=axes.get_xaxis_transform(), ha=side, va="top", fontsize=8)
     axes.set(xlabel="test accuracy", ylabel="checkpoints", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -134,6 +134,6 @@ def _figure(width: float, height: float, title: str, index: Index, count: str): 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     zoo = f"{index.manifest.get('dataset', 'unknown dataset')}, encoder {index.manifest.get('method', 'unknown')}"
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    axes.set_title(f"{zoo}, {count}", fontsize=9, pad=14)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
+    axes.annotate(f"{zoo}, {count}", (0, 1), (0, 8), "axes fraction", "offset points", fontsize=9)
     return figure, axes
