@@ -11,7 +11,7 @@ import torch
 from scipy.stats import norm
 
 from weightsearch.encoders import EncoderConfig, WeightInit, build_encoder, load_encoder, save_encoder
-from weightsearch.encoders.base import CLIP
+from weightsearch.encoders.base import CLIP, centre_and_scale
 from weightsearch.encoders.comvex import slide_and_max
 from weightsearch.encoders.statistics import KNOTS, STATISTICS
 from weightsearch.errors import WeightsearchError
@@ -48,8 +48,9 @@ def test_comvex_conv_equals_loops_over_windows():
     expected = np.zeros((7, 18))
     matrices = TINY.matrices(weights.numpy().astype(np.float64))
     for layer, matrix in enumerate(matrices):
-        mean = matrix.mean(axis=(0, 1))
-        scale = matrix.std(axis=(0, 1), ddof=1)
+        rows = matrix.reshape(-1, matrix.shape[-1])
+        mean = np.median(rows, axis=0)
+        scale = (np.percentile(rows, 75, axis=0) - np.percentile(rows, 25, axis=0)) / 1.349
         kernel = encoder.filters[layer].weight.detach().numpy()  # (E, 3 * columns)
         bias = encoder.filters[layer].bias.detach().numpy()
         for b in range(7):
@@ -66,7 +67,16 @@ def test_comvex_conv_equals_loops_over_windows():
 
 def standardised(weights: torch.Tensor) -> np.ndarray:
     values = weights.numpy().astype(np.float64)
-    return np.clip((values - values.mean(0)) / values.std(0, ddof=1), -CLIP, CLIP)
+    scale = (np.percentile(values, 75, axis=0) - np.percentile(values, 25, axis=0)) / 1.349
+    return np.clip((values - np.median(values, axis=0)) / scale, -CLIP, CLIP)
+
+
+def test_columns_that_hardly_vary_are_scaled_by_what_they_vary():
+    values = torch.zeros(100, 2)
+    values[:10, 0] = 5.0
+    centre, scale = centre_and_scale(values)
+    assert centre.tolist() == [0, 0]
+    np.testing.assert_allclose(scale, [values[:, 0].numpy().std(), 1])
 
 
 def dense(module: torch.nn.Linear, values: np.ndarray) -> np.ndarray:

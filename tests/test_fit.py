@@ -119,8 +119,7 @@ def test_the_normalisation_sees_the_training_part_only(zoo: Zoo):
     torch.testing.assert_close(fitted.knots[:, 0], features.min(dim=0).values)
     torch.testing.assert_close(fitted.knots[:, -1], features.max(dim=0).values)
     fitted = fit(zoo, split, DEFAULTS[Method.FC][0], FitSettings(epochs=1)).encoder
-    torch.testing.assert_close(fitted.mean, train.mean(dim=0))
-    torch.testing.assert_close(fitted.scale, train.std(dim=0))
+    torch.testing.assert_close(fitted.mean, train.quantile(0.5, dim=0))
 
 
 def test_a_zoo_too_big_for_memory_is_fitted_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyPatch):

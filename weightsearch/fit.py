@@ -29,7 +29,7 @@ log = logging.getLogger("weightsearch")
 
 EVALUATION_BATCH = 512
 CACHE_BYTES = 1 << 30  # features are kept in memory up to this much, else read anew for every batch
-SAMPLE_BYTES = 1 << 28  # of the training part, from which the normalisation is taken
+SAMPLE_BYTES = 1 << 27  # of the training part, from which the normalisation is taken
 RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
 SMALL = 20_000  # weights; a fit on smaller networks takes one thread, since more would wait for one another
 PROGRESS_SECONDS = 60.0  # between savings of an unfinished fit
@@ -78,7 +78,7 @@ DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
         for method in (Method.FC, Method.FC_LINEAR, Method.COMVEX_LINEAR)
     },
     Method.COMVEX_CONV: (
-        EncoderConfig(Method.COMVEX_CONV, embedding_size=64, hidden_layers=2, hidden_size=256, dropout=0.2),
+        EncoderConfig(Method.COMVEX_CONV, hidden_layers=2, hidden_size=256, dropout=0.2),
         FitSettings(learning_rate=5e-4, weight_decay=1e-2),
     ),
     Method.STATISTICS: (

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from weightsearch.types import Architecture, Method
 
+NORMAL_IQR = 1.349  # interquartile range of a standard normal distribution
 CLIP = 10.0  # standardised weights beyond this are outliers of runs that all but diverged
 
 
@@ -139,8 +141,9 @@ class Encoder(nn.Module):
 class WeightEncoder(Encoder):
     """An encoder whose features are the weights themselves, each standardised by the training split and clipped.
 
-    On raw weights a fit easily diverges: a network trained with a large learning rate has weights hundreds of times
-    those of the others. `mean` and `scale` are stored with the encoder; here there is one pair per weight, `(P,)`.
+    On raw weights a fit easily diverges, and means and standard deviations are those of the few networks trained with
+    a large learning rate: medians and interquartile ranges took the R² of ComVeX-Conv on USPS V1 from .6 to .78. They
+    are stored with the encoder as `mean` and `scale`; here there is one pair per weight, `(P,)`.
     """
 
     mean: Tensor
@@ -152,8 +155,9 @@ class WeightEncoder(Encoder):
         self.register_buffer("scale", torch.ones(scales or architecture.size))
 
     def calibrate(self, features: Tensor) -> None:
-        self.mean.copy_(features.mean(dim=0))
-        self.scale.copy_(features.std(dim=0).clamp_min(1e-6))
+        centre, scale = centre_and_scale(features)
+        self.mean.copy_(centre)
+        self.scale.copy_(scale)
 
     def normalise(self, features: Tensor) -> Tensor:
         return (features - self.mean).div_(self.scale).clamp_(-CLIP, CLIP)
@@ -164,3 +168,16 @@ class WeightEncoder(Encoder):
             features[:, part].view(len(features), layer.rows, layer.columns)
             for part, layer in zip(self.architecture.slices, self.architecture.layers, strict=True)
         ]
+
+
+def centre_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and scale of each column of `values (n, k)`: `(k,)` each.
+
+    The scale is the interquartile range, in standard deviations of a normal distribution; where more than half of the
+    values are equal, it is the standard deviation, and 1 where all are.
+    """
+    low, centre, high = np.quantile(values.numpy(), [0.25, 0.5, 0.75], axis=0)
+    scale = (high - low) / NORMAL_IQR
+    scale = np.where(scale > 1e-6, scale, values.std(dim=0, correction=0).numpy())
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    return torch.from_numpy(centre), torch.from_numpy(scale)

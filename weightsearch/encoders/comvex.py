@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightsearch.encoders.base import CLIP, EncoderConfig, WeightEncoder
+from weightsearch.encoders.base import CLIP, EncoderConfig, WeightEncoder, centre_and_scale
 from weightsearch.types import Architecture
 
 KERNEL_ROWS = 3
@@ -32,10 +32,10 @@ class ComvexConv(WeightEncoder):
         return self.config.embedding_size * len(self.architecture.layers)
 
     def calibrate(self, features: Tensor) -> None:
-        """Mean and standard deviation of every column of every layer matrix, over networks and rows."""
-        matrices = self.layer_matrices(features)
-        self.mean.copy_(torch.cat([matrix.mean(dim=(0, 1)) for matrix in matrices]))
-        self.scale.copy_(torch.cat([matrix.std(dim=(0, 1)).clamp_min(1e-6) for matrix in matrices]))
+        """Centre and scale of every column of every layer matrix, over networks and rows."""
+        found = [centre_and_scale(matrix.flatten(0, 1)) for matrix in self.layer_matrices(features)]
+        self.mean.copy_(torch.cat([centre for centre, _ in found]))
+        self.scale.copy_(torch.cat([scale for _, scale in found]))
 
     def normalise(self, features: Tensor) -> Tensor:
         columns = [layer.columns for layer in self.architecture.layers]

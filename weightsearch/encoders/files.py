@@ -62,7 +62,9 @@ def load_encoder(directory: Path) -> Encoder:
         config = config_from_dict(content["config"])
         with torch.device("meta"):  # no memory and no random numbers for values that are loaded anyway
             encoder = ENCODERS[config.method](Architecture.from_dict(content["architecture"]), config)
-        encoder.load_state_dict(load_file(directory / "encoder.safetensors"), assign=True)
+        tensors = load_file(directory / "encoder.safetensors")
+        # Copies, since the file's are not aligned, and products of unaligned tensors differ in their last bits.
+        encoder.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     except Exception as error:  # any fault in these two files has the same fix
         raise WeightsearchError(
             f"{directory}: the encoder cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
