@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from weightsearch.encoders import EncoderConfig, build_encoder, load_encoder, save_encoder
-from weightsearch.encoders.comvex import CLIP
+from weightsearch.encoders import EncoderConfig, WeightInit, build_encoder, load_encoder, save_encoder
+from weightsearch.encoders.base import CLIP, centre_and_scale
+from weightsearch.encoders.comvex import slide_and_max
 from weightsearch.encoders.statistics import KNOTS, STATISTICS
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Layer, LayerKind, Method
@@ -46,8 +48,9 @@ def test_comvex_conv_equals_loops_over_windows():
     expected = np.zeros((7, 18))
     matrices = TINY.matrices(weights.numpy().astype(np.float64))
     for layer, matrix in enumerate(matrices):
-        mean = matrix.mean(axis=(0, 1))
-        scale = matrix.std(axis=(0, 1), ddof=1)
+        rows = matrix.reshape(-1, matrix.shape[-1])
+        mean = np.median(rows, axis=0)
+        scale = (np.percentile(rows, 75, axis=0) - np.percentile(rows, 25, axis=0)) / 1.349
         kernel = encoder.filters[layer].weight.detach().numpy()  # (E, 3 * columns)
         bias = encoder.filters[layer].bias.detach().numpy()
         for b in range(7):
@@ -58,16 +61,106 @@ def test_comvex_conv_equals_loops_over_windows():
                 filtered = [(rows[i : i + 3] * kernel[e].reshape(3, -1)).sum() + bias[e] for i in range(len(rows) - 2)]
                 expected[b, 6 * layer + e] = max(filtered)
     np.testing.assert_allclose(embedding.numpy(), expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(encoder(encoder.features(weights)).detach(), predicted, atol=1e-6)
+    np.testing.assert_allclose(encoder(encoder.normalise(encoder.features(weights))).detach(), predicted, atol=1e-6)
     assert ((predicted > 0) & (predicted < 1)).all()
 
 
-@pytest.mark.parametrize(("filters", "first_layer"), [(64, 236_224), (16, 64 * (3 * (10 + 145 + 145 + 17) + 4))])
-def test_comvex_conv_parameters_match_the_papers_formula(filters: int, first_layer: int):
+def standardised(weights: torch.Tensor) -> np.ndarray:
+    values = weights.numpy().astype(np.float64)
+    scale = (np.percentile(values, 75, axis=0) - np.percentile(values, 25, axis=0)) / 1.349
+    return np.clip((values - np.median(values, axis=0)) / scale, -CLIP, CLIP)
+
+
+def test_columns_that_hardly_vary_are_scaled_by_what_they_vary():
+    values = torch.zeros(100, 2)
+    values[:10, 0] = 5.0
+    centre, scale = centre_and_scale(values)
+    assert centre.tolist() == [0, 0]
+    np.testing.assert_allclose(scale, [values[:, 0].numpy().std(), 1])
+
+
+def dense(module: torch.nn.Linear, values: np.ndarray) -> np.ndarray:
+    return values @ module.weight.detach().numpy().T + module.bias.detach().numpy()
+
+
+def test_dense_encoders_equal_numpy():
+    weights = some_weights(TINY, 20)
+    weights[0] *= 300  # beyond the clip
+    values = standardised(weights)
+    assert abs(values).max() < 300
+    ends = np.cumsum([layer.size for layer in TINY.layers])
+
+    def embedded(method: Method):
+        encoder = make(method, embedding_size=6, hidden_size=11, initializer=WeightInit.XAVIER)
+        encoder.calibrate(weights)
+        embedding, predicted = encoder.embed(weights)
+        hidden = embedding.numpy().astype(np.float64)
+        for layer in encoder.predictor:
+            if isinstance(layer, torch.nn.Linear):
+                hidden = dense(layer, hidden if layer is encoder.predictor[0] else np.maximum(hidden, 0))
+        np.testing.assert_allclose(predicted, 1 / (1 + np.exp(-hidden[:, 0])), rtol=1e-4)
+        assert embedding.shape == (20, encoder.embedding_width)
+        return encoder, embedding
+
+    encoder, embedding = embedded(Method.FC)
+    np.testing.assert_allclose(embedding, np.maximum(dense(encoder.first, values), 0), rtol=1e-4, atol=1e-5)
+    encoder, embedding = embedded(Method.FC_LINEAR)
+    assert encoder.embedding_width == 18
+    np.testing.assert_allclose(embedding, dense(encoder.first, values), rtol=1e-4, atol=1e-5)
+    encoder, embedding = embedded(Method.COMVEX_LINEAR)
+    parts = [dense(linear, part) for linear, part in zip(encoder.maps, np.split(values, ends[:-1], 1), strict=True)]
+    np.testing.assert_allclose(embedding, np.concatenate(parts, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_slide_and_max_has_the_values_and_gradients_of_conv2d():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(6, 9, 4, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    outer = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    ours = slide_and_max(matrix, weight, bias)
+    theirs = torch.nn.functional.conv2d(matrix[:, None], weight.view(5, 1, 3, 4), bias).amax(dim=(2, 3))
+    torch.testing.assert_close(ours, theirs)
+    expected = torch.autograd.grad((theirs * outer).sum(), (weight, bias))
+    torch.testing.assert_close(torch.autograd.grad((ours * outer).sum(), (weight, bias)), expected)
+    with pytest.raises(ValueError, match="data"):
+        slide_and_max(matrix.requires_grad_(), weight, bias)
+
+
+@pytest.mark.parametrize("filters", [16, 64])
+def test_first_layers_have_the_papers_number_of_parameters(filters: int):
     architecture = CnnShape(filters=filters).architecture
-    encoder = make(Method.COMVEX_CONV, architecture, embedding_size=64)
-    formula = sum(3 * layer.size // layer.rows * 64 + 64 for layer in architecture.layers)
-    assert sum(p.numel() for p in encoder.filters.parameters()) == formula == first_layer
+    sizes = [layer.size for layer in architecture.layers]
+    rows = [layer.rows for layer in architecture.layers]
+
+    def first(method: Method) -> int:
+        encoder = make(method, architecture, embedding_size=64, hidden_size=128, hidden_layers=3)
+        width = encoder.embedding_width
+        above = width * 128 + 128 + 2 * (128 * 128 + 128) + 128 + 1
+        return encoder.parameters_count - above
+
+    assert first(Method.FC) == 128 + sum(sizes) * 128
+    assert first(Method.FC_LINEAR) == 256 + sum(sizes) * 256
+    assert first(Method.COMVEX_LINEAR) == sum(size * 64 + 64 for size in sizes)
+    assert first(Method.COMVEX_CONV) == sum(3 * size // row * 64 + 64 for size, row in zip(sizes, rows, strict=True))
+    if filters == 64:
+        assert first(Method.COMVEX_LINEAR) == 4_809_600
+        assert first(Method.COMVEX_CONV) == 236_224
+
+
+def test_initialisers_have_their_variance_and_no_bias():
+    config = {"hidden_size": 300, "hidden_layers": 2}
+    for initializer, expected in (
+        (WeightInit.XAVIER, 1 / 300),
+        (WeightInit.HE, 2 / 300),
+        (WeightInit.ORTHOGONAL, 1 / 300),
+    ):
+        encoder = make(Method.COMVEX_CONV, initializer=initializer, **config)
+        layer = encoder.predictor[3]  # the second hidden one, 300 x 300
+        assert layer.weight.var().item() == pytest.approx(expected, rel=0.02)
+        assert not layer.bias.any()
+    identity = layer.weight @ layer.weight.T
+    torch.testing.assert_close(identity, torch.eye(300), rtol=0, atol=1e-4)
 
 
 def test_statistics_are_seven_numbers_of_each_layers_weights_and_biases():
@@ -89,11 +182,11 @@ def test_statistics_normalise_by_the_training_quantiles():
     encoder = make(Method.STATISTICS)
     features = torch.from_numpy(np.random.default_rng(1).exponential(size=(2000, 35)).astype(np.float32))
     encoder.calibrate(features)
-    normal = encoder._normalise(features).numpy()
+    normal = encoder.normalise(features).numpy()
     ranks = (features.numpy().argsort(0).argsort(0) + 0.5) / 2000
     inside = (ranks > 5 / KNOTS) & (ranks < 1 - 5 / KNOTS)  # the outermost knots are far apart
     np.testing.assert_allclose(normal[inside], norm.ppf(ranks)[inside], atol=0.05)
-    beyond = encoder._normalise(torch.full((1, 35), 1e9)).numpy()
+    beyond = encoder.normalise(torch.full((1, 35), 1e9)).numpy()
     np.testing.assert_allclose(beyond, norm.ppf(1 - 0.5 / KNOTS), rtol=1e-4)
 
 
@@ -137,7 +230,7 @@ def test_initial_parameters_come_from_the_generator_alone():
 
 @pytest.mark.parametrize("method", list(Method))
 def test_saved_and_loaded_encoders_agree_to_the_bit(method: Method, tmp_path: Path):
-    encoder = make(method, hidden_layers=3)
+    encoder = make(method, hidden_layers=3, initializer=WeightInit.HE)
     weights = some_weights(TINY, 5)
     encoder.calibrate(encoder.features(weights))
     save_encoder(encoder, tmp_path, {"note": "kept"})
@@ -146,6 +239,15 @@ def test_saved_and_loaded_encoders_agree_to_the_bit(method: Method, tmp_path: Pa
     assert loaded.architecture == TINY
     for ours, theirs in zip(encoder.embed(weights), loaded.embed(weights), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_an_encoder_saved_before_there_were_initialisers_still_loads(tmp_path: Path):
+    encoder = make(Method.COMVEX_CONV)
+    save_encoder(encoder, tmp_path, {})
+    content = json.loads((tmp_path / "encoder.json").read_text())
+    del content["config"]["initializer"]
+    (tmp_path / "encoder.json").write_text(json.dumps(content))
+    assert load_encoder(tmp_path).config == encoder.config
 
 
 @pytest.mark.parametrize("damage", ["encoder.json", "encoder.safetensors"])

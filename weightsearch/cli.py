@@ -14,7 +14,7 @@ import typer
 
 from weightsearch import runs
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
-from weightsearch.types import Method
+from weightsearch.types import Method, SplitBy
 
 app = typer.Typer(
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
@@ -133,12 +133,19 @@ def train(
     examples: Annotated[
         int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seeds the split by run and the fits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds the split and the fits.")] = 0,
+    split: Annotated[
+        str, typer.Option(help="run, or checkpoint: looser, as if other epochs were new networks.")
+    ] = "run",
+    per_run: Annotated[
+        int | None, typer.Option(help="Fit on this many random checkpoints of each run.", show_default="all")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the index at --out.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Fit encoders on a zoo, keep the one that predicts validation runs best, and index every checkpoint."""
-    chosen = None if method == "auto" else _choice(Method, method, "--method")
+    chosen = None if method == "auto" else _choice(Method, method, "--method", "auto or ")
+    split_by = _choice(SplitBy, split, "--split")
     path = zoo or runs.newest_zoo()
     if zoo is None:
         _say(f"zoo: {path}")
@@ -147,7 +154,15 @@ def train(
     from weightsearch.training import train as run
 
     summary = run(
-        path, out or runs.new_index(path), method=chosen, seed=seed, examples=examples, replace=replace, quiet=quiet
+        path,
+        out or runs.new_index(path),
+        method=chosen,
+        seed=seed,
+        split_by=split_by,
+        per_run=per_run,
+        examples=examples,
+        replace=replace,
+        quiet=quiet,
     )
     show(render.train_summary(summary))
 
@@ -267,11 +282,11 @@ def main() -> None:
         sys.exit(1)
 
 
-def _choice(enum: Any, value: str, flag: str) -> Any:
+def _choice(enum: Any, value: str, flag: str, others: str = "") -> Any:
     try:
         return enum(value)
     except ValueError:
-        raise UsageError(f"{flag} {value}: choose auto or one of {', '.join(enum)}") from None
+        raise UsageError(f"{flag} {value}: choose {others}one of {', '.join(enum)}") from None
 
 
 def _say(text: str) -> None:

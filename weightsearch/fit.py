@@ -1,65 +1,84 @@
-"""Fitting one encoder on a zoo: split by run, train, stop early on validation runs, score the test runs once."""
+"""Fitting one encoder on a zoo: train, stop early on the validation part, keep the best epoch."""
 
 from __future__ import annotations
 
 import copy
+import json
+import logging
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from weightsearch.encoders import Encoder, EncoderConfig, build_encoder
-from weightsearch.errors import WeightsearchError
+from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.metrics import Prediction, score
-from weightsearch.types import Method
-from weightsearch.zoo.store import Zoo
+from weightsearch.splits import Split
+from weightsearch.types import Method, Target
+from weightsearch.zoo.store import CheckpointTable, Zoo
 
-SPLIT_SHARES = (0.70, 0.15, 0.15)
+log = logging.getLogger("weightsearch")
+
 EVALUATION_BATCH = 512
-FEATURE_CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30  # features are kept in memory up to this much, else read anew for every batch
+SAMPLE_BYTES = 1 << 27  # of the training part, from which the normalisation is taken
+RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
+SMALL = 20_000  # weights; a fit on smaller networks takes one thread, since more would wait for one another
+PROGRESS_SECONDS = 60.0  # between savings of an unfinished fit
 
 
-@dataclass(frozen=True)
-class Split:
-    """Run numbers of each part of a zoo. All checkpoints of a run lie in one part, since they are near-copies."""
-
-    train: tuple[int, ...]
-    validation: tuple[int, ...]
-    test: tuple[int, ...]
-
-    def name_of(self, run: int) -> str:
-        return "train" if run in self.train else "validation" if run in self.validation else "test"
+class Optimizer(StrEnum):
+    ADAM = "adam"
+    ADAMW = "adamw"
+    ADAMAX = "adamax"
+    NADAM = "nadam"
+    RADAM = "radam"
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How an encoder is fitted; AdamW on the mean squared error of the accuracy, minibatches reshuffled each epoch."""
+    """How an encoder is fitted: on the mean squared error, minibatches reshuffled each epoch."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
     batch_size: int = 128
     epochs: int = 300
     patience: int = 20  # epochs without a better validation loss before stopping
+    optimizer: Optimizer = Optimizer.ADAMW
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted encoder, its best epoch's scores, and its settings."""
+    """A fitted encoder, its best epoch's scores, and its settings. `losses` are validation losses by epoch."""
 
     encoder: Encoder
     settings: FitSettings
     validation: Prediction
-    epochs: int
+    losses: tuple[float, ...]
     seconds: float
+    stopped: bool = False  # by `on_epoch`
+
+    @property
+    def epochs(self) -> int:
+        return len(self.losses)
 
 
 # One setting each that does well on validation runs; a search over many is `tune`.
 DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
+    **{
+        method: (EncoderConfig(method, hidden_layers=2, hidden_size=256, dropout=0.2), FitSettings(2e-4, 1e-2))
+        for method in (Method.FC, Method.FC_LINEAR, Method.COMVEX_LINEAR)
+    },
     Method.COMVEX_CONV: (
-        EncoderConfig(Method.COMVEX_CONV, embedding_size=64, hidden_layers=2, hidden_size=256, dropout=0.2),
+        EncoderConfig(Method.COMVEX_CONV, hidden_layers=2, hidden_size=256, dropout=0.2),
         FitSettings(learning_rate=5e-4, weight_decay=1e-2),
     ),
     Method.STATISTICS: (
@@ -69,42 +88,100 @@ DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
 }
 
 
-def split_by_run(runs: np.ndarray, seed: int) -> Split:
-    """Splits the distinct run numbers among `runs` 70/15/15, shuffled by `seed`."""
-    distinct = np.unique(runs)
-    if len(distinct) < 8:
-        raise WeightsearchError(
-            f"the zoo has {len(distinct)} finished run(s); splitting by run into train, validation and test needs "
-            "at least 8: build more runs"
-        )
-    shuffled = np.random.default_rng(seed).permutation(distinct)
-    held = max(1, round(len(distinct) * SPLIT_SHARES[1]))
-    test, validation, train = shuffled[:held], shuffled[held : 2 * held], shuffled[2 * held :]
-    return Split(*(tuple(sorted(part.tolist())) for part in (train, validation, test)))
+def target_values(table: CheckpointTable, target: Target) -> np.ndarray:
+    """The target of every checkpoint `(n,)` float64, NaN where unknown."""
+    values = getattr(table, target.column, None)
+    if not isinstance(values, np.ndarray) or values.dtype != np.float64:
+        known = [name for name, column in vars(table).items() if getattr(column, "dtype", None) == np.float64]
+        raise UsageError(f"--target {target.column}: the zoo has no such column; choose among {', '.join(known)}")
+    return values
+
+
+def usable_checkpoints(zoo: Zoo, target: Target) -> np.ndarray:
+    """Positions of the checkpoints with a finite target and finite weights; one warning tells of the others."""
+    known = np.isfinite(target_values(zoo.table(), target))
+    finite = np.ones(len(known), bool)
+    for block in _blocks(zoo, np.arange(len(known))):
+        finite[block] = np.isfinite(zoo.weights(block)).all(axis=1)
+    left_out = [
+        f"{count:,} without a {target.column}" if why == "target" else f"{count:,} with NaN or infinite weights"
+        for why, count in (("target", int((~known).sum())), ("weights", int((~finite).sum())))
+        if count
+    ]
+    if left_out:
+        log.warning("%s: checkpoints left out: %s", zoo.path, ", ".join(left_out))
+    return np.flatnonzero(known & finite)
+
+
+def _blocks(zoo: Zoo, positions: np.ndarray) -> Iterator[np.ndarray]:
+    """The positions in blocks whose weights take at most a quarter of `RELEASE_BYTES`; maps are let go in between."""
+    size = max(1, min(EVALUATION_BATCH, RELEASE_BYTES // 4 // (4 * zoo.architecture.size)))
+    read = 0
+    for start in range(0, len(positions), size):
+        yield positions[start : start + size]
+        read += size * 4 * zoo.architecture.size
+        if read > RELEASE_BYTES:
+            zoo.release()
+            read = 0
+
+
+@contextmanager
+def _threads(zoo: Zoo) -> Iterator[None]:
+    """One thread for small networks: their steps are so short that a second thread costs more than it helps.
+
+    On a machine that is busy otherwise, it costs tenfold.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if zoo.architecture.size < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Features:
-    """The features of a zoo's checkpoints, by position: kept in memory where small, else read as they are needed."""
+    """Normalised features of a zoo's checkpoints, for all encoders of one method.
 
-    def __init__(self, zoo: Zoo, encoder: Encoder, positions: np.ndarray) -> None:
-        self._zoo, self._encoder = zoo, encoder
-        self._rows: dict[int, int] = {}
+    The normalisation is taken from the training part alone. Features are kept in memory where all of `positions` fit
+    into `cache_bytes`, else they are made from the memory-mapped weights whenever they are asked for.
+    """
+
+    def __init__(
+        self, zoo: Zoo, method: Method, train: np.ndarray, positions: np.ndarray, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._zoo, self._read = zoo, 0
+        smallest = EncoderConfig(method, embedding_size=1, hidden_layers=0, hidden_size=1)
+        self._encoder = build_encoder(zoo.architecture, smallest, torch.Generator())
+        stride = max(1, -(-self._encoder.features_bytes * len(train) // SAMPLE_BYTES))
+        self._encoder.calibrate(self._raw(train[::stride]))
         self._kept: Tensor | None = None
-        first = self._compute(positions[:1])
-        if first.numel() * 4 * len(positions) <= FEATURE_CACHE_BYTES:
-            batches = np.array_split(positions, max(1, len(positions) // EVALUATION_BATCH))
-            self._kept = torch.cat([self._compute(batch) for batch in batches])
-            self._rows = {int(position): row for row, position in enumerate(positions)}
+        if self._encoder.features_bytes * len(positions) <= cache_bytes:
+            self._row = torch.zeros(len(zoo.table()), dtype=torch.int64)
+            self._row[positions] = torch.arange(len(positions))
+            self._kept = torch.empty(len(positions), self._encoder.features_bytes // 4)
+            for block in _blocks(zoo, positions):
+                self._kept[self._row[block]] = self._encoder.normalise(self._raw(block))
+
+    def calibrate(self, encoder: Encoder) -> None:
+        """Gives `encoder` the normalisation that these features have."""
+        ours = dict(self._encoder.named_buffers())
+        for name, buffer in encoder.named_buffers():
+            buffer.copy_(ours[name])
 
     def __call__(self, positions: np.ndarray) -> Tensor:
-        """Features `(len(positions), F)`."""
+        """Normalised features `(len(positions), F)`."""
         if self._kept is None:
-            return self._compute(positions)
-        return self._kept[[self._rows[int(position)] for position in positions]]
+            return self._encoder.normalise(self._raw(positions))
+        return self._kept.index_select(0, self._row[positions])
 
-    def _compute(self, positions: np.ndarray) -> Tensor:
-        with torch.no_grad():
-            return self._encoder.features(torch.from_numpy(self._zoo.weights(positions)))
+    @torch.no_grad()
+    def _raw(self, positions: np.ndarray) -> Tensor:
+        self._read += len(positions) * 4 * self._zoo.architecture.size
+        if self._read > RELEASE_BYTES:
+            self._zoo.release()
+            self._read = 0
+        blocks = [self._encoder.features(torch.from_numpy(self._zoo.weights(b))) for b in _blocks(self._zoo, positions)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def fit(
@@ -113,61 +190,139 @@ def fit(
     config: EncoderConfig,
     settings: FitSettings,
     *,
+    target: Target | None = None,
     seed: int = 0,
-    on_epoch: Callable[[int, float], None] | None = None,
+    features: Features | None = None,
+    on_epoch: Callable[[int, float], bool | None] | None = None,
+    progress: Path | None = None,
 ) -> Fit:
-    """Fits one encoder on the training runs and keeps the epoch with the lowest validation loss.
+    """Fits one encoder on the training part and keeps the epoch with the lowest validation loss.
 
-    `on_epoch(epoch, validation_loss)` is called after every epoch.
+    Args:
+        features: of an earlier fit of the same method on the same split, to save making them again.
+        on_epoch: called with the epoch (from 1) and its validation loss; a true answer ends the fit.
+        progress: a file that an unfinished fit is saved in every minute; the next call goes on from there.
     """
     started = time.perf_counter()
-    table = zoo.table()
-    truth = torch.from_numpy(table.test_accuracy).float()
-    train = np.flatnonzero(np.isin(table.run, split.train))
-    validation = np.flatnonzero(np.isin(table.run, split.validation))
-    if np.ptp(table.test_accuracy[train]) == 0:
-        raise WeightsearchError(f"{zoo.path}: every training run has the same accuracy; there is nothing to learn")
+    target = target or Target()
+    values = target_values(zoo.table(), target)
+    low, high = _target_range(zoo, values[split.train], target)
+    config = replace(config, target=target.column, target_low=low, target_high=high)
+    truth = torch.from_numpy(values.clip(low, high)).float()
+    if features is None:
+        features = Features(zoo, config.method, split.train, np.concatenate([split.train, split.validation]))
 
     generator = torch.Generator().manual_seed(seed)
     shuffler = np.random.default_rng(seed)
     encoder = build_encoder(zoo.architecture, config, generator)
-    features = Features(zoo, encoder, np.concatenate([train, validation]))
-    encoder.calibrate(features(train[:: max(1, len(train) * 4 * zoo.architecture.size // FEATURE_CACHE_BYTES + 1)]))
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-
+    features.calibrate(encoder)
+    optimizer = make_optimizer(encoder, settings)
+    losses: list[float] = []
     best_loss, best_epoch, best_state = float("inf"), 0, copy.deepcopy(encoder.state_dict())
-    with torch.random.fork_rng(devices=[]):  # dropout and noise draw from torch's global generator
+    stopped = False
+    with _threads(zoo), torch.random.fork_rng(devices=[]):  # dropout and noise draw from torch's global generator
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        for epoch in range(1, settings.epochs + 1):
+        saved = time.perf_counter()
+        if progress is not None and progress.exists():
+            losses, best_state = _resume(progress, encoder, optimizer, shuffler)
+            best_epoch = int(np.argmin(losses)) + 1
+            best_loss = losses[best_epoch - 1]
+        for epoch in range(len(losses) + 1, settings.epochs + 1):
             encoder.train()
-            order = shuffler.permutation(train)
+            order = shuffler.permutation(split.train)
             for start in range(0, len(order), settings.batch_size):
                 batch = order[start : start + settings.batch_size]
-                loss = torch.nn.functional.mse_loss(encoder(features(batch)), truth[batch])
+                error = (encoder(features(batch)) - truth[batch]) / (high - low)
+                loss = error.square().mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            predicted = predict(encoder, features, validation)
-            validation_loss = float(np.mean((predicted - table.test_accuracy[validation]) ** 2))
-            if validation_loss < best_loss:
-                best_loss, best_epoch, best_state = validation_loss, epoch, copy.deepcopy(encoder.state_dict())
-            if on_epoch:
-                on_epoch(epoch, validation_loss)
-            if epoch - best_epoch >= settings.patience:
+            losses.append(
+                float(np.mean((predict(encoder, features, split.validation) - values[split.validation]) ** 2))
+            )
+            if losses[-1] < best_loss:
+                best_loss, best_epoch, best_state = losses[-1], epoch, copy.deepcopy(encoder.state_dict())
+            stopped = bool(on_epoch and on_epoch(epoch, losses[-1]))
+            if stopped or epoch - best_epoch >= settings.patience or not np.isfinite(losses[-1]):
                 break
+            if progress is not None and time.perf_counter() - saved > PROGRESS_SECONDS:
+                _save(progress, encoder, optimizer, shuffler, losses, best_state)
+                saved = time.perf_counter()
+    if best_epoch == 0:
+        raise WeightsearchError(f"fitting {config.method} diverged (its loss is NaN); choose a lower learning rate")
     encoder.load_state_dict(best_state)
-    predicted = predict(encoder, features, validation)
-    return Fit(
-        encoder.eval(),
-        settings,
-        score(predicted, table.test_accuracy[validation]),
-        epoch,
-        time.perf_counter() - started,
-    )
+    scores = score(predict(encoder, features, split.validation), values[split.validation])
+    if progress is not None:
+        progress.unlink(missing_ok=True)
+    return Fit(encoder.eval(), settings, scores, tuple(losses), time.perf_counter() - started, stopped)
+
+
+def _target_range(zoo: Zoo, training: np.ndarray, target: Target) -> tuple[float, float]:
+    """What the encoder can predict: [0, 1] for accuracies, else the training part's values without the worst 1 %.
+
+    A loss has no upper end, and one network that all but diverged would otherwise squeeze all others together.
+    """
+    if np.ptp(training) == 0:
+        raise WeightsearchError(
+            f"{zoo.path}: every training checkpoint has the same {target.column}; there is nothing to learn"
+        )
+    if target.is_accuracy and training.min() >= 0 and training.max() <= 1:
+        return 0.0, 1.0
+    quantiles = (0.0, 0.99) if target.lower_is_better else (0.01, 1.0)
+    low, high = (float(value) for value in np.quantile(training, quantiles))
+    return (low, high) if high > low else (float(training.min()), float(training.max()))
+
+
+def make_optimizer(encoder: Encoder, settings: FitSettings) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    match settings.optimizer:
+        case Optimizer.ADAM:
+            return torch.optim.Adam(encoder.parameters(), fused=True, **options)
+        case Optimizer.ADAMW:
+            return torch.optim.AdamW(encoder.parameters(), fused=True, **options)
+        case Optimizer.ADAMAX:
+            return torch.optim.Adamax(encoder.parameters(), **options)
+        case Optimizer.NADAM:
+            return torch.optim.NAdam(encoder.parameters(), **options)
+        case Optimizer.RADAM:
+            return torch.optim.RAdam(encoder.parameters(), **options)
+
+
+def _save(
+    path: Path,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    shuffler: np.random.Generator,
+    losses: list[float],
+    best_state: dict[str, Tensor],
+) -> None:
+    content = {
+        "encoder": encoder.state_dict(),
+        "best": best_state,
+        "optimizer": optimizer.state_dict(),
+        "shuffler": json.dumps(shuffler.bit_generator.state),
+        "noise": torch.random.get_rng_state(),
+        "losses": losses,
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def _resume(
+    path: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, shuffler: np.random.Generator
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Sets encoder, optimizer and generators as `_save` found them; returns the losses and the best epoch's state."""
+    content = torch.load(path, weights_only=True)
+    encoder.load_state_dict(content["encoder"])
+    optimizer.load_state_dict(content["optimizer"])
+    shuffler.bit_generator.state = json.loads(content["shuffler"])
+    torch.random.set_rng_state(content["noise"])
+    return content["losses"], content["best"]
 
 
 def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.ndarray:
-    """Predicted accuracies `(len(positions),)` in evaluation mode."""
+    """Predicted accuracies (or other targets) `(len(positions),)` in evaluation mode."""
     encoder.eval()
     with torch.no_grad():
         batches = np.array_split(positions, max(1, len(positions) // EVALUATION_BATCH))
@@ -175,10 +330,16 @@ def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.n
 
 
 def embed_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings `(n, D)` float32 and predicted accuracies `(n,)` of the checkpoints at `positions`."""
+    """Embeddings `(n, D)` float32 and predicted accuracies (or other targets) `(n,)` of those checkpoints."""
     embeddings, predictions = [], []
-    for batch in np.array_split(positions, max(1, len(positions) // EVALUATION_BATCH)):
-        embedding, predicted = encoder.embed(torch.from_numpy(zoo.weights(batch)))
-        embeddings.append(embedding.numpy())
-        predictions.append(predicted.double().numpy())
+    with _threads(zoo):
+        for block in _blocks(zoo, positions):
+            embedding, predicted = encoder.embed(torch.from_numpy(zoo.weights(block)))
+            embeddings.append(embedding.numpy())
+            predictions.append(predicted.double().numpy())
     return np.concatenate(embeddings), np.concatenate(predictions)
+
+
+def settings_from_dict(values: dict[str, Any]) -> FitSettings:
+    """The inverse of `dataclasses.asdict`."""
+    return FitSettings(**{**values, "optimizer": Optimizer(values["optimizer"])})

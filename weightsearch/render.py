@@ -86,7 +86,7 @@ def train_summary(summary: TrainSummary) -> RenderableType:
         )
     runs = " / ".join(f"{count} {part}" for part, count in summary.runs.items())
     lines = [
-        f"split by run: {runs}",
+        f"split {summary.split}: {runs} runs",
         f"{summary.method} on the test runs, scored once: "
         f"R² {summary.test.r2:.3f}, tau {summary.test.tau:.3f}, mean absolute error {summary.test.mae:.3f}",
         f"{summary.checkpoints:,} checkpoints indexed in {summary.index}",

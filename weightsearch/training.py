@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +16,18 @@ from weightsearch.card import index_card
 from weightsearch.checkpoints import write_checkpoint
 from weightsearch.encoders import save_encoder
 from weightsearch.errors import UsageError
-from weightsearch.fit import DEFAULTS, Fit, Split, embed_zoo, fit, split_by_run
+from weightsearch.fit import DEFAULTS, Fit, embed_zoo, fit, usable_checkpoints
 from weightsearch.index import Rows, create_index
 from weightsearch.index.index import check_target
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
-from weightsearch.types import Method, content_hash
+from weightsearch.splits import Split, make_split
+from weightsearch.types import Method, SplitBy, Target, content_hash
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
 log = logging.getLogger("weightsearch")
+
+AUTO = (Method.COMVEX_CONV, Method.STATISTICS)  # tried when no method is named
 
 # Where the held-out examples lie among the test runs' checkpoints, by quantile of test accuracy.
 EXAMPLES = {"very-good": 1.0, "bad": 0.1, "good": 0.85, "middling": 0.5}
@@ -53,6 +56,7 @@ class TrainSummary:
     checkpoints: int
     examples: tuple[Example, ...]
     seconds: dict[Method, float]
+    split: str = "by run"  # the protocol, for people
 
 
 def train(
@@ -61,32 +65,37 @@ def train(
     *,
     method: Method | None = None,
     seed: int = 0,
+    split_by: SplitBy = SplitBy.RUN,
+    per_run: int | None = None,
     examples: int = 0,
     replace: bool = False,
     quiet: bool = False,
 ) -> TrainSummary:
-    """Fits `method` (None: every method, keeping the best on validation runs) and writes an index to `out`.
+    """Fits `method` (None: those in `AUTO`, keeping the best on validation runs) and writes an index to `out`.
 
-    Splits by run 70/15/15 with `seed`. With `examples` of 1 to 4, that many checkpoints of test runs are written to
+    Splits 70/15/15 with `seed`, by run unless `split_by` says otherwise; with `per_run`, that many random checkpoints
+    of each run take part in the fit. With `examples` of 1 to 4, that many checkpoints of test runs are written to
     `out/examples/` and their runs are left out of the index; all other checkpoints of the zoo are indexed.
-    The test runs are scored once, with the method that was kept.
+    The test part is scored once, with the method that was kept.
     """
     opened, target = Zoo.open(zoo), Path(out)
     if not 0 <= examples <= len(EXAMPLES):
         raise UsageError(f"--examples {examples}: choose between 0 and {len(EXAMPLES)}")
     check_target(target, replace)
+    if per_run is not None and per_run < 1:
+        raise UsageError(f"--per-run {per_run}: choose at least 1")
     table = opened.table()
-    split = split_by_run(table.run, seed)
+    usable = usable_checkpoints(opened, Target())
+    split = make_split(table, by=split_by, per_run=per_run, seed=seed, usable=usable)
 
-    fits = {name: _fit(opened, split, name, seed, quiet) for name in ([method] if method else list(Method))}
+    fits = {name: _fit(opened, split, name, seed, quiet) for name in ([method] if method else AUTO)}
     kept = max(fits, key=lambda name: fits[name].validation.r2)
     best = fits[kept]
 
-    test = np.flatnonzero(np.isin(table.run, split.test))
-    embedding, predicted = embed_zoo(opened, best.encoder, np.arange(len(table.run)))
-    test_scores = score(predicted[test], table.test_accuracy[test])
-    held_out = _choose_examples(table, test, examples)
-    indexed = np.flatnonzero(~np.isin(table.run, table.run[list(held_out.values())]))
+    embedding, predicted = embed_zoo(opened, best.encoder, np.arange(len(table)))
+    test_scores = score(predicted[split.test], table.test_accuracy[split.test])
+    held_out = _choose_examples(table, split.test, examples)
+    indexed = np.setdiff1d(usable, np.flatnonzero(np.isin(table.run, table.run[list(held_out.values())])))
 
     summary = TrainSummary(
         index=target,
@@ -94,7 +103,7 @@ def train(
         method=kept,
         validation={name: fitted.validation for name, fitted in fits.items()},
         test=test_scores,
-        runs={"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        runs=split.runs(table),
         checkpoints=len(indexed),
         examples=tuple(
             Example(
@@ -106,6 +115,7 @@ def train(
             for name, position in held_out.items()
         ),
         seconds={name: fitted.seconds for name, fitted in fits.items()},
+        split=split.label,
     )
 
     def write_extras(directory: Path, encoder_directory: Path) -> None:
@@ -143,7 +153,7 @@ def _fit(zoo: Zoo, split: Split, method: Method, seed: int, quiet: bool) -> Fit:
     with progress_bar(f"fitting {method}", settings.epochs, unit="epochs", quiet=quiet) as advance:
         return fit(
             zoo, split, config, settings, seed=seed,
-            on_epoch=lambda epoch, loss: advance(note=f"validation RMSE {loss**0.5:.4f}"),
+            on_epoch=lambda _, loss: advance(note=f"validation RMSE {loss**0.5:.4f}"),
         )  # fmt: skip
 
 
@@ -173,7 +183,7 @@ def _rows(
         test_loss=table.test_loss[indexed],
         test_accuracy=table.test_accuracy[indexed],
         predicted_accuracy=predicted[indexed],
-        split=np.array([split.name_of(run) for run in runs]),
+        split=split.names(table)[indexed],
         recipe=np.array([recipes[run] for run in runs]),
         embedding=embedding[indexed],
         dataset=zoo.info.dataset,
@@ -187,11 +197,11 @@ def _notes(summary: TrainSummary, best: Fit, split: Split, zoo: Zoo, seed: int) 
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "zoo": {"name": zoo.info.name, "dataset": zoo.info.dataset, "preset": zoo.info.preset, "seed": zoo.info.seed},
         "seed": seed,
-        "settings": vars(best.settings),
+        "settings": asdict(best.settings),
         "epochs": best.epochs,
         "metrics": {
             "validation": {name.value: scores.to_dict() for name, scores in summary.validation.items()},
             "test": summary.test.to_dict(),
         },
-        "split": {"train": split.train, "validation": split.validation, "test": split.test},
+        "split": split.to_dict(zoo.table()),
     }

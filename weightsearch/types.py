@@ -30,8 +30,18 @@ class LayerKind(StrEnum):
 class Method(StrEnum):
     """The encoders, by name."""
 
+    FC = "fc"
+    FC_LINEAR = "fc-linear"
+    COMVEX_LINEAR = "comvex-linear"
     COMVEX_CONV = "comvex-conv"
     STATISTICS = "statistics"
+
+
+class SplitBy(StrEnum):
+    """What is dealt into training, validation and test. Checkpoints of one run are near-copies of each other."""
+
+    RUN = "run"  # all checkpoints of a run lie in one part: the honest protocol
+    CHECKPOINT = "checkpoint"  # looser: copies of a test network's earlier or later self are among the training ones
 
 
 class Metric(StrEnum):
@@ -122,6 +132,19 @@ class Architecture:
                 for layer in layers
             )
         )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The column that is predicted and judged by, and which of its ends is good."""
+
+    column: str = "test_accuracy"
+    lower_is_better: bool = False
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether its values lie in [0, 1] by nature."""
+        return self.column.endswith("accuracy")
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,36 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from weightsearch.encoders.base import Encoder, EncoderConfig
+from weightsearch.encoders.base import Encoder, EncoderConfig, WeightInit
 from weightsearch.encoders.comvex import ComvexConv
+from weightsearch.encoders.dense import ComvexLinear, Fc, FcLinear
 from weightsearch.encoders.statistics import Statistics
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Method
 
-ENCODERS: dict[Method, type[Encoder]] = {Method.COMVEX_CONV: ComvexConv, Method.STATISTICS: Statistics}
+ENCODERS: dict[Method, type[Encoder]] = {
+    Method.FC: Fc,
+    Method.FC_LINEAR: FcLinear,
+    Method.COMVEX_LINEAR: ComvexLinear,
+    Method.COMVEX_CONV: ComvexConv,
+    Method.STATISTICS: Statistics,
+}
 FORMAT = 1
 
 
 def build_encoder(architecture: Architecture, config: EncoderConfig, generator: torch.Generator) -> Encoder:
-    """A new encoder whose initial parameters are drawn from `generator` alone (PyTorch's own initialisers)."""
+    """A new encoder whose initial parameters are drawn from `generator` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return ENCODERS[config.method](architecture, config)
+        encoder = ENCODERS[config.method](architecture, config)
+        encoder.initialise()
+        return encoder
+
+
+def config_from_dict(values: dict[str, Any]) -> EncoderConfig:
+    """The inverse of `dataclasses.asdict`; what an older version did not save has its default."""
+    initializer = WeightInit(values.get("initializer", WeightInit.PYTORCH))
+    return EncoderConfig(**{**values, "method": Method(values["method"]), "initializer": initializer})
 
 
 def save_encoder(encoder: Encoder, directory: Path, notes: dict[str, Any]) -> None:
@@ -44,10 +59,12 @@ def load_encoder(directory: Path) -> Encoder:
     """The encoder in `directory`, ready to embed. A missing or damaged file gives one line."""
     try:
         content = json.loads((directory / "encoder.json").read_text())
-        config = EncoderConfig(**{**content["config"], "method": Method(content["config"]["method"])})
+        config = config_from_dict(content["config"])
         with torch.device("meta"):  # no memory and no random numbers for values that are loaded anyway
             encoder = ENCODERS[config.method](Architecture.from_dict(content["architecture"]), config)
-        encoder.load_state_dict(load_file(directory / "encoder.safetensors"), assign=True)
+        tensors = load_file(directory / "encoder.safetensors")
+        # Copies, since the file's are not aligned, and products of unaligned tensors differ in their last bits.
+        encoder.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     except Exception as error:  # any fault in these two files has the same fix
         raise WeightsearchError(
             f"{directory}: the encoder cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "

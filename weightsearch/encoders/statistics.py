@@ -52,10 +52,10 @@ class Statistics(Encoder):
         probabilities = torch.linspace(0, 1, KNOTS, dtype=features.dtype)
         self.knots.copy_(torch.quantile(features, probabilities, dim=0).T)
 
-    def encode(self, features: Tensor) -> Tensor:
-        return self.body(self._noisy(self._normalise(features)))
+    def encode(self, normalised: Tensor) -> Tensor:
+        return self.body(self._noisy(normalised))
 
-    def _normalise(self, features: Tensor) -> Tensor:
+    def normalise(self, features: Tensor) -> Tensor:
         """Features `(B, F)` -> standard normal scores, by linear interpolation between the knots."""
         values = features.T.contiguous()  # (F, B)
         right = torch.searchsorted(self.knots, values).clamp(1, KNOTS - 1)

@@ -164,6 +164,10 @@ class Zoo:
             weights[here] = self._map(int(number))[row[here]]
         return weights
 
+    def release(self) -> None:
+        """Unmap what `weights` has mapped, so that pages once read no longer count as this process's memory."""
+        self._maps.clear()
+
     def _map(self, number: int) -> np.ndarray:
         if number not in self._maps:
             path = part_path(self.path, number)
