@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from weightsearch.errors import UsageError
-from weightsearch.zoo.networks import BaseCnn, CnnShape, initialize
+from weightsearch.zoo.networks import CnnShape, initialize
 from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
+from weightsearch.zoo.single import BaseCnn
 
 RECIPE = Recipe(
     optimizer=Optimizer.SGD,

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-import torch
-from torch import nn
 
 from weightsearch.errors import UsageError
 from weightsearch.types import Architecture, Layer, LayerKind
-from weightsearch.zoo.recipes import Activation, Initializer, Recipe
+from weightsearch.zoo.recipes import Initializer, Recipe
 
 
 class Stream(IntEnum):
@@ -75,46 +73,6 @@ class CnnShape:
         for _ in range(self.layers):
             sizes.append((2 * sizes[-1][0] + 1, 2 * sizes[-1][1] + 1))
         return sizes[::-1]
-
-
-class BaseCnn(nn.Module):
-    """The base network as one would write it: what the population's kernels are tested against."""
-
-    def __init__(self, shape: CnnShape, activation: Activation = Activation.RELU, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.layers = shape.layers
-        for i in range(1, shape.layers + 1):
-            inputs = shape.channels if i == 1 else shape.filters
-            self.add_module(f"conv{i}", nn.Conv2d(inputs, shape.filters, 3, stride=2))
-        self.dense = nn.Linear(shape.filters, shape.classes)
-        self.activation = torch.relu if activation is Activation.RELU else torch.tanh
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, classes)` of images `(B, channels, H, W)`."""
-        x = images
-        for i in range(1, self.layers + 1):
-            x = self.dropout(self.activation(self.get_submodule(f"conv{i}")(x)))  # (B, filters, H', W')
-        return self.dense(x.mean((2, 3)))
-
-    def load_flat(self, weights: np.ndarray, shape: CnnShape) -> BaseCnn:
-        """Take flat weights `(P,)`; returns the network itself."""
-        state = {}
-        architecture = shape.architecture
-        for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
-            state[f"{layer.name}.weight"] = torch.tensor(matrix[:, :-1]).reshape(layer.shape)
-            state[f"{layer.name}.bias"] = torch.tensor(matrix[:, -1])
-        self.load_state_dict(state)
-        return self
-
-    def flat(self, shape: CnnShape) -> np.ndarray:
-        """The flat weights `(P,)` float32, in `Architecture.slices`' order."""
-        state = self.state_dict()
-        matrices = [
-            torch.column_stack([state[f"{layer.name}.weight"].flatten(1), state[f"{layer.name}.bias"]])
-            for layer in shape.architecture.layers
-        ]
-        return torch.cat([matrix.flatten() for matrix in matrices]).numpy()
 
 
 def initialize(shape: CnnShape, recipe: Recipe) -> np.ndarray:
