@@ -21,8 +21,8 @@ def index_card(summary: TrainSummary, zoo: Zoo, encoder: Encoder) -> str:
         f"{info.seed}), made by `weightsearch train`, version {version('weightsearch')}. Each network is\n"
         f"{zoo.architecture.describe()}.",
         f"The encoder is `{summary.method}`: {encoder.parameters_count:,} parameters, an embedding of "
-        f"{encoder.embedding_width} values. The split into training,\nvalidation and test is {summary.split}; they "
-        f"hold checkpoints of {runs['train']}, {runs['validation']} and {runs['test']} runs. On the\n"
+        f"{encoder.embedding_width} values. The split into training,\nvalidation and test is {summary.split}; these "
+        f"parts hold checkpoints of {runs['train']}, {runs['validation']} and {runs['test']} runs. On the\n"
         f"{test.count:,} checkpoints of the test part, which neither the fit nor the choice of the method saw, the "
         "predicted\ntest accuracy scores:",
         _table(("R²", "Kendall's tau", "mean absolute error"), [(test.r2, test.tau, test.mae)]),
