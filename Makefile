@@ -31,6 +31,7 @@ lint: .venv/ready ## ruff and mypy
 
 bench: .venv/ready ## Measure anew what the README says of speed (USPS files in WEIGHTSEARCH_DATA)
 	$(BIN)/python benchmarks/zoo_throughput.py
+	$(BIN)/python benchmarks/zoo_accuracy.py
 	$(BIN)/python benchmarks/readme.py
 
 zoos: .venv/ready ## Build the benchmarks' zoos into runs/zoos, or go on with them

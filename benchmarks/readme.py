@@ -56,6 +56,15 @@ def throughput() -> str:
     return "\n".join(rows)
 
 
+def accuracy() -> str:
+    result = json.loads((RESULTS / "zoo_accuracy.json").read_text())
+    return (
+        f"over {result['recipes']} recipes of `v1` on USPS ({result['epochs']} epochs), population minus one-at-a-time "
+        f"training is {result['mean_difference']:+.4f} ± {result['standard_error']:.4f} in mean test accuracy "
+        f"(paired t-test: p = {result['paired_t_test_p']:.2f})."
+    )
+
+
 def zoos() -> str:
     result = json.loads((RESULTS / "zoos.json").read_text())
     rows = ["| zoo | runs | failed | checkpoints | test accuracy at the last epoch: quartiles | built in |"]
@@ -73,6 +82,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "reference": reference,
     "throughput": throughput,
+    "accuracy": accuracy,
     "zoos": zoos,
 }
 

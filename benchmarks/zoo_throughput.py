@@ -127,7 +127,10 @@ def flops(shape: CnnShape, recipes: Iterable[Recipe], data: ImageDataset, plan: 
 
 
 class PeakMemory:
-    """The most memory, in bytes, that this process's children hold together; pages they share count for each."""
+    """The most memory, in bytes, that `build_zoo`'s workers hold together; pages they share count for each.
+
+    The process that calls it holds the dataset besides.
+    """
 
     def __enter__(self) -> PeakMemory:
         self.peak, self.done = 0, threading.Event()
@@ -141,7 +144,8 @@ class PeakMemory:
             total = 0
             for process in me.children(recursive=True):
                 try:
-                    total += process.memory_info().rss
+                    if "weightsearch.zoo.worker" in process.cmdline():
+                        total += process.memory_info().rss
                 except psutil.NoSuchProcess:
                     continue
             self.peak = max(self.peak, total)

@@ -48,7 +48,7 @@ def test_every_command_in_the_readme_exists():
     from weightsearch.cli import app
 
     commands = get_command(app).commands
-    for line in re.findall(r"weightsearch ([a-z-]+)", README):
+    for line in re.findall(r"(?:`|bin/)weightsearch ([a-z-]+)", README):
         assert line in commands, line
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE):
