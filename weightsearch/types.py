@@ -37,6 +37,14 @@ class Method(StrEnum):
     STATISTICS = "statistics"
 
 
+class Baseline(StrEnum):
+    """What an encoder is measured against; not encoders, since they give no embedding."""
+
+    STATISTICS_TREES = "statistics-trees"  # boosted trees on the weight statistics (Unterthiner et al. 2020)
+    HYPERPARAMETERS = "hyperparameters"  # boosted trees on the recipe and the epoch, without a look at the weights
+    MEAN = "mean"  # of the training part
+
+
 class SplitBy(StrEnum):
     """What is dealt into training, validation and test. Checkpoints of one run are near-copies of each other."""
 
