@@ -20,7 +20,7 @@ ORDER = [
     {"pickles", "formats", "checkpoints"},
     {"zoo"},
     {"encoders"},
-    {"splits", "fit", "baselines", "tune"},
+    {"splits", "fit", "baselines", "jobs", "tune"},
     {"tables"},
     {"index"},
     {"training"},

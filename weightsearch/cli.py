@@ -105,7 +105,7 @@ def zoo_info(
 
 
 @app.command(
-    epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method statistics --out my-index")
+    epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method comvex-conv --trials 100")
 )
 def train(
     zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
@@ -113,6 +113,11 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Index directory to make.", show_default="a new one in runs/indexes")
     ] = None,
+    trials: Annotated[
+        int,
+        typer.Option(help="Search settings at random, this many of each method; resumes.", show_default="no search"),
+    ] = 0,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time.", show_default="one per core")] = None,
     examples: Annotated[
         int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")
     ] = 0,
@@ -143,6 +148,8 @@ def train(
         seed=seed,
         split_by=split_by,
         per_run=per_run,
+        trials=trials,
+        workers=workers,
         examples=examples,
         replace=replace,
         quiet=quiet,

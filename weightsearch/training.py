@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from weightsearch.checkpoints import write_checkpoint
-from weightsearch.encoders import save_encoder
+from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
-from weightsearch.fit import DEFAULTS, Fit, embed_zoo, fit, usable_checkpoints
+from weightsearch.fit import DEFAULTS, Fit, embed_zoo, fit, settings_from_dict, usable_checkpoints
 from weightsearch.index import Rows, create_index
 from weightsearch.index.index import check_target
+from weightsearch.jobs import Protocol
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
 from weightsearch.splits import Split, make_split
+from weightsearch.tune import search, validation_loss
 from weightsearch.types import Method, SplitBy, Target, content_hash
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
@@ -66,6 +68,8 @@ def train(
     seed: int = 0,
     split_by: SplitBy = SplitBy.RUN,
     per_run: int | None = None,
+    trials: int = 0,
+    workers: int | None = None,
     examples: int = 0,
     replace: bool = False,
     quiet: bool = False,
@@ -73,21 +77,28 @@ def train(
     """Fits `method` (None: those in `AUTO`, keeping the best on validation runs) and writes an index to `out`.
 
     Splits 70/15/15 with `seed`, by run unless `split_by` says otherwise; with `per_run`, that many random checkpoints
-    of each run take part in the fit. With `examples` of 1 to 4, that many checkpoints of test runs are written to
-    `out/examples/` and their runs are left out of the index; all other checkpoints of the zoo are indexed.
+    of each run take part in the fit. With `trials`, settings are searched at random (see `tune`), `workers` fits at a
+    time; a search that was killed goes on when called again. With `examples` of 1 to 4, that many checkpoints of test
+    runs are written to `out/examples/` and their runs are left out of the index; all others are indexed.
     The test part is scored once, with the method that was kept.
     """
     opened, target = Zoo.open(zoo), Path(out)
     if not 0 <= examples <= len(EXAMPLES):
         raise UsageError(f"--examples {examples}: choose between 0 and {len(EXAMPLES)}")
     check_target(target, replace)
+    if trials < 0:
+        raise UsageError(f"--trials {trials}: choose at least 1, or 0 for the default settings")
     if per_run is not None and per_run < 1:
         raise UsageError(f"--per-run {per_run}: choose at least 1")
     table = opened.table()
     usable = usable_checkpoints(opened, Target())
     split = make_split(table, by=split_by, per_run=per_run, seed=seed, usable=usable)
 
-    fits = {name: _fit(opened, split, name, seed, quiet) for name in ([method] if method else AUTO)}
+    protocol = Protocol(str(opened.path), split_by, per_run, seed)
+    fits = {
+        name: _search(protocol, name, trials, workers, quiet) if trials else _fit(opened, split, name, seed, quiet)
+        for name in ([method] if method else AUTO)
+    }
     kept = max(fits, key=lambda name: fits[name].validation.r2)
     best = fits[kept]
 
@@ -154,6 +165,26 @@ def _fit(zoo: Zoo, split: Split, method: Method, seed: int, quiet: bool) -> Fit:
             zoo, split, config, settings, seed=seed,
             on_epoch=lambda _, loss: advance(note=f"validation RMSE {loss**0.5:.4f}"),
         )  # fmt: skip
+
+
+def _search(protocol: Protocol, method: Method, trials: int, workers: int | None, quiet: bool) -> Fit:
+    best = float("inf")
+    with progress_bar(f"searching {method}", trials, unit="trials", quiet=quiet) as advance:
+
+        def show(result: dict[str, Any]) -> None:
+            nonlocal best
+            best = min(best, validation_loss(result))
+            advance(note=f"best validation RMSE {best**0.5:.4f}")
+
+        found = search(protocol, method, trials=trials, workers=workers, on_trial=show)
+    result = found.trials[found.best]
+    return Fit(
+        load_encoder(found.encoder_directory),
+        settings_from_dict(result["settings"]),
+        Prediction(**result["validation"]),
+        tuple(result["losses"]),
+        sum(trial["seconds"] for trial in found.trials),
+    )
 
 
 def _choose_examples(table: CheckpointTable, test: np.ndarray, count: int) -> dict[str, int]:
