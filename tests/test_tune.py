@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from weightsearch.encoders import load_encoder
-from weightsearch.errors import WeightsearchError
+from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.fit import embed_zoo
-from weightsearch.jobs import Job, Protocol, is_hopeless, load_protocol, read_result, run_jobs
+from weightsearch.jobs import Job, Protocol, is_hopeless, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.metrics import score
 from weightsearch.tune import V1, V2, draw_trial, search, search_directory
 from weightsearch.types import Baseline, Method, SplitBy
@@ -118,7 +118,8 @@ def test_a_diverged_trial_is_a_result_and_a_judged_one_knows_its_test_part(zoo: 
         Job(str(tmp_path / "b.json"), protocol, "statistics", config, settings, judge=True),
         Job(str(tmp_path / "c.json"), protocol, "hyperparameters", *trees, judge=True),
     ]
-    run_jobs(jobs, workers=1)
+    with worker_pool(1) as pool:
+        run_jobs(jobs, pool)
     diverged, encoder, baseline = (read_result(job.out) for job in jobs)
     assert diverged is not None and "diverged" in diverged["error"] and diverged["validation"] is None  # noqa: PT018
     assert encoder is not None and encoder["test"]["count"] == 4  # noqa: PT018
@@ -130,5 +131,7 @@ def test_a_diverged_trial_is_a_result_and_a_judged_one_knows_its_test_part(zoo: 
 def test_errors_of_a_worker_are_the_users_one_line(zoo: Zoo, tmp_path: Path):
     config, settings = draw_trial(Method.STATISTICS, 0, V1, 0, 5)
     job = Job(str(tmp_path / "a.json"), Protocol(str(tmp_path / "none")), "statistics", config, settings)
-    with pytest.raises(WeightsearchError, match="none is missing"):
-        run_jobs([job], workers=1)
+    with pytest.raises(WeightsearchError, match="none is missing"), worker_pool(1) as pool:
+        run_jobs([job], pool)
+    with pytest.raises(UsageError, match="--workers 0"), worker_pool(0):
+        pass

@@ -14,7 +14,7 @@ import typer
 
 from weightsearch import runs
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.types import Method, SplitBy
+from weightsearch.types import Baseline, Method, SplitBy
 
 app = typer.Typer(
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
@@ -213,6 +213,49 @@ def viz(
 
     for written in draw(path, out or runs.figures(path), tuple(figure) if figure else None, seed=seed):
         print(written)
+
+
+@app.command(
+    epilog=example(
+        "weightsearch tables runs/zoos/usps-v1 runs/zoos/usps-v2",
+        "weightsearch tables runs/zoos/usps-v2 --split run --method comvex-conv --method statistics-trees --trials 30",
+    )
+)
+def tables(
+    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO...")],
+    out: Annotated[Path, typer.Option(help="Directory for tables.md, tables.json and PNGs.")] = runs.RUNS / "tables",
+    trials: Annotated[int, typer.Option(help="Settings to search at random, of each method.")] = 10,
+    seeds: Annotated[int, typer.Option(help="Fits of the best setting that the table's mean and spread are of.")] = 5,
+    epochs: Annotated[int, typer.Option(help="At most, of each fit.")] = 300,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join((*Method, *Baseline))}; repeatable.", show_default="all"),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="run, checkpoint or per-run-1; repeatable.", show_default="all")
+    ] = None,
+    curve: Annotated[bool, typer.Option(help="Also R² by number of training runs.")] = True,
+    seed: Annotated[int, typer.Option(help="Seeds the search and the split.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Every method and baseline side by side on zoos, beside the paper's figures. Resumes where it was."""
+    known = {name.value: name for name in (*Method, *Baseline)}
+    unknown = [name for name in method or () if name not in known]
+    if unknown:
+        raise UsageError(f"--method {unknown[0]}: choose among {', '.join(known)}")
+
+    from weightsearch import tables as library
+
+    protocols = [_choice(library.ProtocolName, name, "--split") for name in split or library.ProtocolName]
+    methods = [known[name] for name in method] if method else library.PREDICTORS
+    made = library.make_tables(
+        zoos, out, trials=trials, seeds=seeds, epochs=epochs, methods=methods, protocols=protocols, curve=curve,
+        seed=seed, workers=workers, quiet=quiet,
+    )  # fmt: skip
+    for zoo in made:
+        show(library.render(zoo))
+    _say(f"written: {out}")
 
 
 @app.command(epilog=example("weightsearch demo"))

@@ -9,21 +9,22 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline
 from weightsearch.encoders import config_from_dict, save_encoder
-from weightsearch.errors import WeightsearchError
+from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.fit import CACHE_BYTES, Features, fit, predict, settings_from_dict, target_values, usable_checkpoints
 from weightsearch.metrics import score
 from weightsearch.splits import Split, make_split
@@ -74,48 +75,59 @@ def read_result(path: str | Path) -> dict[str, Any] | None:
         return None
 
 
-def run_jobs(
-    jobs: Sequence[Job], *, workers: int | None = None, on_done: Callable[[Job, dict[str, Any]], None] | None = None
-) -> None:
-    """Runs the jobs whose result is missing, each in one thread, `workers` (None: one per core) processes side by side.
+class Pool(NamedTuple):
+    """Processes that run jobs; see `worker_pool`."""
 
-    A job starts when its rivals are finished. `on_done` is called in this process with every result, old ones first.
+    executor: ProcessPoolExecutor
+    workers: int
+
+
+@contextmanager
+def worker_pool(workers: int | None = None) -> Iterator[Pool]:
+    """Processes that run jobs, each in one thread; `workers` None: one per core. They start with the first job."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: choose at least 1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = workers or cores
+    context = get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(count, context, _start_worker, (os.getpid(), CACHE_BYTES * 3 // 2 // count)) as executor:
+        try:
+            yield Pool(executor, count)
+        except BaseException:  # Ctrl-C included: what is unfinished is done again by the next call
+            for process in list((executor._processes or {}).values()):
+                process.terminate()
+            raise
+
+
+def run_jobs(jobs: Sequence[Job], pool: Pool, on_done: Callable[[Job, dict[str, Any]], None] | None = None) -> None:
+    """Runs the jobs whose result is missing. A job starts when its rivals are finished.
+
+    `on_done` is called in this process with every result, old ones first.
     """
     results = {job.out: read_result(job.out) for job in jobs}
     waiting = [job for job in jobs if results[job.out] is None]
     finished = {out for out, result in results.items() if result is not None}
-    if on_done:
-        for job in jobs:
-            if (result := results[job.out]) is not None:
-                on_done(job, result)
-    if not waiting:
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(workers or cores, len(waiting))
-    context = get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(count, context, _start_worker, (os.getpid(), CACHE_BYTES * 3 // 2 // count)) as pool:
-        running: dict[Future[dict[str, Any]], Job] = {}
-        try:
-            while waiting or running:
-                ready = [job for job in waiting if all(rival in finished for rival in job.rivals)]
-                for job in ready[: count - len(running)]:
-                    waiting.remove(job)
-                    running[pool.submit(run_job, job)] = job
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job = running.pop(future)
-                    finished.add(job.out)
-                    result = future.result()
-                    if on_done:
-                        on_done(job, result)
-        except BrokenProcessPool:
-            raise WeightsearchError(
-                "a worker was killed, probably for want of memory: use fewer --workers and run the same command again"
-            ) from None
-        except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            raise
+    for job in jobs:
+        if on_done and (result := results[job.out]) is not None:
+            on_done(job, result)
+    running: dict[Future[dict[str, Any]], Job] = {}
+    try:
+        while waiting or running:
+            ready = [job for job in waiting if finished.issuperset(job.rivals)]
+            for job in ready[: pool.workers - len(running)]:  # in order, so that features are made once
+                waiting.remove(job)
+                running[pool.executor.submit(run_job, job)] = job
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = running.pop(future)
+                result = future.result()
+                finished.add(job.out)
+                if on_done:
+                    on_done(job, result)
+    except BrokenProcessPool:
+        raise WeightsearchError(
+            "a worker was killed, probably for want of memory: use fewer --workers and run the same command again"
+        ) from None
 
 
 _cache_bytes = CACHE_BYTES
@@ -147,8 +159,8 @@ def run_job(job: Job) -> dict[str, Any]:
     except _Diverged as error:
         result = {"error": str(error), "validation": None, "parameters": None}
     result = {**common, **result, "seconds": time.perf_counter() - started}
-    write_atomically(out, json.dumps(_plain(result)))
-    return _plain(result)
+    write_atomically(out, json.dumps(plain(result)))
+    return plain(result)
 
 
 class _Diverged(WeightsearchError):
@@ -255,12 +267,12 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON without NaN and infinity: they become null."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

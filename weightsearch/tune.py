@@ -19,7 +19,7 @@ from weightsearch.baselines import TreeSettings
 from weightsearch.encoders import EncoderConfig, WeightInit
 from weightsearch.errors import WeightsearchError
 from weightsearch.fit import DEFAULTS, FitSettings, Optimizer
-from weightsearch.jobs import Job, Protocol, load_protocol, read_result, run_jobs
+from weightsearch.jobs import Job, Protocol, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.store import Zoo
 
@@ -184,14 +184,15 @@ def search(
         if on_trial:
             on_trial(result)
 
-    run_jobs(jobs, workers=workers, on_done=finished)
-    found = collect(jobs)
-    if isinstance(method, Method) and not (found.encoder_directory / "encoder.json").exists():
-        # A search of fewer trials had removed it, or somebody did: fit it again, to the end.
-        again = replace(jobs[found.best], rivals=())
-        Path(again.out).unlink()
-        run_jobs([again], workers=workers)
+    with worker_pool(workers) as pool:
+        run_jobs(jobs, pool, finished)
         found = collect(jobs)
+        if isinstance(method, Method) and not (found.encoder_directory / "encoder.json").exists():
+            # A search of more trials had removed it, or `tables` had not kept it: fit it again, to the end.
+            again = replace(jobs[found.best], rivals=())
+            Path(again.out).unlink()
+            run_jobs([again], pool)
+            found = collect(jobs)
     return found
 
 
