@@ -27,9 +27,11 @@ from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.fit import DEFAULTS, Features, FitSettings, make_optimizer
 from weightsearch.types import Architecture, Method, content_hash
 from weightsearch.zoo.networks import CnnShape
-from weightsearch.zoo.store import CheckpointRow, Zoo, ZooInfo, open_writer, write_part
+from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
+from weightsearch.zoo.store import CheckpointRow, RunRow, Zoo, ZooInfo, open_writer, write_part
 
 RESULT = Path(__file__).parent / "results" / "fit_throughput.json"
+RECIPE = Recipe(Optimizer.ADAM, 1e-3, 0.0, 0.0, Initializer.HE_NORMAL, None, Activation.RELU, 1.0, 0)  # of no matter
 FILTERS = {"v1": 16, "v2": 64}
 
 
@@ -75,8 +77,8 @@ def make_zoo(path: Path, architecture: Architecture, count: int) -> Zoo:
     accuracy = generator.random(count)
     with open_writer(path, info) as writer:
         write_part(writer.temporary(0), weights)
-        rows = [CheckpointRow(content_hash(weights[i]), i, 1, 0.0, 0.0, 0.0, float(accuracy[i])) for i in range(count)]
-        writer.publish(0, writer.temporary(0), [], rows)
+        rows = [CheckpointRow(content_hash(weights[i]), 0, i, 0.0, 0.0, 0.0, float(accuracy[i])) for i in range(count)]
+        writer.publish(0, writer.temporary(0), [RunRow(0, RECIPE, None, 0.0)], rows)
     return Zoo.open(path)
 
 
