@@ -14,7 +14,7 @@ import typer
 
 from weightsearch import runs
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.types import Baseline, Method, SplitBy
+from weightsearch.types import Baseline, Method, SplitBy, Target
 
 app = typer.Typer(
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
@@ -113,6 +113,10 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Index directory to make.", show_default="a new one in runs/indexes")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="Column to predict and judge by: test_loss, train_accuracy, ...", metavar="COLUMN")
+    ] = "test_accuracy",
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As with a loss.")] = False,
     trials: Annotated[
         int,
         typer.Option(help="Search settings at random, this many of each method; resumes.", show_default="no search"),
@@ -148,6 +152,7 @@ def train(
         seed=seed,
         split_by=split_by,
         per_run=per_run,
+        target=Target(target, lower_is_better),
         trials=trials,
         workers=workers,
         examples=examples,

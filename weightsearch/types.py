@@ -154,6 +154,15 @@ class Target:
         """Whether its values lie in [0, 1] by nature."""
         return self.column.endswith("accuracy")
 
+    @property
+    def label(self) -> str:
+        """For people: `accuracy` for the usual one, else the column's name in words."""
+        return "accuracy" if self.column == "test_accuracy" else self.column.replace("_", " ")
+
+    def quality(self, values: Any) -> Any:
+        """The values with their sign turned where lower is better, so that higher always is."""
+        return -values if self.lower_is_better else values
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -177,7 +186,10 @@ def content_hash(weights: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A row of the index with its distance from the query (lower is nearer) and the recipe of its run."""
+    """A row of the index with its distance from the query (lower is nearer) and the recipe of its run.
+
+    `value` is that of the column which the index judges by, the test accuracy unless it was trained with a target.
+    """
 
     id: str
     distance: float
@@ -185,3 +197,4 @@ class Neighbour:
     epoch: int
     run: str
     recipe: dict[str, Any]
+    value: float
