@@ -1,7 +1,6 @@
 # Everything a developer runs. PYTHON chooses the interpreter that makes .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-DATA ?= $(WEIGHTSEARCH_DATA)
 
 .PHONY: help setup demo test test-fast lint bench zoos reference-index
 
@@ -30,5 +29,12 @@ lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-reference-index: .venv/ready ## Make index/ anew from the USPS files in $WEIGHTSEARCH_DATA
+bench: .venv/ready ## Measure anew what the README says of speed (USPS files in WEIGHTSEARCH_DATA)
+	$(BIN)/python benchmarks/zoo_throughput.py
+	$(BIN)/python benchmarks/readme.py
+
+zoos: .venv/ready ## Build the benchmarks' zoos into runs/zoos, or go on with them
+	$(BIN)/python benchmarks/zoos.py
+
+reference-index: .venv/ready ## Make index/ anew from the USPS files in WEIGHTSEARCH_DATA
 	$(BIN)/python benchmarks/reference_index.py build

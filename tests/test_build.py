@@ -77,8 +77,9 @@ def test_a_zoo(built, tiny):
 def test_stored_accuracies_are_the_weights_own(built):
     torch = pytest.importorskip("torch")
     from weightsearch.datasets import load_dataset
-    from weightsearch.zoo.networks import BaseCnn, CnnShape
+    from weightsearch.zoo.networks import CnnShape
     from weightsearch.zoo.recipes import Activation
+    from weightsearch.zoo.single import BaseCnn
 
     zoo = Zoo.open(built[0])
     table, data, shape = zoo.table(), load_dataset("digits"), CnnShape(filters=4)

@@ -26,6 +26,7 @@ from torch import nn
 
 from weightsearch.checkpoints import from_state_dict, read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.formats import MAX_FILE_BYTES
 from weightsearch.types import Architecture, Checkpoint, Layer, LayerKind
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning")
@@ -409,6 +410,9 @@ def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "missing.pt")
     assert "cannot be read" in refusal(tmp_path / "empty.pt" / "below.pt")
     assert "folder" in refusal(tmp_path)
+    (tmp_path / "vast.pt").touch()
+    os.truncate(tmp_path / "vast.pt", MAX_FILE_BYTES + 1)  # takes no space on disk
+    assert "over the limit of 8.0 GiB" in refusal(tmp_path / "vast.pt")
     os.mkfifo(tmp_path / "pipe.pt")
     assert "no regular file" in refusal(tmp_path / "pipe.pt")
     torch.save([torch.ones(2)], tmp_path / "a.pt")
@@ -580,6 +584,10 @@ def test_cyclic_dicts_end(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tmp_path / "a.pt")
     assert checkpoint.metadata == {}
     assert checkpoint.skipped[0].startswith("itself: ")
+    history: list[Any] = []
+    history.append(history)
+    torch.save({"weight": torch.ones(2, 2), "history": history}, tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt").skipped == ("history: nested over 20 deep",)
     state["state_dict"] = state
     torch.save(state, tmp_path / "a.pt")
     assert "nested too deeply, or in themselves" in refusal(tmp_path / "a.pt")
@@ -625,13 +633,13 @@ HOSTILE_PICKLES = {
 }
 
 
-def torch_legacy(path: Path, pickled: bytes, values: bytes) -> None:
-    """What torch.save wrote before zips, with contents of our own and one storage."""
+def torch_legacy(path: Path, pickled: bytes, values: bytes, claimed: int = 4, view: bytes = b"N") -> None:
+    """What torch.save wrote before zips, with contents of our own and one storage (a `view` of it, or all)."""
     buffer = io.BytesIO()
     torch.save({}, buffer, _use_new_zipfile_serialization=False)
     head = buffer.getvalue().removesuffix(pickle.dumps({}, protocol=2) + pickle.dumps([], protocol=2))
-    pickled = pickled.replace(b"tQ", b"NtQ")  # its storages have a fifth entry
-    path.write_bytes(head + pickled + pickle.dumps(["0"], protocol=2) + struct.pack("<q", len(values) // 4) + values)
+    pickled = pickled.replace(b"tQ", view + b"tQ")
+    path.write_bytes(head + pickled + pickle.dumps(["0"], protocol=2) + struct.pack("<q", claimed) + values)
 
 
 @pytest.mark.parametrize(
@@ -653,14 +661,24 @@ def test_the_hand_made_files_are_read_when_honest(tmp_path: Path) -> None:
     """Else the hostile ones might be refused for another reason."""
     values = struct.pack("<4f", 1, 2, 3, 4)
     honest = pickled_tensor(4, 4)
-    # Python 2 wrote an OrderedDict as a list of pairs; a file from a GPU says so.
+    # Python 2 wrote an OrderedDict as a list of pairs; a file from a GPU says so; torch warns of other protocols.
     python2 = honest.replace(b"\x02}", b"\x02ccollections\nOrderedDict\n]](").replace(b"Rs.", b"Rea\x85R.")
     from_gpu = honest.replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:1")
-    for pickled in (honest, python2, from_gpu):
+    protocol1 = honest.replace(b"\x80\x02", b"\x80\x01")
+    for pickled in (honest, python2, from_gpu, protocol1):
         torch_legacy(tmp_path / "legacy.pt", pickled, values)
         torch_zip(tmp_path / "zip.pt", pickled, {"0": values})
         for path in (tmp_path / "legacy.pt", tmp_path / "zip.pt"):
             np.testing.assert_array_equal(read_checkpoint(path).weights, [1, 2, 3, 4])
+
+
+def test_a_legacy_storage_beyond_the_file_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
+    torch_legacy(tmp_path / "a.pt", pickled_tensor(10**9, 4), bytes(16), claimed=10**9)
+    with little_memory():
+        assert "storage 0 is not the 4,000,000,000 bytes" in refusal(tmp_path / "a.pt")
+    view = b"X\x01\x00\x00\x00vK\x01K\x02\x87"  # a storage that is a slice of another one
+    torch_legacy(tmp_path / "a.pt", pickled_tensor(4, 4), bytes(16), view=view)
+    assert "an unknown storage" in refusal(tmp_path / "a.pt")
 
 
 def test_a_thousand_views_of_one_storage_are_refused(tmp_path: Path) -> None:

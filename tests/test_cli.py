@@ -235,7 +235,7 @@ def test_a_bug_is_one_line_too(run: Run, trained: TrainSummary, monkeypatch: pyt
 
 
 def test_figures_are_drawn_for_whatever_the_index_holds(run: Run, trained: TrainSummary, tmp_path: Path):
-    code, out, err = run(
+    code, _, err = run(
         "viz", "--index", trained.index, "--figure", "distribution", "--figure", "similarity", "--out", "drawn"
     )
     assert code == 0, err

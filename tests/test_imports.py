@@ -22,7 +22,7 @@ ORDER = [
     {"encoders"},
     {"splits", "fit", "baselines", "jobs", "tune"},
     {"index"},
-    {"training"},
+    {"card", "training"},
     {"answers", "evaluation"},
     {"viz"},
     {"tables"},

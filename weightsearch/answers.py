@@ -20,7 +20,7 @@ DISAGREEMENT = 0.15  # prediction and neighbours further apart than this share o
 
 @dataclass(frozen=True)
 class Answer:
-    """What the index says of one network. Accuracies in [0, 1]; `percentile` in [0, 100], of the indexed checkpoints.
+    """What the index says of one network. Accuracies lie in [0, 1]; `percentile`, in [0, 100], is of the index.
 
     An index that was trained with another `target` predicts that, under the same names.
     """

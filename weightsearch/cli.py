@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from weightsearch import runs
-from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.types import Baseline, Method, SplitBy, Target
 
 app = typer.Typer(
@@ -32,6 +32,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 IndexOption = Annotated[
     Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/, else index/")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"weightsearch {version('weightsearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def example(*commands: str) -> str:
@@ -209,6 +226,7 @@ def viz(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for the PNGs.", show_default="runs/figures/INDEX")] = None,
     seed: Annotated[int, typer.Option(help="Seeds UMAP and the sample of a large index.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Draw the embeddings, their similarity and the distribution of accuracies as PNGs."""
     path = index or runs.newest_index()
@@ -216,7 +234,7 @@ def viz(
 
     from weightsearch.viz import draw
 
-    for written in draw(path, out or runs.figures(path), tuple(figure) if figure else None, seed=seed):
+    for written in draw(path, out or runs.figures(path), tuple(figure) if figure else None, seed=seed, quiet=quiet):
         print(written)
 
 
@@ -288,6 +306,9 @@ def main() -> None:
     except UsageError as error:
         _complain(error)
         sys.exit(2)
+    except Interrupted as error:
+        _complain(error)
+        sys.exit(130)
     except WeightsearchError as error:
         _complain(error)
         sys.exit(1)
@@ -306,7 +327,8 @@ def main() -> None:
         if hasattr(error, "format_message"):  # typer's own complaints about flags
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "weightsearch"
-            _complain(f"{error.format_message()} See `{command} --help`.".replace("\n", " "))
+            if message := error.format_message().replace("\n", " "):  # empty where the help was printed instead
+                _complain(f"{message} See `{command} --help`.")
             sys.exit(getattr(error, "exit_code", 2))
         _complain(
             f"internal: {type(error).__name__}: {str(error).partition(chr(10))[0]} "

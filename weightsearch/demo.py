@@ -48,7 +48,7 @@ def demo(out: Path, *, runs: int, quiet: bool, show: Callable[[Any], None]) -> d
             show(Text())
             show(render.answer(query(opened, example.path, k=5)))
     with step("viz", "UMAP, similarity and accuracies"):
-        drawn = draw(opened, figures)
+        drawn = draw(opened, figures, quiet=quiet)
 
     made = Table.grid(padding=(0, 2))
     made.add_row("zoo", str(zoo), f"{seconds['build-zoo']:.0f} s")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from weightsearch.card import index_card
 from weightsearch.checkpoints import write_checkpoint
 from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
@@ -138,7 +139,7 @@ def train(
 
     def write_extras(directory: Path, encoder_directory: Path) -> None:
         save_encoder(best.encoder, encoder_directory, _notes(summary, best, split, opened, seed))
-        (directory / "README.md").write_text(_card(summary, opened, best))
+        (directory / "README.md").write_text(index_card(summary, opened, best.encoder))
         for example, position in zip(summary.examples, held_out.values(), strict=True):
             (directory / "examples").mkdir(exist_ok=True)
             metadata = {
@@ -250,47 +251,3 @@ def _notes(summary: TrainSummary, best: Fit, split: Split, zoo: Zoo, seed: int) 
         "split": split.to_dict(zoo.table()),
         "target": asdict(summary.target),
     }
-
-
-def _card(summary: TrainSummary, zoo: Zoo, best: Fit) -> str:
-    """The index's README: how it was made and how well it predicts."""
-    tried = "\n".join(
-        f"| `{name}` | {scores.r2:.3f} | {scores.tau:.3f} | {scores.mae:.3f} |"
-        f"{' kept' if name is summary.method else ''} |"
-        for name, scores in summary.validation.items()
-    )
-    held = "\n".join(
-        f"| `examples/{example.path.name}` | {example.test_accuracy:.3f} | {example.epoch} | {example.run} |"
-        for example in summary.examples
-    )
-    test = summary.test
-    direction = "lower" if summary.target.lower_is_better else "higher"
-    text = f"""# Index of {zoo.info.name}
-
-{summary.checkpoints:,} checkpoints of a zoo of {zoo.info.dataset} networks (preset {zoo.info.preset}, zoo seed
-{zoo.info.seed}): {zoo.architecture.describe()}.
-
-The encoder predicts `{summary.target.column}` ({direction} is better). It is `{summary.method}`
-({best.encoder.parameters_count:,} parameters, embedding of {best.encoder.embedding_width} values).
-The split into train, validation and test is {summary.split}, with checkpoints of {" / ".join(map(str, summary.runs.values()))} runs. On the {test.count:,} checkpoints of the test part,
-which neither the fit nor the choice of the method saw:
-
-| R² | Kendall's tau | mean absolute error |
-|---|---|---|
-| {test.r2:.3f} | {test.tau:.3f} | {test.mae:.3f} |
-
-Methods compared on the validation part:
-
-| method | R² | tau | mean absolute error | |
-|---|---|---|---|---|
-{tried}
-"""
-    if held:
-        text += f"""
-Checkpoints to query with, from test runs that are not in the index:
-
-| file | test accuracy | epoch | run |
-|---|---|---|---|
-{held}
-"""
-    return text

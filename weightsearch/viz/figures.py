@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from weightsearch.errors import UsageError
 from weightsearch.index import Index
+from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture, Metric
 
 COLOURS = "viridis"  # perceptually uniform, and legible to colour-blind readers
@@ -20,7 +21,12 @@ SIMILARITY_SAMPLE = 1_000
 
 
 def draw(
-    index: Index | str | Path, out: str | Path, figures: tuple[str, ...] | None = None, *, seed: int = 0
+    index: Index | str | Path,
+    out: str | Path,
+    figures: tuple[str, ...] | None = None,
+    *,
+    seed: int = 0,
+    quiet: bool = False,
 ) -> list[Path]:
     """Draws `figures` (names in `FIGURES`; None: all) of every architecture of `index` as PNGs into `out`.
 
@@ -35,13 +41,17 @@ def draw(
         raise UsageError(f"{out} is a file; --out takes a directory for the figures")
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for fingerprint, architecture in index.architectures.items():
-        suffix = f"-{fingerprint}" if len(index.architectures) > 1 else ""
-        for name in names:
-            figure = FIGURES[name](index, architecture, np.random.default_rng(seed))
-            path = out / f"{name}{suffix}.png"
-            FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": "weightsearch"})
-            written.append(path)
+    total = len(names) * len(index.architectures)
+    with progress_bar("drawing", total, unit="figures", quiet=quiet) as advance:
+        for fingerprint, architecture in index.architectures.items():
+            suffix = f"-{fingerprint}" if len(index.architectures) > 1 else ""
+            for name in names:
+                advance(0, note=name)
+                figure = FIGURES[name](index, architecture, np.random.default_rng(seed))
+                path = out / f"{name}{suffix}.png"
+                FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": "weightsearch"})
+                written.append(path)
+                advance()
     return written
 
 
@@ -99,7 +109,7 @@ def distribution(index: Index, architecture: Architecture, generator: np.random.
     for value, label, side in ((min(bad, good), right, "right"), (max(bad, good), left, "left")):
         axes.axvline(value, color="#333333", linestyle="--", linewidth=1)
         text = f"{label} ≤ {value:.2f} " if side == "right" else f" {label} ≥ {value:.2f}"
-        axes.text(value, 1.01, text, transform=axes.get_xaxis_transform(), ha=side, va="bottom", fontsize=8)
+        axes.text(value, 0.99, text, transform=axes.get_xaxis_transform(), ha=side, va="top", fontsize=8)
     axes.set(xlabel=_label(index), ylabel="checkpoints", xlim=(low, high))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -141,6 +151,6 @@ def _figure(width: float, height: float, title: str, index: Index, count: str): 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     zoo = f"{index.manifest.get('dataset', 'unknown dataset')}, encoder {index.manifest.get('method', 'unknown')}"
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    axes.set_title(f"{zoo}, {count}", fontsize=9, pad=14)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
+    axes.annotate(f"{zoo}, {count}", (0, 1), (0, 8), "axes fraction", "offset points", fontsize=9)
     return figure, axes

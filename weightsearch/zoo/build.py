@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightsearch.datasets import ImageDataset, load_dataset
-from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.progress import progress_bar
 from weightsearch.zoo.jobs import ARRAYS, Group, Job, Setup
 from weightsearch.zoo.pool import train_jobs
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 class Dtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
-
-
-class Interrupted(WeightsearchError):
-    """Ctrl-C while building: what is finished is kept. The command line exits with 130."""
 
 
 @dataclass(frozen=True)

@@ -1,98 +1,61 @@
 """Training and evaluating one base network in compiled code, at close to the speed of the processor's multipliers.
 
-Everything lies in flat float32 buffers. Images and activations are channels-last, `(S, h, w, channels)`, so that a row
-of a 3x3 patch is contiguous; a chunk of S samples goes forward and backward through all layers while it is in cache.
-Channels are padded to whole tiles of LANES with weights that are zero and stay zero.
-
-A network's weights are packed, layer by layer, as `(blocks, kernel, kernel, inputs, LANES)` and then the bias
-`(blocks * LANES,)`: the right operand of a tile, contiguous. The dense layer is a 1x1 convolution of a 1x1 image.
+A chunk of samples goes forward and backward through all layers while it is in the processor's cache; what lies where
+is `layout`'s business. The compiled functions check nothing: `population` calls them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.tile import LANES, ROWS, TAPS, make_tile
+
+Array = np.ndarray
+Number = Any  # NumPy's float32 or uint32: a plain Python number would be 64 bits wide
 
 SGD, ADAM, RMSPROP = range(3)
 RELU, TANH = range(2)
+# Literals would be float64 and make everything they touch so.
+ZERO, ONE = np.float32(0), np.float32(1)
+BETA2, EPSILON, RMS_DECAY, RMS_GAIN = np.float32(0.999), np.float32(1e-8), np.float32(0.99), np.float32(0.01)
+GAIN1, GAIN2 = np.float32(0.1), np.float32(0.001)  # 1 - float32(0.999) would be wrong in the fifth digit
 
-LAYER = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            *("kernel", "in_height", "in_width", "inputs", "height", "width", "outputs"),  # outputs: padded
-            *("weights", "bias", "transposed"),  # where the layer's parts begin in the packed buffers
-            *("in_size", "size"),  # floats per sample
-            *("before", "after"),  # where, per sample of a chunk, its input and output begin among the activations
-        )
-    ]
-)
-
+# Compiled code is cached by this file's time: change `tile` or `layout` and it must be touched, or __pycache__ deleted.
 _tile = make_tile(ROWS)
 _taps_tile = make_tile(TAPS, group=3)
 # Not `nnan` or `ninf`: a diverged network's NaN must stay a NaN.
 _jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 
 
-class Layout:
-    """Where everything lies, for networks of `shape` on images of `height` x `width`."""
+class Hyperparameters(NamedTuple):
+    """What the kernels need of a recipe, as numbers."""
 
-    def __init__(self, shape: CnnShape, height: int, width: int) -> None:
-        sizes = shape.spatial(height, width)
-        blocks = -(-shape.filters // LANES)
-        filters, classes = blocks * LANES, -(-shape.classes // LANES) * LANES
-        self.layers = np.zeros(shape.layers + 1, LAYER)
-        offset = transposed = 0
-        place = height * width * shape.channels
-        before = 0
-        inputs = shape.channels
-        positions = []
-        for i, layer in enumerate(self.layers):
-            dense = i == shape.layers
-            kernel, outputs = (1, classes) if dense else (3, filters)
-            (ih, iw), (oh, ow) = ((1, 1), (1, 1)) if dense else (sizes[i], sizes[i + 1])
-            weights = kernel * kernel * inputs * outputs
-            layer["kernel"], layer["inputs"], layer["outputs"] = kernel, inputs, outputs
-            layer["in_height"], layer["in_width"], layer["height"], layer["width"] = ih, iw, oh, ow
-            layer["weights"], layer["bias"], layer["transposed"] = offset, offset + weights, transposed
-            layer["in_size"], layer["size"] = ih * iw * inputs, oh * ow * outputs
-            layer["before"], layer["after"] = before, place
-            # The packed position of every weight in the flat layout, (D_out, D_in*kh*kw + 1) by layer.
-            real_out = shape.classes if dense else shape.filters
-            real_in = shape.channels if i == 0 else shape.filters
-            grid = np.arange(weights).reshape(outputs // LANES, kernel, kernel, inputs, LANES)
-            grid = grid.transpose(0, 4, 3, 1, 2).reshape(outputs, inputs, kernel * kernel)[:real_out, :real_in]
-            bias = weights + np.arange(real_out)
-            positions.append(offset + np.concatenate([grid.reshape(real_out, -1), bias[:, None]], 1).ravel())
-            offset += weights + outputs
-            transposed += weights
-            before = place
-            place += int(layer["size"])
-            inputs = outputs
-            if i == shape.layers - 1:  # the pooled activations are the dense layer's input
-                before = place
-                place += filters
-        self.positions = np.concatenate(positions)
-        self.packed_size, self.transposed_size, self.sample_size = offset, transposed, place
+    optimizer: int
+    activation: int
+    learning_rate: np.float32
+    weight_decay: np.float32
+    momentum: np.float32
+    threshold: np.uint32  # dropout's probability times 2^32
+    scale: np.float32  # of the units that dropout keeps
 
-    def pack(self, weights: np.ndarray) -> np.ndarray:
-        """Flat weights `(N, P)` as packed ones `(N, Q)`."""
-        packed = np.zeros((len(weights), self.packed_size), np.float32)
-        packed[:, self.positions] = weights
-        return packed
 
-    def unpack(self, packed: np.ndarray) -> np.ndarray:
-        return packed[:, self.positions]
+class Work(NamedTuple):
+    """Buffers that one network after another uses."""
 
+    capacity: int  # samples of a chunk, a multiple of ROWS
+    gradient: np.ndarray  # by the packed weights
+    transposed: np.ndarray  # see _transpose
+    activations: np.ndarray  # of a chunk
+    slopes: np.ndarray  # derivatives of the activations
+    gradients: np.ndarray  # by the activations
 
 
 @_jit
-def _convolve(layer, weights, activations, rows, capacity):  # type: ignore[no-untyped-def]
+def _convolve(layer: Any, weights: Array, activations: Array, rows: int, capacity: int) -> None:
     """A layer of `rows` samples, a multiple of ROWS: its input to what goes into its activation function."""
     k, c, f = layer.kernel, layer.inputs, layer.outputs
     in_row, in_size, size = layer.in_width * c, layer.in_size, layer.size
@@ -113,29 +76,25 @@ def _convolve(layer, weights, activations, rows, capacity):  # type: ignore[no-u
 
 
 @_jit
-def _input_gradient(layer, transposed, gradients, zeros, rows, capacity):  # type: ignore[no-untyped-def]
+def _input_gradient(layer: Any, transposed: Array, gradients: Array, zeros: Array, rows: int, capacity: int) -> None:
     """The gradient of `rows` samples by a layer's input, from the gradient by its output."""
     k, c, f = layer.kernel, layer.inputs, layer.outputs
     in_size, size = layer.in_size, layer.size
     before, after = layer.before * capacity, layer.after * capacity
     for y in range(layer.in_height):
-        # Input row y met kernel row r of output row i, and kernel row r + 2 of output row i - 1.
+        # Input row y met kernel row r of output row i, and kernel row r + 2 of output row i - 1. The last row is
+        # even, for all sizes are odd: it met r = 2 alone.
         r, i = y & 1, y >> 1
-        if i >= layer.height:
-            r, i = r + 2, i - 1
-        vertical = min((k - 1 - r) // 2, i) + 1 if r < k else 0
+        if i == layer.height:
+            r, i = 2, i - 1
+        vertical = min((k - 1 - r) // 2, i) + 1
         for x in range(layer.in_width):
             s, j = x & 1, x >> 1
-            if j >= layer.width:
-                s, j = s + 2, j - 1
-            horizontal = min((k - 1 - s) // 2, j) + 1 if s < k else 0
+            if j == layer.width:
+                s, j = 2, j - 1
+            horizontal = min((k - 1 - s) // 2, j) + 1
             pixel, source = before + (y * layer.in_width + x) * c, after + (i * layer.width + j) * f
             for block in range(c // LANES):
-                if vertical * horizontal == 0:  # no patch reaches the last row or column of an even size
-                    for m in range(rows):
-                        for lane in range(LANES):
-                            gradients[pixel + m * in_size + block * LANES + lane] = zeros[lane]
-                    continue
                 kernel = layer.transposed + ((block * k + r) * k + s) * f * LANES
                 for m in range(0, rows, ROWS):
                     _tile(
@@ -148,7 +107,9 @@ def _input_gradient(layer, transposed, gradients, zeros, rows, capacity):  # typ
 
 
 @_jit
-def _weight_gradient(layer, activations, gradients, out, rows, tile_rows, capacity):  # type: ignore[no-untyped-def]
+def _weight_gradient(
+    layer: Any, activations: Array, gradients: Array, out: Array, rows: int, tile_rows: int, capacity: int
+) -> None:
     """Add to `out`, packed like the weights, the gradient of `rows` samples (any number) by a layer's weights."""
     k, c, f = layer.kernel, layer.inputs, layer.outputs
     in_row, in_size, size = layer.in_width * c, layer.in_size, layer.size
@@ -176,14 +137,13 @@ def _weight_gradient(layer, activations, gradients, out, rows, tile_rows, capaci
                     *(layer.height, layer.width, rows),
                 )
     bias = out[layer.bias : layer.bias + f]
-    for start in range(after, after + tile_rows * size, 4 * f):  # by four: an addition waits for the one before
+    for start in range(after, after + tile_rows * size, 4 * f):  # by four, for an addition waits for the one before
         g0, g1 = gradients[start : start + f], gradients[start + f : start + 2 * f]
         g2, g3 = gradients[start + 2 * f : start + 3 * f], gradients[start + 3 * f : start + 4 * f]
         for lane in range(f):
             bias[lane] += (g0[lane] + g1[lane]) + (g2[lane] + g3[lane])
 
 
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 # tanh as the rational function x p(x^2) / q(x^2) on [-7.905, 7.905], within a few units in the last place: Eigen's
 # `ptanh_float` (https://gitlab.com/libeigen/eigen, MathFunctionsImpl.h).
 TANH_LIMIT = np.float32(7.90531110763549805)
@@ -201,7 +161,7 @@ Q0, Q2, Q4, Q6 = (
 
 
 @_jit
-def _tanh(x):  # type: ignore[no-untyped-def]
+def _tanh(x: Number) -> Number:
     x = -TANH_LIMIT if x < -TANH_LIMIT else x
     x = TANH_LIMIT if x > TANH_LIMIT else x
     s = x * x
@@ -209,38 +169,13 @@ def _tanh(x):  # type: ignore[no-untyped-def]
     return p / (((Q6 * s + Q4) * s + Q2) * s + Q0)
 
 
-@_jit
-def _activate(z, activation):  # type: ignore[no-untyped-def]
-    """In place, in evaluation: no dropout."""
-    if activation == RELU:
-        for e in range(len(z)):
-            z[e] = ZERO if z[e] < ZERO else z[e]
-    else:
-        for e in range(len(z)):
-            z[e] = _tanh(z[e])
-
-
-@_jit
-def _activate_training(z, slope, activation):  # type: ignore[no-untyped-def]
-    """In place, with the activation's derivative in `slope`."""
-    if activation == RELU:
-        for e in range(len(z)):
-            slope[e] = ONE if z[e] > ZERO else ZERO
-            z[e] = ZERO if z[e] < ZERO else z[e]
-    else:
-        for e in range(len(z)):
-            y = _tanh(z[e])
-            slope[e] = ONE - y * y
-            z[e] = y
-
-
 M0, M1, M2 = np.uint32(0x9E3779B1), np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 S16, S15 = np.uint32(16), np.uint32(15)
 
 
 @_jit
-def _hash(x, key0, key1):  # type: ignore[no-untyped-def]
-    """32 random bits for counter x: the finalizer `lowbias32` (https://nullprogram.com/blog/2018/07/31/), keyed twice."""
+def _hash(x: Number, key0: Number, key1: Number) -> Number:
+    """32 random bits for counter x: the mixer `lowbias32` of https://nullprogram.com/blog/2018/07/31/, keyed twice."""
     x = np.uint32(np.uint32(x * M0) + key0)
     x = np.uint32(np.uint32(x ^ (x >> S16)) * M1)
     x = np.uint32(x ^ key1)
@@ -249,13 +184,25 @@ def _hash(x, key0, key1):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _activate_dropout(z, slope, activation, threshold, scale, first, key0, key1):  # type: ignore[no-untyped-def]
-    """As _activate_training, and units whose draw is below `threshold` dropped, the others scaled."""
-    if activation == RELU:
+def _activate(z: Array, slope: Array, hyper: Hyperparameters, first: int, key0: Number, key1: Number) -> None:
+    """Activation and dropout in place, and for tanh the derivative in `slope`.
+
+    Unit `first + e` of its batch is dropped where its draw lies below the threshold.
+    """
+    threshold, scale = hyper.threshold, hyper.scale
+    if hyper.activation == RELU:
+        if threshold == 0:
+            for e in range(len(z)):
+                z[e] = ZERO if z[e] < ZERO else z[e]
+        else:
+            for e in range(len(z)):
+                keep = scale if _hash(np.uint32(first + e), key0, key1) >= threshold else ZERO
+                z[e] = ZERO if z[e] < ZERO else z[e] * keep
+    elif threshold == 0:
         for e in range(len(z)):
-            keep = scale if _hash(np.uint32(first + e), key0, key1) >= threshold else ZERO
-            slope[e] = keep if z[e] > ZERO else ZERO
-            z[e] = ZERO if z[e] < ZERO else z[e] * keep
+            y = _tanh(z[e])
+            slope[e] = ONE - y * y
+            z[e] = y
     else:
         for e in range(len(z)):
             keep = scale if _hash(np.uint32(first + e), key0, key1) >= threshold else ZERO
@@ -265,7 +212,19 @@ def _activate_dropout(z, slope, activation, threshold, scale, first, key0, key1)
 
 
 @_jit
-def _pool(last, dense, activations, rows, capacity):  # type: ignore[no-untyped-def]
+def _through_activation(gradient: Array, activated: Array, slope: Array, hyper: Hyperparameters) -> None:
+    """In place, from the gradient after activation and dropout to the one before."""
+    scale = hyper.scale
+    if hyper.activation == RELU:  # a unit was kept and positive just where it is positive now
+        for e in range(len(gradient)):
+            gradient[e] = gradient[e] * scale if activated[e] > ZERO else ZERO
+    else:
+        for e in range(len(gradient)):
+            gradient[e] *= slope[e]
+
+
+@_jit
+def _pool(last: Any, dense: Any, activations: Array, rows: int, capacity: int) -> None:
     """The mean over the last convolution's pixels becomes the dense layer's input."""
     f, pixels = last.outputs, last.height * last.width
     share = np.float32(1 / pixels)
@@ -279,7 +238,7 @@ def _pool(last, dense, activations, rows, capacity):  # type: ignore[no-untyped-
 
 
 @_jit
-def _unpool(last, dense, gradients, rows, capacity):  # type: ignore[no-untyped-def]
+def _unpool(last: Any, dense: Any, gradients: Array, rows: int, capacity: int) -> None:
     f, pixels = last.outputs, last.height * last.width
     share = np.float32(1 / pixels)
     for m in range(rows):
@@ -290,15 +249,16 @@ def _unpool(last, dense, gradients, rows, capacity):  # type: ignore[no-untyped-
 
 
 @_jit
-def _gather(layers, images, order, activations, capacity):  # type: ignore[no-untyped-def]
+def _gather(images: Array, order: Array, activations: Array) -> None:
     size = images.shape[1]
-    start = layers[0].before * capacity
     for m in range(len(order)):
-        activations[start + m * size : start + (m + 1) * size] = images[order[m]]
+        image, target = images[order[m]], activations[m * size : (m + 1) * size]
+        for e in range(size):
+            target[e] = image[e]
 
 
 @_jit
-def _transpose(layers, weights, transposed):  # type: ignore[no-untyped-def]
+def _transpose(layers: Array, weights: Array, transposed: Array) -> None:
     """Of all layers but the first, the kernels with inputs and outputs exchanged, packed for _input_gradient."""
     for n in range(1, len(layers)):
         layer = layers[n]
@@ -313,130 +273,139 @@ def _transpose(layers, weights, transposed):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _loss_gradient(dense, activations, gradients, labels, order, classes, share, capacity):  # type: ignore[no-untyped-def]
-    """The gradient of the cross-entropy times `share` by the logits."""
+def _forward(
+    layers: Array, weights: Array, work: Work, hyper: Hyperparameters, rows: int, position: int, keys: Array
+) -> None:
+    """From the gathered images to the logits. The chunk's first sample is its batch's `position`-th."""
+    last = len(layers) - 1
+    for n in range(last):
+        layer = layers[n]
+        _convolve(layer, weights, work.activations, rows, work.capacity)
+        part = slice(layer.after * work.capacity, layer.after * work.capacity + rows * layer.size)
+        first, key0, key1 = position * layer.size, keys[n, 0], keys[n, 1]
+        _activate(work.activations[part], work.slopes[part], hyper, first, key0, key1)
+    _pool(layers[last - 1], layers[last], work.activations, rows, work.capacity)
+    _convolve(layers[last], weights, work.activations, rows, work.capacity)
+
+
+@_jit
+def _backward(layers: Array, work: Work, hyper: Hyperparameters, count: int, rows: int) -> None:
+    """From the gradient by the logits to the one by the weights."""
+    zeros = np.zeros(LANES, np.float32)
+    last = len(layers) - 1
+    for n in range(last, -1, -1):
+        layer = layers[n]
+        if n < last:
+            part = slice(layer.after * work.capacity, layer.after * work.capacity + rows * layer.size)
+            _through_activation(work.gradients[part], work.activations[part], work.slopes[part], hyper)
+        _weight_gradient(layer, work.activations, work.gradients, work.gradient, count, rows, work.capacity)
+        if n > 0:
+            _input_gradient(layer, work.transposed, work.gradients, zeros, rows, work.capacity)
+        if n == last:
+            _unpool(layers[n - 1], layer, work.gradients, rows, work.capacity)
+
+
+@_jit
+def _loss_gradient(dense: Any, work: Work, labels: Array, order: Array, classes: int, share: Number, rows: int) -> None:
+    """The gradient of the cross-entropy times `share` by the logits; zero in the rows that only fill the last tile."""
+    logits = work.activations[dense.after * work.capacity :][: rows * dense.size].reshape(rows, dense.size)
+    gradients = work.gradients[dense.after * work.capacity :][: rows * dense.size].reshape(rows, dense.size)
+    gradients[len(order) :] = ZERO
     for m in range(len(order)):
-        start = dense.after * capacity + m * dense.size
-        highest = activations[start]
-        for k in range(1, classes):
-            highest = max(highest, activations[start + k])
+        highest = logits[m, :classes].max()
         total = ZERO
         for k in range(classes):
-            e = math.exp(activations[start + k] - highest)
-            gradients[start + k] = e
+            e = math.exp(logits[m, k] - highest)
+            gradients[m, k] = e
             total += e
-        factor = share / total
         for k in range(classes):
-            gradients[start + k] *= factor
-        gradients[start + labels[order[m]]] -= share
+            gradients[m, k] *= share / total
+        gradients[m, labels[order[m]]] -= share
 
 
 @_jit
-def train_epoch(  # type: ignore[no-untyped-def]
-    layers, classes, weights, state, work, images, labels, order, batch_size, recipe, keys, step
-):
-    """One pass over `images[order]` in batches; `weights` and the optimizer's `state` `(2, Q)` change in place."""
-    gradient, transposed, activations, slopes, gradients, capacity = work
-    optimizer, learning_rate, weight_decay, momentum, activation, threshold, scale = recipe
-    zeros = np.zeros(LANES, np.float32)
-    dense = layers[-1]
-    count = len(order)
-    for batch in range((count + batch_size - 1) // batch_size):
-        batch_start, batch_end = batch * batch_size, min((batch + 1) * batch_size, count)
-        share = ONE / np.float32(batch_end - batch_start)
-        gradient[:] = ZERO
-        _transpose(layers, weights, transposed)
-        for start in range(batch_start, batch_end, capacity):
-            chunk = order[start : min(start + capacity, batch_end)]
-            rows = (len(chunk) + ROWS - 1) // ROWS * ROWS
-            _gather(layers, images, chunk, activations, capacity)
-            for n in range(len(layers)):
-                layer = layers[n]
-                if n == len(layers) - 1:
-                    _pool(layers[n - 1], layer, activations, rows, capacity)
-                _convolve(layer, weights, activations, rows, capacity)
-                if n < len(layers) - 1:
-                    part = slice(layer.after * capacity, layer.after * capacity + rows * layer.size)
-                    if threshold == 0:
-                        _activate_training(activations[part], slopes[part], activation)
-                    else:
-                        first = (start - batch_start) * layer.size
-                        _activate_dropout(
-                            *(activations[part], slopes[part], activation, threshold, scale, first),
-                            *(keys[batch, n, 0], keys[batch, n, 1]),
-                        )
-            tail = slice(dense.after * capacity + len(chunk) * dense.size, dense.after * capacity + rows * dense.size)
-            gradients[tail] = ZERO
-            _loss_gradient(dense, activations, gradients, labels, chunk, classes, share, capacity)
-            for n in range(len(layers) - 1, -1, -1):
-                layer = layers[n]
-                if n < len(layers) - 1:
-                    part = slice(layer.after * capacity, layer.after * capacity + rows * layer.size)
-                    gradients[part] *= slopes[part]
-                _weight_gradient(layer, activations, gradients, gradient, len(chunk), rows, capacity)
-                if n > 0:
-                    _input_gradient(layer, transposed, gradients, zeros, rows, capacity)
-                if n == len(layers) - 1:
-                    _unpool(layers[n - 1], layer, gradients, rows, capacity)
-        step += 1
-        _update(weights, gradient, state[0], state[1], optimizer, learning_rate, weight_decay, momentum, step)
-
-
-BETA2, EPSILON = np.float32(0.999), np.float32(1e-8)
-# One minus the betas, rounded once: 1 - float32(0.999) would be wrong in the fifth digit.
-GAIN1, GAIN2, RMS_DECAY, RMS_GAIN = np.float32(0.1), np.float32(0.001), np.float32(0.99), np.float32(0.01)
-
-
-@_jit
-def _update(w, g, m, v, optimizer, learning_rate, weight_decay, momentum, step):  # type: ignore[no-untyped-def]
+def _update(w: Array, g: Array, m: Array, v: Array, hyper: Hyperparameters, step: int) -> None:
     """torch.optim's formulas with its default constants, L2 added to the gradient."""
-    if optimizer == SGD:
+    rate, decay, momentum = hyper.learning_rate, hyper.weight_decay, hyper.momentum
+    if hyper.optimizer == SGD:
         for e in range(len(w)):
-            m[e] = m[e] * momentum + (g[e] + weight_decay * w[e])
-            w[e] -= learning_rate * m[e]
-    elif optimizer == ADAM:
-        rate = np.float32(learning_rate / (1 - 0.9**step))
+            m[e] = m[e] * momentum + (g[e] + decay * w[e])
+            w[e] -= rate * m[e]
+    elif hyper.optimizer == ADAM:
+        unbiased_rate = np.float32(rate / (1 - 0.9**step))
         unbias = np.float32(1 / math.sqrt(1 - 0.999**step))
         for e in range(len(w)):
-            d = g[e] + weight_decay * w[e]
+            d = g[e] + decay * w[e]
             m[e] += (d - m[e]) * GAIN1
             v[e] = v[e] * BETA2 + d * d * GAIN2
-            w[e] -= rate * m[e] / (math.sqrt(v[e]) * unbias + EPSILON)
+            w[e] -= unbiased_rate * m[e] / (math.sqrt(v[e]) * unbias + EPSILON)
     else:
         for e in range(len(w)):
-            d = g[e] + weight_decay * w[e]
+            d = g[e] + decay * w[e]
             v[e] = v[e] * RMS_DECAY + d * d * RMS_GAIN
-            w[e] -= learning_rate * d / (math.sqrt(v[e]) + EPSILON)
+            w[e] -= rate * d / (math.sqrt(v[e]) + EPSILON)
 
 
 @_jit
-def evaluate(layers, classes, weights, work, images, labels, order, activation):  # type: ignore[no-untyped-def]
-    """Mean cross-entropy and accuracy over `images[order]`."""
-    activations, capacity = work[2], work[5]
+def train_epoch(
+    layers: Array,
+    weights: Array,
+    state: Array,
+    work: Work,
+    images: Array,
+    labels: Array,
+    order: Array,
+    classes: int,
+    batch_size: int,
+    hyper: Hyperparameters,
+    keys: Array,
+    step: int,
+) -> None:
+    """One pass over `images[order]` in batches; packed `weights` `(Q,)` and optimizer's `state` `(2, Q)` in place.
+
+    `keys` `(batches, convolutions, 2)` uint32 are dropout's; `step` counts the batches that came before.
+    """
+    for batch in range((len(order) + batch_size - 1) // batch_size):
+        members = order[batch * batch_size : (batch + 1) * batch_size]
+        share = ONE / np.float32(len(members))
+        work.gradient[:] = ZERO
+        _transpose(layers, weights, work.transposed)
+        for start in range(0, len(members), work.capacity):
+            chunk = members[start : start + work.capacity]
+            rows = (len(chunk) + ROWS - 1) // ROWS * ROWS
+            _gather(images, chunk, work.activations)
+            _forward(layers, weights, work, hyper, rows, start, keys[batch])
+            _loss_gradient(layers[-1], work, labels, chunk, classes, share, rows)
+            _backward(layers, work, hyper, len(chunk), rows)
+        _update(weights, work.gradient, state[0], state[1], hyper, step + batch + 1)
+
+
+@_jit
+def evaluate(
+    layers: Array,
+    weights: Array,
+    work: Work,
+    images: Array,
+    labels: Array,
+    order: Array,
+    classes: int,
+    hyper: Hyperparameters,
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over `images[order]`; `hyper` without dropout."""
     dense = layers[-1]
+    keys = np.zeros((len(layers), 2), np.uint32)
     loss, correct = 0.0, 0
-    for start in range(0, len(order), capacity):
-        chunk = order[start : start + capacity]
+    for start in range(0, len(order), work.capacity):
+        chunk = order[start : start + work.capacity]
         rows = (len(chunk) + ROWS - 1) // ROWS * ROWS
-        _gather(layers, images, chunk, activations, capacity)
-        for n in range(len(layers)):
-            layer = layers[n]
-            if n == len(layers) - 1:
-                _pool(layers[n - 1], layer, activations, rows, capacity)
-            _convolve(layer, weights, activations, rows, capacity)
-            if n < len(layers) - 1:
-                part = slice(layer.after * capacity, layer.after * capacity + rows * layer.size)
-                _activate(activations[part], activation)
+        _gather(images, chunk, work.activations)
+        _forward(layers, weights, work, hyper, rows, 0, keys)
         for m in range(len(chunk)):
-            logits = activations[dense.after * capacity + m * dense.size :][:classes]
-            best = 0
-            for k in range(1, classes):
-                if logits[k] > logits[best]:
-                    best = k
+            logits = work.activations[dense.after * work.capacity + m * dense.size :][:classes]
+            label, best = labels[chunk[m]], logits.argmax()
             total = 0.0
             for k in range(classes):
                 total += math.exp(logits[k] - logits[best])
-            label = labels[chunk[m]]
             loss += math.log(total) + logits[best] - logits[label]
             correct += best == label
     return loss / len(order), correct / len(order)

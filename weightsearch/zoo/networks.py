@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-import torch
-from torch import nn
 
 from weightsearch.errors import UsageError
 from weightsearch.types import Architecture, Layer, LayerKind
-from weightsearch.zoo.recipes import Activation, Initializer, Recipe
+from weightsearch.zoo.recipes import Initializer, Recipe
 
 
 class Stream(IntEnum):
@@ -57,58 +55,24 @@ class CnnShape:
         return Architecture((*convolutions, Layer("dense", LayerKind.DENSE, (self.classes, self.filters))))
 
     def spatial(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of the images and then of every convolution's output, `layers + 1` pairs.
+        """What the network sees of an image, and of every convolution's output: `layers + 1` heights and widths.
 
-        Raises UsageError where an image is too small for so many layers.
+        A stride of 2 without padding leaves out an even size's last row or column; all that only leads there is
+        left out too, so that of 28x28 pixels three convolutions see 23x23. Raises UsageError where nothing is left.
         """
-        sizes = [(height, width)]
+        last = []
+        for size in (height, width):
+            for _ in range(self.layers):
+                size = (size - 1) // 2
+            last.append(size)
+        if min(last) < 1:
+            raise UsageError(
+                f"images of {height}x{width} are too small for {self.layers} convolutions: use fewer layers"
+            )
+        sizes = [(last[0], last[1])]
         for _ in range(self.layers):
-            h, w = sizes[-1]
-            if h < 3 or w < 3:
-                raise UsageError(
-                    f"images of {height}x{width} are too small for {self.layers} convolutions: use fewer layers"
-                )
-            sizes.append(((h - 3) // 2 + 1, (w - 3) // 2 + 1))
-        return sizes
-
-
-class BaseCnn(nn.Module):
-    """The base network as one would write it: what the population's kernels are tested against."""
-
-    def __init__(self, shape: CnnShape, activation: Activation = Activation.RELU, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.layers = shape.layers
-        for i in range(1, shape.layers + 1):
-            inputs = shape.channels if i == 1 else shape.filters
-            self.add_module(f"conv{i}", nn.Conv2d(inputs, shape.filters, 3, stride=2))
-        self.dense = nn.Linear(shape.filters, shape.classes)
-        self.activation = torch.relu if activation is Activation.RELU else torch.tanh
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, classes)` of images `(B, channels, H, W)`."""
-        x = images
-        for i in range(1, self.layers + 1):
-            x = self.dropout(self.activation(self.get_submodule(f"conv{i}")(x)))  # (B, filters, H', W')
-        return self.dense(x.mean((2, 3)))
-
-    def load_flat(self, weights: np.ndarray, shape: CnnShape) -> BaseCnn:
-        """Take flat weights `(P,)`; returns the network itself."""
-        state = {}
-        for layer, matrix in zip(shape.architecture.layers, shape.architecture.matrices(weights), strict=True):
-            state[f"{layer.name}.weight"] = torch.tensor(matrix[:, :-1]).reshape(layer.shape)
-            state[f"{layer.name}.bias"] = torch.tensor(matrix[:, -1])
-        self.load_state_dict(state)
-        return self
-
-    def flat(self) -> np.ndarray:
-        """The flat weights `(P,)` float32, in `Architecture.slices`' order."""
-        matrices = [
-            torch.cat([module.weight.flatten(1), module.bias[:, None]], 1)
-            for module in self.children()
-            if isinstance(module, nn.Conv2d | nn.Linear)
-        ]
-        return torch.cat([matrix.flatten() for matrix in matrices]).detach().numpy().copy()
+            sizes.append((2 * sizes[-1][0] + 1, 2 * sizes[-1][1] + 1))
+        return sizes[::-1]
 
 
 def initialize(shape: CnnShape, recipe: Recipe) -> np.ndarray:

@@ -9,9 +9,8 @@ import numpy as np
 
 from weightsearch.datasets import ImageDataset
 from weightsearch.errors import UsageError
-from weightsearch.zoo import kernels
-from weightsearch.zoo.networks import CnnShape, Stream, initialize, stream
-from weightsearch.zoo.recipes import Activation, Optimizer, Recipe
+from weightsearch.zoo.networks import CnnShape, Stream, stream
+from weightsearch.zoo.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,20 @@ def epoch_order(recipe: Recipe, epoch: int, subset: np.ndarray) -> np.ndarray:
     return subset[stream(recipe, Stream.BATCHES, epoch).permutation(len(subset))]
 
 
+def dropout_threshold(dropout: float) -> np.uint32:
+    """A unit is dropped where its 32 random bits are below this."""
+    return np.uint32(round(dropout * 2**32))
+
+
+def dropout_keys(recipe: Recipe, epoch: int, batches: int, layers: int) -> np.ndarray:
+    """Keys `(batches, layers, 2)` uint32 of a run's dropout in `epoch`: each layer of each batch has its own.
+
+    A unit's random bits are a hash of its layer's keys and of its place in its batch's activations
+    `(B, h, w, channels padded to LANES)`, so that they are the same on every device and in any company.
+    """
+    return stream(recipe, Stream.DROPOUT, epoch).integers(0, 2**32, (batches, layers, 2), np.uint32)
+
+
 def train_population(
     shape: CnnShape,
     recipes: Sequence[Recipe],
@@ -69,61 +82,33 @@ def train_population(
 ) -> Iterator[PopulationCheckpoint]:
     """Train one network of `shape` per recipe and yield all of them at each of the plan's checkpoint epochs.
 
-    A run's result depends on its own recipe alone, not on the others beside it. `on_epoch` is called with each
-    epoch's number when it is done. Raises UsageError where shape and data do not fit each other.
-    """
-    if device == "cpu":
-        return _train_compiled(shape, recipes, data, plan, on_epoch)
-    from weightsearch.zoo.batched import train_batched
+    A run's result depends on its own recipe alone, not on the others beside it, and on one machine is the same every
+    time. On `cpu` this keeps one thread busy, whatever the number of runs; on other devices the more runs the better.
+    `on_epoch` is called with each epoch's number when it is done.
 
+    Raises UsageError where shape, data and recipes do not fit each other or the device is not there.
+    """
+    _check(shape, recipes, data)
+    if device == "cpu":
+        from weightsearch.zoo.compiled import train_compiled
+
+        return train_compiled(shape, recipes, data, plan, on_epoch=on_epoch)
+    from weightsearch.zoo.batched import check_device, train_batched
+
+    check_device(device)
     return train_batched(shape, recipes, data, plan, device=device, on_epoch=on_epoch)
 
 
-CACHE_FLOATS = 100_000
-
-
-def _train_compiled(shape, recipes, data, plan, on_epoch):
-    n, (height, width) = len(recipes), data.x_train.shape[2:]
-    layout = kernels.Layout(shape, height, width)
-    x_train, x_test = (
-        np.ascontiguousarray(np.moveaxis(x, 1, 3)).reshape(len(x), -1) for x in (data.x_train, data.x_test)
-    )
-    subsets = [training_subset(recipe, len(x_train)) for recipe in recipes]
-    everything = np.arange(len(x_test))
-    weights = layout.pack(np.stack([initialize(shape, recipe) for recipe in recipes]))
-    states = np.zeros((n, 2, layout.packed_size), np.float32)
-    capacity = max(8, min(128, CACHE_FLOATS // layout.sample_size // 8 * 8))
-    buffers = [np.zeros(capacity * layout.sample_size, np.float32) for _ in range(3)]
-    work = (np.zeros(layout.packed_size, np.float32), np.zeros(layout.transposed_size, np.float32), *buffers, capacity)
-    steps = [0] * n
-    for epoch in range(plan.epochs + 1):
-        if epoch > 0:
-            for i, recipe in enumerate(recipes):
-                batches = -(-len(subsets[i]) // plan.batch_size)
-                keys = stream(recipe, Stream.DROPOUT, epoch).integers(0, 2**32, (batches, shape.layers, 2), np.uint32)
-                order = epoch_order(recipe, epoch, subsets[i])
-                compiled = (
-                    list(Optimizer).index(recipe.optimizer),
-                    np.float32(recipe.learning_rate),
-                    np.float32(recipe.weight_decay),
-                    np.float32(plan.momentum),
-                    list(Activation).index(recipe.activation),
-                    np.uint32(recipe.dropout * 2**32),
-                    np.float32(1 / (1 - recipe.dropout)),
-                )
-                kernels.train_epoch(
-                    *(layout.layers, shape.classes, weights[i], states[i], work, x_train, data.y_train, order),
-                    *(plan.batch_size, compiled, keys, steps[i]),
-                )
-                steps[i] += batches
-        if epoch in plan.checkpoint_epochs:
-            metrics = np.empty((4, n))
-            for i, recipe in enumerate(recipes):
-                activation = list(Activation).index(recipe.activation)
-                for k, (x, y, order) in enumerate([(x_train, data.y_train, subsets[i]), (x_test, data.y_test, everything)]):
-                    metrics[2 * k : 2 * k + 2, i] = kernels.evaluate(
-                        layout.layers, shape.classes, weights[i], work, x, y, order, activation
-                    )
-            yield PopulationCheckpoint(epoch, layout.unpack(weights), *metrics)
-        if epoch > 0 and on_epoch is not None:
-            on_epoch(epoch)
+def _check(shape: CnnShape, recipes: Sequence[Recipe], data: ImageDataset) -> None:
+    if not recipes:
+        raise UsageError("a population needs at least one recipe")
+    for recipe in recipes:
+        if not 0 <= recipe.dropout < 1:
+            raise UsageError(f"dropout must be at least 0 and below 1, got {recipe.dropout}")
+    shape.spatial(*data.x_train.shape[2:])
+    for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        if len(x) == 0 or len(x) != len(y) or x.shape[1:] != (shape.channels, *data.x_train.shape[2:]):
+            expected = f"N > 0 images (N, {shape.channels}, H, W) of one size and N labels"
+            raise UsageError(f"expected {expected}, got {x.shape} and {y.shape}")
+        if not 0 <= y.min() <= y.max() < shape.classes:
+            raise UsageError(f"expected labels 0 to {shape.classes - 1}, got {y.min()} to {y.max()}")

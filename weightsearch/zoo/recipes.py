@@ -106,10 +106,10 @@ _FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 _ACTIVATIONS = (Activation.RELU, Activation.TANH)
 
 # The Small CNN Zoo: Unterthiner et al. 2020, "Predicting Neural Network Accuracy from Weights",
-# https://arxiv.org/abs/2002.11448 (the ranges after its appendix). Checkpoint epochs, batch size, the five initializers
-# (Keras' glorot_normal, he_normal, orthogonal, RandomNormal, TruncatedNormal), zero biases and the training
-# fractions are also in its code and data card, https://github.com/google-research/google-research
-# (dnn_predict_accuracy/train_network.py and README.md).
+# https://arxiv.org/abs/2002.11448, for which its appendix gives the ranges. Checkpoint epochs, batch size, the five
+# initializers (Keras' glorot_normal, he_normal, orthogonal, RandomNormal, TruncatedNormal), zero biases and the
+# training fractions were checked against its code and data card, https://github.com/google-research/google-research
+# (dnn_predict_accuracy/train_network.py and README.md); the ranges of the numbers could not be checked there.
 # Two things in that code are not the same here: Keras' L2 adds l2·Σw² of the kernels to the loss, so its gradient is
 # twice a torch weight decay of the same number and leaves biases alone; and colour became gray by the mean.
 V1 = Preset(

@@ -1,0 +1,99 @@
+"""Writes the README's generated blocks, between `<!-- name -->` and `<!-- /name -->`, from committed results.
+
+python benchmarks/readme.py           # rewrite README.md
+python benchmarks/readme.py --check   # end with 1 where it is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def query() -> str:
+    """The answer of the committed index for its best example, as the terminal shows it in the project's root."""
+    from weightsearch import query as run
+    from weightsearch import render
+
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=118)
+    console.print(render.answer(run("index", "index/examples/very-good.pt", k=3)))
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return "\n".join(["```", *lines, "```"])
+
+
+def reference() -> str:
+    result = json.loads((RESULTS / "reference_index.json").read_text())
+    found = result["recomputed"]
+    return (
+        "| checkpoints of held-out runs | R² | Kendall's tau | mean absolute error |\n|---|---|---|---|\n"
+        f"| {result['checkpoints']:,} | {found['r2']:.3f} | {found['tau']:.3f} | {found['mae']:.3f} |"
+    )
+
+
+def throughput() -> str:
+    result = json.loads((RESULTS / "zoo_throughput.json").read_text())
+    rows = ["| | one at a time, as first written | tight loop, one at a time | `build-zoo` | ratios | share of peak |"]
+    rows.append("|---|---|---|---|---|---|")
+    for preset in ("v1", "v2"):
+        part = result[preset]
+        rows.append(
+            f"| {preset} on USPS | {part['naive']:,.1f} | {part['tight']:,.1f} | {part['build_zoo']:,.1f} "
+            f"| {part['build_zoo'] / part['naive']:.1f} ×, {part['build_zoo'] / part['tight']:.1f} × "
+            f"| {part['share_of_peak']:.0%} |"
+        )
+    return "\n".join(rows)
+
+
+def zoos() -> str:
+    result = json.loads((RESULTS / "zoos.json").read_text())
+    rows = ["| zoo | runs | failed | checkpoints | test accuracy at the last epoch: quartiles | built in |"]
+    rows.append("|---|---|---|---|---|---|")
+    for zoo in result:
+        quartiles = " / ".join(f"{value:.3f}" for value in zoo["quartiles"][1:4])
+        rows.append(
+            f"| {zoo['name']} | {zoo['runs']} | {zoo['failed']} | {zoo['checkpoints']:,} | {quartiles} "
+            f"| {zoo['seconds'] / 60:.1f} min |"
+        )
+    return "\n".join(rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "query": query,
+    "reference": reference,
+    "throughput": throughput,
+    "zoos": zoos,
+}
+
+
+def generate(text: str) -> str:
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no block called {name}")
+        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        text = pattern.sub(lambda _, block=block: block, text)  # type: ignore[misc]
+    return text
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    old = (ROOT / "README.md").read_text()
+    new = generate(old)
+    if arguments.check:
+        sys.exit("README.md is out of date: run python benchmarks/readme.py" if new != old else 0)
+    (ROOT / "README.md").write_text(new)

@@ -1,0 +1,56 @@
+"""Builds the zoos that the benchmarks use into runs/zoos, resuming what is there, and writes what is in them.
+
+    python benchmarks/zoos.py [NAME ...]   # by default all
+
+The dataset files are found in $WEIGHTSEARCH_DATA. Writes benchmarks/results/zoos.json; `seconds` is
+the time that building took, the parts of a resumed build added up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from weightsearch import build_zoo, render
+from weightsearch.cli import show
+from weightsearch.zoo.summary import render_summary, zoo_summary
+
+ROOT = Path(__file__).parent.parent
+ZOOS = {
+    "usps-v1": {"dataset": "usps", "preset": "v1", "runs": 300},
+    "usps-v2": {"dataset": "usps", "preset": "v2", "runs": 300, "epochs": 20},
+    "mnist-v1": {"dataset": "mnist", "preset": "v1", "runs": 100, "epochs": 20},
+    "fashion-mnist-v1": {"dataset": "fashion-mnist", "preset": "v1", "runs": 100, "epochs": 20},
+}
+RESULT = ROOT / "benchmarks" / "results" / "zoos.json"
+
+
+def main(names: list[str]) -> None:
+    results = {zoo["name"]: zoo for zoo in json.loads(RESULT.read_text())} if RESULT.exists() else {}
+    for name in names:
+        path = ROOT / "runs" / "zoos" / name
+        built = build_zoo(out=path, seed=0, **ZOOS[name])  # type: ignore[arg-type]
+        show(render.build_summary(built))
+        summary = zoo_summary(path)
+        show(render_summary(summary))
+        seconds = built.seconds + (results[name]["seconds"] if built.trained < built.runs and name in results else 0)
+        results[name] = {
+            "name": name,
+            **ZOOS[name],
+            "failed": summary.failed,
+            "checkpoints": summary.checkpoints,
+            "size_bytes": summary.size_bytes,
+            "quartiles": summary.quartiles,
+            "seconds": seconds,
+        }
+        RESULT.write_text(json.dumps([results[name] for name in ZOOS if name in results], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ZOOS))
+    chosen = parser.parse_args().names or list(ZOOS)
+    if unknown := [name for name in chosen if name not in ZOOS]:
+        parser.error(f"unknown zoo {unknown[0]}; choose among {', '.join(ZOOS)}")
+    main(chosen)
