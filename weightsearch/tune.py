@@ -167,20 +167,18 @@ def search(
     Killed at any point, the same call goes on: each finished trial is a file under `root` (None: `runs/searches`).
     """
     jobs = search_jobs(protocol, method, trials, epochs=epochs, keep=True, root=root)
-    directory = Path(jobs[0].out).parent
-    best_loss = math.inf
+    best = min(
+        ((validation_loss(result), job.out) for job in jobs if (result := read_result(job.out))),
+        default=(math.inf, ""),
+    )  # of earlier calls, whose encoder may lie there already
 
     def finished(job: Job, result: dict[str, Any]) -> None:
-        nonlocal best_loss
-        loss = validation_loss(result)
-        kept = Path(job.out).with_suffix("")
-        if loss < best_loss:
-            best_loss = loss
-            for other in directory.glob("trial-*/"):
-                if other != kept and Path(f"{other}.json").exists():
-                    shutil.rmtree(other, ignore_errors=True)
-        else:
-            shutil.rmtree(kept, ignore_errors=True)
+        nonlocal best
+        own = (validation_loss(result), job.out)
+        if own < best:
+            own, best = best, own
+        if own != best and own[1]:
+            shutil.rmtree(Path(own[1]).with_suffix(""), ignore_errors=True)
         if on_trial:
             on_trial(result)
 
