@@ -241,3 +241,28 @@ def test_figures_are_drawn_for_whatever_the_index_holds(run: Run, trained: Train
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["distribution.png", "similarity.png"]
     shutil.rmtree(tmp_path / "drawn")
+
+
+@pytest.mark.slow
+def test_another_target_turns_good_and_bad_around_everywhere(run: Run, trained: TrainSummary, tmp_path: Path):
+    options = ("--method", "statistics", "--examples", 2, "--target", "test_loss", "--lower-is-better")
+    code, _, err = run("train", trained.zoo, "--out", "losses", *options)
+    assert code == 0, err
+    index = Index.open("losses")
+    (fingerprint,) = index.architectures
+    losses = index.accuracies(fingerprint)
+    bad, good = index.thresholds(fingerprint)
+    assert (good, bad) == tuple(np.quantile(losses, [0.25, 0.75]))
+    code, out, err = run("query", "losses/examples/very-good.pt", "--index", "losses", "--k", 3, "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert all(row["value"] <= good for row in answer["good"])
+    assert all(row["value"] >= bad for row in answer["bad"])
+    assert answer["percentile"] == pytest.approx(100 * np.mean(losses > answer["predicted_accuracy"]))
+    assert answer["stated_accuracy"] > 0
+    _, out, _ = run("query", "losses/examples/bad.pt", "--index", "losses", "--k", 3)
+    assert "predicted test loss" in out
+    assert f"(test loss ≤ {good:.3f})" in out
+    code, _, err = run("viz", "--index", "losses", "--figure", "distribution", "--figure", "similarity", "--out", "f")
+    assert code == 0, err
+    fails(run("train", trained.zoo, "--target", "f1"), 2, "--target f1", "test_loss")

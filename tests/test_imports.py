@@ -20,12 +20,12 @@ ORDER = [
     {"pickles", "formats", "checkpoints"},
     {"zoo"},
     {"encoders"},
-    {"splits", "fit", "baselines", "tune"},
-    {"tables"},
+    {"splits", "fit", "baselines", "jobs", "tune"},
     {"index"},
     {"card", "training"},
     {"answers", "evaluation"},
     {"viz"},
+    {"tables"},
     {"render"},
     {"demo"},
     {"cli"},
@@ -75,7 +75,9 @@ def test_the_index_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", [[], ["build-zoo"], ["train"], ["query"], ["viz"], ["zoo", "info"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["build-zoo"], ["train"], ["query"], ["viz"], ["zoo", "info"], ["tables"], ["demo"]]
+)
 def test_help_imports_nothing_slow_and_holds_an_example(command: list[str]):
     code = (
         "import sys; from weightsearch import cli\n"

@@ -24,7 +24,7 @@ def index_card(summary: TrainSummary, zoo: Zoo, encoder: Encoder) -> str:
         f"{encoder.embedding_width} values. The split into training,\nvalidation and test is {summary.split}; these "
         f"parts hold checkpoints of {runs['train']}, {runs['validation']} and {runs['test']} runs. On the\n"
         f"{test.count:,} checkpoints of the test part, which neither the fit nor the choice of the method saw, the "
-        "predicted\ntest accuracy scores:",
+        f"predicted\n{summary.target.column.replace('_', ' ')} scores:",
         _table(("R²", "Kendall's tau", "mean absolute error"), [(test.r2, test.tau, test.mae)]),
         "Methods compared on the validation part:",
         _table(

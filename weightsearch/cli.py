@@ -14,7 +14,7 @@ import typer
 
 from weightsearch import runs
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
-from weightsearch.types import Method, SplitBy
+from weightsearch.types import Baseline, Method, SplitBy, Target
 
 app = typer.Typer(
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
@@ -122,7 +122,7 @@ def zoo_info(
 
 
 @app.command(
-    epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method statistics --out my-index")
+    epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method comvex-conv --trials 100")
 )
 def train(
     zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
@@ -130,6 +130,15 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Index directory to make.", show_default="a new one in runs/indexes")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="Column to predict and judge by: test_loss, train_accuracy, ...", metavar="COLUMN")
+    ] = "test_accuracy",
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As with a loss.")] = False,
+    trials: Annotated[
+        int,
+        typer.Option(help="Search settings at random, this many of each method; resumes.", show_default="no search"),
+    ] = 0,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time.", show_default="one per core")] = None,
     examples: Annotated[
         int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")
     ] = 0,
@@ -160,6 +169,9 @@ def train(
         seed=seed,
         split_by=split_by,
         per_run=per_run,
+        target=Target(target, lower_is_better),
+        trials=trials,
+        workers=workers,
         examples=examples,
         replace=replace,
         quiet=quiet,
@@ -224,6 +236,49 @@ def viz(
 
     for written in draw(path, out or runs.figures(path), tuple(figure) if figure else None, seed=seed, quiet=quiet):
         print(written)
+
+
+@app.command(
+    epilog=example(
+        "weightsearch tables runs/zoos/usps-v1 runs/zoos/usps-v2",
+        "weightsearch tables runs/zoos/usps-v2 --split run --method comvex-conv --method statistics-trees --trials 30",
+    )
+)
+def tables(
+    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO...")],
+    out: Annotated[Path, typer.Option(help="Directory for tables.md, tables.json and PNGs.")] = runs.RUNS / "tables",
+    trials: Annotated[int, typer.Option(help="Settings to search at random, of each method.")] = 10,
+    seeds: Annotated[int, typer.Option(help="Fits of the best setting that the table's mean and spread are of.")] = 5,
+    epochs: Annotated[int, typer.Option(help="At most, of each fit.")] = 300,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join((*Method, *Baseline))}; repeatable.", show_default="all"),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="run, checkpoint or per-run-1; repeatable.", show_default="all")
+    ] = None,
+    curve: Annotated[bool, typer.Option(help="Also R² by number of training runs.")] = True,
+    seed: Annotated[int, typer.Option(help="Seeds the search and the split.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Every method and baseline side by side on zoos, beside the paper's figures. Resumes where it was."""
+    known = {name.value: name for name in (*Method, *Baseline)}
+    unknown = [name for name in method or () if name not in known]
+    if unknown:
+        raise UsageError(f"--method {unknown[0]}: choose among {', '.join(known)}")
+
+    from weightsearch import tables as library
+
+    protocols = [_choice(library.ProtocolName, name, "--split") for name in split or library.ProtocolName]
+    methods = [known[name] for name in method] if method else library.PREDICTORS
+    made = library.make_tables(
+        zoos, out, trials=trials, seeds=seeds, epochs=epochs, methods=methods, protocols=protocols, curve=curve,
+        seed=seed, workers=workers, quiet=quiet,
+    )  # fmt: skip
+    for zoo in made:
+        show(library.render(zoo))
+    _say(f"written: {out}")
 
 
 @app.command(epilog=example("weightsearch demo"))

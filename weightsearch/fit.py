@@ -32,7 +32,7 @@ CACHE_BYTES = 1 << 30  # features are kept in memory up to this much, else read 
 SAMPLE_BYTES = 1 << 27  # of the training part, from which the normalisation is taken
 RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
 SMALL = 20_000  # weights; a fit on smaller networks takes one thread, since more would wait for one another
-PROGRESS_SECONDS = 60.0  # between savings of an unfinished fit
+PROGRESS_SECONDS = 120.0  # between savings of an unfinished fit
 
 
 class Optimizer(StrEnum):
@@ -201,7 +201,7 @@ def fit(
     Args:
         features: of an earlier fit of the same method on the same split, to save making them again.
         on_epoch: called with the epoch (from 1) and its validation loss; a true answer ends the fit.
-        progress: a file that an unfinished fit is saved in every minute; the next call goes on from there.
+        progress: a file that an unfinished fit is saved in every two minutes; the next call goes on from there.
     """
     started = time.perf_counter()
     target = target or Target()

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from weightsearch.types import Neighbour
+from weightsearch.types import Neighbour, Target
 
 if TYPE_CHECKING:
     from weightsearch.answers import Answer
@@ -43,28 +43,32 @@ def answer(given: Answer) -> RenderableType:
     head.add_row("network", given.path)
     head.add_row("architecture", given.architecture)
     stated = f" (the file says {given.stated_accuracy:.3f})" if given.stated_accuracy is not None else ""
-    head.add_row("predicted accuracy", f"[bold]{given.predicted_accuracy:.3f}[/]{stated}")
+    target = Target(given.target, given.lower_is_better)
+    better, worse = ("≤", "≥") if target.lower_is_better else ("≥", "≤")
+    head.add_row(f"predicted {target.label}", f"[bold]{given.predicted_accuracy:.3f}[/]{stated}")
     head.add_row("percentile", f"{given.percentile:.0f} of the indexed checkpoints")
     return Group(
         head,
         Text(),
-        _neighbours(f"Nearest {len(given.neighbours)}", given.neighbours),
-        _neighbours(f"Nearest {len(given.good)} good (accuracy ≥ {given.good_threshold:.3f})", given.good),
-        _neighbours(f"Nearest {len(given.bad)} bad (accuracy ≤ {given.bad_threshold:.3f})", given.bad),
+        _neighbours(f"Nearest {len(given.neighbours)}", given.neighbours, target),
+        _neighbours(
+            f"Nearest {len(given.good)} good ({target.label} {better} {given.good_threshold:.3f})", given.good, target
+        ),
+        _neighbours(
+            f"Nearest {len(given.bad)} bad ({target.label} {worse} {given.bad_threshold:.3f})", given.bad, target
+        ),
         Text(given.verdict, style="bold"),
     )
 
 
-def _neighbours(title: str, rows: tuple[Neighbour, ...]) -> Table:
+def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("distance", "accuracy", "epoch"):
+    for column in ("distance", target.label, "epoch"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("run", no_wrap=True)
     table.add_column("recipe", overflow="fold")
     for row in rows:
-        table.add_row(
-            f"{row.distance:.4f}", f"{row.test_accuracy:.3f}", str(row.epoch), row.run, recipe_text(row.recipe)
-        )
+        table.add_row(f"{row.distance:.4f}", f"{row.value:.3f}", str(row.epoch), row.run, recipe_text(row.recipe))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ class Split:
     def runs(self, table: CheckpointTable) -> dict[str, int]:
         """How many runs each part has checkpoints of."""
         return {name: len(np.unique(table.run[positions])) for name, positions in self.parts.items()}
+
+    def limited(self, table: CheckpointTable, count: int, seed: int) -> Split:
+        """The same split with the training checkpoints of `count` random runs only; more runs include fewer."""
+        order = np.random.default_rng([seed, 1]).permutation(np.unique(table.run[self.train]))
+        return replace(self, train=self.train[np.isin(table.run[self.train], order[:count])])
 
     def to_dict(self, table: CheckpointTable) -> dict[str, Any]:
         """Plain JSON: each part's run numbers, or its (run, epoch) pairs where runs were split."""

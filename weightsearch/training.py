@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +14,16 @@ import numpy as np
 
 from weightsearch.card import index_card
 from weightsearch.checkpoints import write_checkpoint
-from weightsearch.encoders import save_encoder
+from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
-from weightsearch.fit import DEFAULTS, Fit, embed_zoo, fit, usable_checkpoints
+from weightsearch.fit import DEFAULTS, Fit, embed_zoo, fit, settings_from_dict, target_values, usable_checkpoints
 from weightsearch.index import Rows, create_index
 from weightsearch.index.index import check_target
+from weightsearch.jobs import Protocol
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
 from weightsearch.splits import Split, make_split
+from weightsearch.tune import search, validation_loss
 from weightsearch.types import Method, SplitBy, Target, content_hash
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
@@ -29,7 +31,7 @@ log = logging.getLogger("weightsearch")
 
 AUTO = (Method.COMVEX_CONV, Method.STATISTICS)  # tried when no method is named
 
-# Where the held-out examples lie among the test runs' checkpoints, by quantile of test accuracy.
+# Where the held-out examples lie among the test runs' checkpoints, by quantile of test accuracy or of another target.
 EXAMPLES = {"very-good": 1.0, "bad": 0.1, "good": 0.85, "middling": 0.5}
 
 
@@ -57,6 +59,7 @@ class TrainSummary:
     examples: tuple[Example, ...]
     seconds: dict[Method, float]
     split: str = "by run"  # the protocol, for people
+    target: Target = field(default_factory=Target)
 
 
 def train(
@@ -67,6 +70,9 @@ def train(
     seed: int = 0,
     split_by: SplitBy = SplitBy.RUN,
     per_run: int | None = None,
+    target: Target | None = None,
+    trials: int = 0,
+    workers: int | None = None,
     examples: int = 0,
     replace: bool = False,
     quiet: bool = False,
@@ -74,31 +80,43 @@ def train(
     """Fits `method` (None: those in `AUTO`, keeping the best on validation runs) and writes an index to `out`.
 
     Splits 70/15/15 with `seed`, by run unless `split_by` says otherwise; with `per_run`, that many random checkpoints
-    of each run take part in the fit. With `examples` of 1 to 4, that many checkpoints of test runs are written to
-    `out/examples/` and their runs are left out of the index; all other checkpoints of the zoo are indexed.
-    The test part is scored once, with the method that was kept.
+    of each run take part in the fit. With `trials`, settings are searched at random (see `tune`), `workers` fits at a
+    time; a search that was killed goes on when called again. With `examples` of 1 to 4, that many checkpoints of test
+    runs are written to `out/examples/` and their runs are left out of the index; all others are indexed.
+    The test part is scored once, with the method that was kept. `target` is what is predicted, and what good and bad
+    mean in the index (None: test accuracy).
     """
-    opened, target = Zoo.open(zoo), Path(out)
+    opened, directory = Zoo.open(zoo), Path(out)
     if not 0 <= examples <= len(EXAMPLES):
         raise UsageError(f"--examples {examples}: choose between 0 and {len(EXAMPLES)}")
-    check_target(target, replace)
+    check_target(directory, replace)
+    if trials < 0:
+        raise UsageError(f"--trials {trials}: choose at least 1, or 0 for the default settings")
     if per_run is not None and per_run < 1:
         raise UsageError(f"--per-run {per_run}: choose at least 1")
     table = opened.table()
-    usable = usable_checkpoints(opened, Target())
+    target = target or Target()
+    values = target_values(table, target)
+    usable = usable_checkpoints(opened, target)
     split = make_split(table, by=split_by, per_run=per_run, seed=seed, usable=usable)
 
-    fits = {name: _fit(opened, split, name, seed, quiet) for name in ([method] if method else AUTO)}
+    protocol = Protocol(str(opened.path), split_by, per_run, seed, target=target)
+    fits = {
+        name: _search(protocol, name, trials, workers, quiet)
+        if trials
+        else _fit(opened, split, name, target, seed, quiet)
+        for name in ([method] if method else AUTO)
+    }
     kept = max(fits, key=lambda name: fits[name].validation.r2)
     best = fits[kept]
 
     embedding, predicted = embed_zoo(opened, best.encoder, np.arange(len(table)))
-    test_scores = score(predicted[split.test], table.test_accuracy[split.test])
-    held_out = _choose_examples(table, split.test, examples)
+    test_scores = score(predicted[split.test], values[split.test])
+    held_out = _choose_examples(table, target.quality(values), split.test, examples)
     indexed = np.setdiff1d(usable, np.flatnonzero(np.isin(table.run, table.run[list(held_out.values())])))
 
     summary = TrainSummary(
-        index=target,
+        index=directory,
         zoo=opened.path,
         method=kept,
         validation={name: fitted.validation for name, fitted in fits.items()},
@@ -107,7 +125,7 @@ def train(
         checkpoints=len(indexed),
         examples=tuple(
             Example(
-                target / "examples" / f"{name}.pt",
+                directory / "examples" / f"{name}.pt",
                 int(table.run[position]),
                 int(table.epoch[position]),
                 float(table.test_accuracy[position]),
@@ -116,6 +134,7 @@ def train(
         ),
         seconds={name: fitted.seconds for name, fitted in fits.items()},
         split=split.label,
+        target=target,
     )
 
     def write_extras(directory: Path, encoder_directory: Path) -> None:
@@ -128,17 +147,23 @@ def train(
                 "epoch": example.epoch,
                 "run": run_name(opened, example.run),
                 "recipe": table.recipes[example.run],
+                target.column: float(values[position]),
             }
             weights = opened.weights(np.array([position]))[0]
             write_checkpoint(directory / "examples" / example.path.name, weights, opened.architecture, metadata)
 
     create_index(
-        target,
+        summary.index,
         opened.architecture,
         _rows(opened, table, split, indexed, embedding, predicted),
         write_extras=write_extras,
         replace=replace,
-        notes={"dataset": opened.info.dataset, "method": kept.value, "version": version("weightsearch")},
+        notes={
+            "dataset": opened.info.dataset,
+            "method": kept.value,
+            "version": version("weightsearch"),
+            "target": asdict(target),
+        },
     )
     return summary
 
@@ -148,22 +173,42 @@ def run_name(zoo: Zoo, run: int) -> str:
     return f"{zoo.info.name}/{run}"
 
 
-def _fit(zoo: Zoo, split: Split, method: Method, seed: int, quiet: bool) -> Fit:
+def _fit(zoo: Zoo, split: Split, method: Method, target: Target, seed: int, quiet: bool) -> Fit:
     config, settings = DEFAULTS[method]
     with progress_bar(f"fitting {method}", settings.epochs, unit="epochs", quiet=quiet) as advance:
         return fit(
-            zoo, split, config, settings, seed=seed,
+            zoo, split, config, settings, target=target, seed=seed,
             on_epoch=lambda _, loss: advance(note=f"validation RMSE {loss**0.5:.4f}"),
         )  # fmt: skip
 
 
-def _choose_examples(table: CheckpointTable, test: np.ndarray, count: int) -> dict[str, int]:
+def _search(protocol: Protocol, method: Method, trials: int, workers: int | None, quiet: bool) -> Fit:
+    best = float("inf")
+    with progress_bar(f"searching {method}", trials, unit="trials", quiet=quiet) as advance:
+
+        def show(result: dict[str, Any]) -> None:
+            nonlocal best
+            best = min(best, validation_loss(result))
+            advance(note=f"best validation RMSE {best**0.5:.4f}")
+
+        found = search(protocol, method, trials=trials, workers=workers, on_trial=show)
+    result = found.trials[found.best]
+    return Fit(
+        load_encoder(found.encoder_directory),
+        settings_from_dict(result["settings"]),
+        Prediction(**result["validation"]),
+        tuple(result["losses"]),
+        sum(trial["seconds"] for trial in found.trials),
+    )
+
+
+def _choose_examples(table: CheckpointTable, quality: np.ndarray, test: np.ndarray, count: int) -> dict[str, int]:
     """Positions of `count` test checkpoints by name, each of a run of its own, nearest to its quantile."""
     chosen: dict[str, int] = {}
-    accuracy = table.test_accuracy[test]
+    quality = quality[test]
     for name in list(EXAMPLES)[:count]:
         free = ~np.isin(table.run[test], table.run[list(chosen.values())])
-        distance = np.abs(accuracy - np.quantile(accuracy, EXAMPLES[name]))
+        distance = np.abs(quality - np.quantile(quality, EXAMPLES[name]))
         chosen[name] = int(test[np.argmin(np.where(free, distance, np.inf))])
     return chosen
 
@@ -204,4 +249,5 @@ def _notes(summary: TrainSummary, best: Fit, split: Split, zoo: Zoo, seed: int) 
             "test": summary.test.to_dict(),
         },
         "split": split.to_dict(zoo.table()),
+        "target": asdict(summary.target),
     }

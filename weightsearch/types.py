@@ -37,6 +37,14 @@ class Method(StrEnum):
     STATISTICS = "statistics"
 
 
+class Baseline(StrEnum):
+    """What an encoder is measured against; not encoders, since they give no embedding."""
+
+    STATISTICS_TREES = "statistics-trees"  # boosted trees on the weight statistics (Unterthiner et al. 2020)
+    HYPERPARAMETERS = "hyperparameters"  # boosted trees on the recipe and the epoch, without a look at the weights
+    MEAN = "mean"  # of the training part
+
+
 class SplitBy(StrEnum):
     """What is dealt into training, validation and test. Checkpoints of one run are near-copies of each other."""
 
@@ -146,6 +154,15 @@ class Target:
         """Whether its values lie in [0, 1] by nature."""
         return self.column.endswith("accuracy")
 
+    @property
+    def label(self) -> str:
+        """For people: `accuracy` for the usual one, else the column's name in words."""
+        return "accuracy" if self.column == "test_accuracy" else self.column.replace("_", " ")
+
+    def quality(self, values: Any) -> Any:
+        """The values with their sign turned where lower is better, so that higher always is."""
+        return -values if self.lower_is_better else values
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -169,7 +186,10 @@ def content_hash(weights: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A row of the index with its distance from the query (lower is nearer) and the recipe of its run."""
+    """A row of the index with its distance from the query (lower is nearer) and the recipe of its run.
+
+    `value` is that of the column which the index judges by, the test accuracy unless it was trained with a target.
+    """
 
     id: str
     distance: float
@@ -177,3 +197,4 @@ class Neighbour:
     epoch: int
     run: str
     recipe: dict[str, Any]
+    value: float

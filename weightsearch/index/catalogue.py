@@ -13,9 +13,10 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.types import Neighbour
+from weightsearch.types import Neighbour, Target
 
 LOCK_WAIT_SECONDS = 2.0
+TARGETS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")  # columns that an index can judge by
 SCHEMA = """
 CREATE TABLE state (generation BIGINT NOT NULL);
 CREATE TABLE checkpoints (
@@ -124,12 +125,21 @@ def create(path: Path, fingerprint: str, rows: Rows) -> None:
         connection.commit()
 
 
-def accuracies(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers `(n,)` and test accuracies `(n,)` of one architecture's rows."""
+def values(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers `(n,)` and targets (test accuracies, say) `(n,)` of one architecture's rows."""
     columns = connection.execute(
-        "SELECT number, test_accuracy FROM checkpoints WHERE architecture = ? ORDER BY number", [fingerprint]
+        f"SELECT number, {_column(target)} AS value FROM checkpoints WHERE architecture = ? ORDER BY number",
+        [fingerprint],
     ).fetchnumpy()
-    return np.asarray(columns["number"], np.int64), np.asarray(columns["test_accuracy"], np.float64)
+    return np.asarray(columns["number"], np.int64), np.asarray(columns["value"], np.float64)
+
+
+def _column(target: Target) -> str:
+    if target.column not in TARGETS:
+        raise WeightsearchError(
+            f"the index has no column {target.column} to judge by; make it again with `weightsearch train`"
+        )
+    return target.column
 
 
 def embeddings(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
@@ -142,17 +152,18 @@ def embeddings(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> tuple
 
 
 def neighbours(
-    connection: duckdb.DuckDBPyConnection, numbers: np.ndarray, distances: np.ndarray
+    connection: duckdb.DuckDBPyConnection, numbers: np.ndarray, distances: np.ndarray, target: Target
 ) -> tuple[Neighbour, ...]:
     """The rows with these numbers and distances, in the order given."""
     found = connection.execute(
-        "SELECT number, id, test_accuracy, epoch, run, recipe FROM checkpoints WHERE number IN (SELECT unnest(?))",
+        f"SELECT number, id, test_accuracy, epoch, run, recipe, {_column(target)} FROM checkpoints "
+        "WHERE number IN (SELECT unnest(?))",
         [numbers.tolist()],
     ).fetchall()
     by_number = {number: rest for number, *rest in found}
     return tuple(
-        Neighbour(id, float(distance), accuracy, epoch, run, json.loads(recipe))
-        for distance, (id, accuracy, epoch, run, recipe) in zip(
+        Neighbour(id, float(distance), accuracy, epoch, run, json.loads(recipe), value)
+        for distance, (id, accuracy, epoch, run, recipe, value) in zip(
             distances, (by_number[number] for number in numbers.tolist()), strict=True
         )
     )

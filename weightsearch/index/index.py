@@ -18,7 +18,7 @@ import numpy as np
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import catalogue, vectors
 from weightsearch.index.catalogue import Rows
-from weightsearch.types import Architecture, Metric, Neighbour
+from weightsearch.types import Architecture, Metric, Neighbour, Target
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -44,6 +44,7 @@ class Index:
         self.path = path
         self.manifest = manifest
         self.metric = Metric(manifest["metric"])
+        self.target = Target(**manifest.get("target", {}))
         self.architectures = {
             fingerprint: Architecture.from_dict(entry["layers"])
             for fingerprint, entry in manifest["architectures"].items()
@@ -89,13 +90,13 @@ class Index:
         return self.manifest["architectures"][fingerprint]["count"]
 
     def accuracies(self, fingerprint: str) -> np.ndarray:
-        """Test accuracies of one architecture's rows, by number."""
+        """Test accuracies, or the index's other target, of one architecture's rows, by number."""
         return self._accuracies[fingerprint][1]
 
     def thresholds(self, fingerprint: str) -> tuple[float, float]:
-        """Bad at or below the first, good at or above the second: the quartiles of the index's accuracies."""
+        """Bad at or worse than the first, good at or better than the second: quartiles of the index's accuracies."""
         low, high = np.quantile(self.accuracies(fingerprint), [GOOD_SHARE, 1 - GOOD_SHARE])
-        return float(low), float(high)
+        return (float(high), float(low)) if self.target.lower_is_better else (float(low), float(high))
 
     def embeddings(self, fingerprint: str) -> np.ndarray:
         """All embeddings `(n, D)` of one architecture, in the order of `accuracies`."""
@@ -109,13 +110,14 @@ class Index:
                 f"k = {k}: the index holds {self.count(fingerprint):,} checkpoints of this architecture; "
                 f"choose --k between 1 and {self.count(fingerprint)}"
             )
-        numbers, accuracy = self._accuracies[fingerprint]
-        low, high = self.thresholds(fingerprint)
+        numbers, values = self._accuracies[fingerprint]
+        quality = self.target.quality(values)
+        low, high = (self.target.quality(threshold) for threshold in self.thresholds(fingerprint))
         searched = self._vectors(fingerprint)
-        subsets = (None, numbers[accuracy >= high], numbers[accuracy <= low])
+        subsets = (None, numbers[quality >= high], numbers[quality <= low])
         with catalogue.connect(self.path / DATABASE, read_only=True) as connection:
             lists = [
-                catalogue.neighbours(connection, *vectors.search(searched, vector, k, self.metric, subset))
+                catalogue.neighbours(connection, *vectors.search(searched, vector, k, self.metric, subset), self.target)
                 for subset in subsets
             ]
         return Neighbourhood(*lists)
@@ -123,7 +125,10 @@ class Index:
     @cached_property
     def _accuracies(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         with catalogue.connect(self.path / DATABASE, read_only=True) as connection:
-            return {fingerprint: catalogue.accuracies(connection, fingerprint) for fingerprint in self.architectures}
+            return {
+                fingerprint: catalogue.values(connection, fingerprint, self.target)
+                for fingerprint in self.architectures
+            }
 
     def _vectors(self, fingerprint: str) -> Any:
         """The FAISS index; made anew from the catalogue, in memory, where its file is missing or damaged."""

@@ -68,19 +68,20 @@ def embedding(index: Index, architecture: Architecture, generator: np.random.Gen
     )  # fmt: skip
     points = reducer.fit_transform(vectors)
     figure, axes = _figure(7.0, 5.6, "UMAP of the embeddings", index, sampled)
-    order = np.argsort(accuracy)  # the rarer good ones on top
+    order = np.argsort(index.target.quality(accuracy))  # the rarer good ones on top
+    low, high = _range(index, accuracy)
     drawn = axes.scatter(
-        *points[order].T, c=accuracy[order], cmap=COLOURS, vmin=0, vmax=1, s=9, linewidths=0, alpha=0.85
+        *points[order].T, c=accuracy[order], cmap=COLOURS, vmin=low, vmax=high, s=9, linewidths=0, alpha=0.85
     )
     axes.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
-    figure.colorbar(drawn, ax=axes, label="test accuracy")
+    figure.colorbar(drawn, ax=axes, label=_label(index))
     return figure
 
 
 def similarity(index: Index, architecture: Architecture, generator: np.random.Generator) -> Figure:
     """Cosine similarity of all pairs of networks, sorted by accuracy in descending order; lighter is more similar."""
     vectors, accuracy, sampled = _sample(index, architecture, SIMILARITY_SAMPLE, generator)
-    order = np.argsort(-accuracy)
+    order = np.argsort(-index.target.quality(accuracy))
     unit = vectors[order] / np.linalg.norm(vectors[order], axis=1, keepdims=True).clip(1e-12)
     figure, axes = _figure(7.0, 5.6, "Cosine similarity, best network first", index, sampled)
     drawn = axes.imshow(unit @ unit.T, cmap=COLOURS, vmin=-1, vmax=1, interpolation="nearest")
@@ -88,7 +89,7 @@ def similarity(index: Index, architecture: Architecture, generator: np.random.Ge
     labels = [f"{value:.2f}" for value in accuracy[order][marks]]
     axes.set_xticks(marks, labels)
     axes.set_yticks(marks, labels)
-    axes.set(xlabel="test accuracy", ylabel="test accuracy")
+    axes.set(xlabel=_label(index), ylabel=_label(index))
     figure.colorbar(drawn, ax=axes, label="cosine similarity")
     return figure
 
@@ -96,16 +97,20 @@ def similarity(index: Index, architecture: Architecture, generator: np.random.Ge
 def distribution(index: Index, architecture: Architecture, generator: np.random.Generator) -> Figure:
     """Histogram of the test accuracies, with the thresholds of good and bad."""
     accuracy = index.accuracies(architecture.fingerprint)
-    low, high = index.thresholds(architecture.fingerprint)
+    bad, good = index.thresholds(architecture.fingerprint)
+    low, high = _range(index, accuracy)
     figure, axes = _figure(
-        7.0, 4.2, "Test accuracy of the indexed checkpoints", index, f"{len(accuracy):,} checkpoints"
+        7.0, 4.2, f"{_label(index).capitalize()} of the indexed checkpoints", index, f"{len(accuracy):,} checkpoints"
     )
-    axes.hist(accuracy, bins=np.linspace(0, 1, 51), color="#31688e", edgecolor="white", linewidth=0.4)
-    for value, label, side in ((low, "bad", "right"), (high, "good", "left")):
+    axes.hist(
+        accuracy.clip(low, high), bins=np.linspace(low, high, 51), color="#31688e", edgecolor="white", linewidth=0.4
+    )
+    right, left = ("good", "bad") if index.target.lower_is_better else ("bad", "good")
+    for value, label, side in ((min(bad, good), right, "right"), (max(bad, good), left, "left")):
         axes.axvline(value, color="#333333", linestyle="--", linewidth=1)
-        text = f"{label} ≤ {value:.2f} " if label == "bad" else f" {label} ≥ {value:.2f}"
+        text = f"{label} ≤ {value:.2f} " if side == "right" else f" {label} ≥ {value:.2f}"
         axes.text(value, 0.99, text, transform=axes.get_xaxis_transform(), ha=side, va="top", fontsize=8)
-    axes.set(xlabel="test accuracy", ylabel="checkpoints", xlim=(0, 1))
+    axes.set(xlabel=_label(index), ylabel="checkpoints", xlim=(low, high))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -115,6 +120,18 @@ FIGURES: dict[str, Callable[[Index, Architecture, np.random.Generator], Figure]]
     "similarity": similarity,
     "distribution": distribution,
 }
+
+
+def _label(index: Index) -> str:
+    return index.target.column.replace("_", " ")
+
+
+def _range(index: Index, values: np.ndarray) -> tuple[float, float]:
+    """[0, 1] for accuracies, else all values but the outermost 1 %, which are drawn at the edge."""
+    if index.target.is_accuracy:
+        return 0.0, 1.0
+    low, high = np.quantile(values, [0.01, 0.99])
+    return float(low), float(high) if high > low else float(low) + 1.0
 
 
 def _sample(

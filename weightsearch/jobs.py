@@ -1,0 +1,278 @@
+"""Fits as jobs: each leaves one JSON file, so that whatever is killed goes on where it was; run side by side."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline
+from weightsearch.encoders import config_from_dict, save_encoder
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.fit import CACHE_BYTES, Features, fit, predict, settings_from_dict, target_values, usable_checkpoints
+from weightsearch.metrics import score
+from weightsearch.splits import Split, make_split
+from weightsearch.types import Baseline, Method, SplitBy, Target
+from weightsearch.zoo.store import Zoo
+
+STOP_GRACE = 10  # epochs before a fit may be called hopeless
+STOP_FEWEST = 4  # finished trials to compare with
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which split of which zoo: all that decides what a fit sees. `runs` limits the training part (None: all)."""
+
+    zoo: str
+    by: SplitBy = SplitBy.RUN
+    per_run: int | None = None
+    seed: int = 0
+    fold: int = 0
+    runs: int | None = None
+    target: Target = Target()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fit, and the file `out` that its result is written to (a `.json`; the encoder lies in a directory beside it).
+
+    `rivals` are results of the same search that decide whether this fit is hopeless; they are finished before it
+    starts. Only jobs with `judge` look at the test part.
+    """
+
+    out: str
+    protocol: Protocol
+    method: str  # a Method or a Baseline
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    seed: int = 0
+    rivals: tuple[str, ...] = ()
+    judge: bool = False
+    keep: bool = False  # the encoder
+
+
+def read_result(path: str | Path) -> dict[str, Any] | None:
+    """A finished job's result; None where there is none, or a damaged one."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+class Pool(NamedTuple):
+    """Processes that run jobs; see `worker_pool`."""
+
+    executor: ProcessPoolExecutor
+    workers: int
+
+
+@contextmanager
+def worker_pool(workers: int | None = None) -> Iterator[Pool]:
+    """Processes that run jobs, each in one thread; `workers` None: one per core. They start with the first job."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: choose at least 1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = workers or cores
+    context = get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(count, context, _start_worker, (os.getpid(), CACHE_BYTES * 3 // 2 // count)) as executor:
+        try:
+            yield Pool(executor, count)
+        except BaseException:  # Ctrl-C included: what is unfinished is done again by the next call
+            for process in list((executor._processes or {}).values()):
+                process.terminate()
+            raise
+
+
+def run_jobs(jobs: Sequence[Job], pool: Pool, on_done: Callable[[Job, dict[str, Any]], None] | None = None) -> None:
+    """Runs the jobs whose result is missing. A job starts when its rivals are finished.
+
+    `on_done` is called in this process with every result, old ones first.
+    """
+    results = {job.out: read_result(job.out) for job in jobs}
+    waiting = [job for job in jobs if results[job.out] is None]
+    finished = {out for out, result in results.items() if result is not None}
+    for job in jobs:
+        if on_done and (result := results[job.out]) is not None:
+            on_done(job, result)
+    running: dict[Future[dict[str, Any]], Job] = {}
+    try:
+        while waiting or running:
+            ready = [job for job in waiting if finished.issuperset(job.rivals)]
+            for job in ready[: pool.workers - len(running)]:  # in order, so that features are made once
+                waiting.remove(job)
+                running[pool.executor.submit(run_job, job)] = job
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = running.pop(future)
+                result = future.result()
+                finished.add(job.out)
+                if on_done:
+                    on_done(job, result)
+    except BrokenProcessPool:
+        raise WeightsearchError(
+            "a worker was killed, probably for want of memory: use fewer --workers and run the same command again"
+        ) from None
+
+
+_cache_bytes = CACHE_BYTES
+
+
+def _start_worker(parent: int, cache_bytes: int) -> None:
+    global _cache_bytes
+    _cache_bytes = cache_bytes
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("weightsearch").setLevel(logging.ERROR)  # the parent has warned already
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the parent was killed
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Fits, and writes the result atomically. A fit that diverges is a result, too: one without scores."""
+    started = time.perf_counter()
+    out = Path(job.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    common = {"method": job.method, "config": job.config, "settings": job.settings, "seed": job.seed}
+    try:
+        result = _fit_baseline(job) if job.method in set(Baseline) else _fit_encoder(job, out)
+    except _Diverged as error:
+        result = {"error": str(error), "validation": None, "parameters": None}
+    result = {**common, **result, "seconds": time.perf_counter() - started}
+    write_atomically(out, json.dumps(plain(result)))
+    return plain(result)
+
+
+class _Diverged(WeightsearchError):
+    pass
+
+
+def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
+    zoo, split = load_protocol(job.protocol)
+    config, settings = config_from_dict(job.config), settings_from_dict(job.settings)
+    features = _features(job.protocol, config.method)
+    curves = [result["losses"] for rival in job.rivals if (result := read_result(rival)) and result.get("losses")]
+    best: list[float] = []
+
+    def hopeless(epoch: int, loss: float) -> bool:
+        best.append(min([*best[-1:], loss if math.isfinite(loss) else math.inf]))
+        return is_hopeless(best[-1], epoch, curves)
+
+    progress = out.with_suffix(".partial")
+    target = job.protocol.target
+    try:
+        fitted = fit(
+            zoo, split, config, settings, target=target, seed=job.seed, features=features,
+            on_epoch=hopeless, progress=progress,
+        )  # fmt: skip
+    except WeightsearchError as error:
+        if "diverged" in str(error):
+            raise _Diverged(str(error)) from error
+        raise
+    result = {
+        "parameters": fitted.encoder.parameters_count,
+        "validation": fitted.validation.to_dict(),
+        "losses": list(fitted.losses),
+        "stopped": fitted.stopped,
+    }
+    if job.judge:
+        values = target_values(zoo.table(), target)
+        result["test"] = score(predict(fitted.encoder, features, split.test), values[split.test]).to_dict()
+    if job.keep:
+        directory = out.with_suffix("")
+        directory.mkdir(exist_ok=True)
+        save_encoder(fitted.encoder, directory, {})
+    return result
+
+
+def _fit_baseline(job: Job) -> dict[str, Any]:
+    zoo, split = load_protocol(job.protocol)
+    baseline, values = Baseline(job.method), target_values(zoo.table(), job.protocol.target)
+    features = _baseline_features(replace(job.protocol, runs=None), baseline)
+    fitted = fit_baseline(baseline, features, values, split, TreeSettings(**job.settings), seed=job.seed)
+    result: dict[str, Any] = {"parameters": fitted.parameters, "validation": fitted.validation.to_dict()}
+    if job.judge:
+        result["test"] = score(fitted.predict(features[split.test]), values[split.test]).to_dict()
+    return result
+
+
+def is_hopeless(best: float, epoch: int, curves: Sequence[Sequence[float]]) -> bool:
+    """Median stopping: whether `best`, the lowest loss until `epoch`, is above the median of the others' at that epoch.
+
+    Those that ended earlier count with their lowest loss (Golovin et al. 2017, Google Vizier, section 3.2.2).
+    """
+    if epoch < STOP_GRACE or len(curves) < STOP_FEWEST:
+        return False
+    others = [min(loss if loss is not None else math.inf for loss in curve[:epoch]) for curve in curves]
+    return best > float(np.median(others))
+
+
+@lru_cache(maxsize=1)
+def _open(zoo: str, target: Target) -> tuple[Zoo, np.ndarray]:
+    opened = Zoo.open(zoo)
+    return opened, usable_checkpoints(opened, target)
+
+
+@lru_cache(maxsize=1)
+def load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
+    """The zoo and its split."""
+    zoo, usable = _open(protocol.zoo, protocol.target)
+    table = zoo.table()
+    split = make_split(
+        table, by=protocol.by, per_run=protocol.per_run, seed=protocol.seed, fold=protocol.fold, usable=usable
+    )
+    if protocol.runs is not None:
+        split = split.limited(table, protocol.runs, seed=protocol.seed)
+    return zoo, split
+
+
+@lru_cache(maxsize=1)  # trials of one method follow one another, and features can be large
+def _features(protocol: Protocol, method: Method) -> Features:
+    zoo, split = load_protocol(protocol)
+    return Features(zoo, method, split.train, np.concatenate([split.train, split.validation, split.test]), _cache_bytes)
+
+
+@lru_cache(maxsize=2)
+def _baseline_features(protocol: Protocol, baseline: Baseline) -> np.ndarray:
+    zoo, split = load_protocol(protocol)
+    return baseline_features(zoo, baseline, np.sort(np.concatenate(list(split.parts.values()))))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """JSON without NaN and infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
