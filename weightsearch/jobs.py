@@ -31,7 +31,8 @@ from weightsearch.splits import Split, make_split
 from weightsearch.types import Baseline, Method, SplitBy, Target
 from weightsearch.zoo.store import Zoo
 
-STOP_GRACE = 10  # epochs before a fit may be called hopeless
+STOP_GRACE = 10  # epochs before a fit may be called hopeless, and
+STOP_STEPS = 200  # optimizer steps: a small zoo's epochs are short, and deep predictors start slowly
 STOP_FEWEST = 4  # finished trials to compare with
 
 
@@ -172,11 +173,12 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     config, settings = config_from_dict(job.config), settings_from_dict(job.settings)
     features = _features(job.protocol, config.method)
     curves = [result["losses"] for rival in job.rivals if (result := read_result(rival)) and result.get("losses")]
+    grace = max(STOP_GRACE, math.ceil(STOP_STEPS * settings.batch_size / len(split.train)))
     best: list[float] = []
 
     def hopeless(epoch: int, loss: float) -> bool:
         best.append(min([*best[-1:], loss if math.isfinite(loss) else math.inf]))
-        return is_hopeless(best[-1], epoch, curves)
+        return epoch >= grace and is_hopeless(best[-1], epoch, curves)
 
     progress = out.with_suffix(".partial")
     target = job.protocol.target
@@ -221,7 +223,7 @@ def is_hopeless(best: float, epoch: int, curves: Sequence[Sequence[float]]) -> b
 
     Those that ended earlier count with their lowest loss (Golovin et al. 2017, Google Vizier, section 3.2.2).
     """
-    if epoch < STOP_GRACE or len(curves) < STOP_FEWEST:
+    if len(curves) < STOP_FEWEST:
         return False
     others = [min(loss if loss is not None else math.inf for loss in curve[:epoch]) for curve in curves]
     return best > float(np.median(others))
