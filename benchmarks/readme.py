@@ -56,6 +56,35 @@ def throughput() -> str:
     return "\n".join(rows)
 
 
+def tables() -> str:
+    """Test R² of each zoo of benchmarks/results/tables-*/tables.json: mean and deviation over seeds, by protocol."""
+    parts = []
+    for path in sorted(RESULTS.glob("tables-*/tables.json")):
+        content = json.loads(path.read_text())
+        settings = content["settings"]
+        for zoo in content["zoos"]:
+            protocols = list(zoo["tables"])
+            head = " | ".join(
+                f"R², split by {protocol}".replace("by per-run-1", "by run, one each") for protocol in protocols
+            )
+            lines = [
+                f"{zoo['preset']} on {zoo['dataset']}, {zoo['runs']} runs, {zoo['checkpoints']:,} checkpoints: "
+                f"{settings['trials']} trial(s) a method, {settings['seeds']} seed(s), {settings['epochs']} epochs "
+                f"([all figures](benchmarks/results/{path.parent.name}/tables.md)):",
+                "",
+                f"| method | parameters | {head} | published R² |",
+                "|---|---:|" + "---:|" * (len(protocols) + 1),
+            ]
+            by_method = {protocol: {row["method"]: row for row in rows} for protocol, rows in zoo["tables"].items()}
+            for row in zoo["tables"][protocols[0]]:
+                scores = [by_method[protocol][row["method"]]["test_r2"] for protocol in protocols]
+                texts = [f"{score['mean']:.3f} ± {score['deviation']:.3f}" for score in scores]
+                given = f"{row['published']['test_r2']:.3f}" if row["published"] else ""
+                lines.append(f"| `{row['method']}` | {row['parameters']:,} | {' | '.join(texts)} | {given} |")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def accuracy() -> str:
     result = json.loads((RESULTS / "zoo_accuracy.json").read_text())
     return (
@@ -82,6 +111,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "reference": reference,
     "throughput": throughput,
+    "tables": tables,
     "accuracy": accuracy,
     "zoos": zoos,
 }
