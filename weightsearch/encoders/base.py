@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,7 +47,7 @@ class EncoderConfig:
     target_high: float = 1.0
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """An encoder with its predictor on top. B networks of P weights each; features F, embedding D.
 
     Subclasses give `embedding_width`, `features`, `calibrate`, `normalise` and `encode`. A fit may compute the
@@ -62,9 +63,9 @@ class Encoder(nn.Module):
         self.config = config
 
     @property
+    @abstractmethod
     def embedding_width(self) -> int:
         """D."""
-        raise NotImplementedError
 
     def features(self, weights: Tensor) -> Tensor:
         """Weights `(B, P)` -> features `(B, F)`; the weights themselves unless a subclass says otherwise."""
@@ -75,17 +76,17 @@ class Encoder(nn.Module):
         """Of one network's features, 4 F."""
         return 4 * self.features(torch.zeros(1, self.architecture.size)).shape[1]
 
+    @abstractmethod
     def calibrate(self, features: Tensor) -> None:
         """Sets the normalisation from features of the training split `(B, F)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def normalise(self, features: Tensor) -> Tensor:
         """Features `(B, F)` -> normalised features `(B, F)`, a new tensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, normalised: Tensor) -> Tensor:
         """Normalised features `(B, F)` -> embedding `(B, D)`."""
-        raise NotImplementedError
 
     def forward(self, normalised: Tensor) -> Tensor:
         """Normalised features `(B, F)` -> predicted accuracy (or other target) `(B,)`."""
