@@ -22,7 +22,7 @@ test: .venv/ready ## The whole test suite
 	$(BIN)/python -m pytest
 
 test-fast: .venv/ready ## The tests that take no time
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff check .

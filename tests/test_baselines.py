@@ -16,6 +16,7 @@ from weightsearch.zoo.store import Zoo
 SETTINGS = TreeSettings(leaf_checkpoints=3, trees=200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", [Baseline.STATISTICS_TREES, Baseline.HYPERPARAMETERS])
 def test_trees_beat_the_mean_on_training_runs_and_repeat_by_seed(zoo: Zoo, baseline: Baseline):
     split, values = make_split(zoo.table()), zoo.table().test_accuracy

@@ -264,6 +264,7 @@ def write_mnist(folder: Path, **changes: bytes) -> Path:
         ("train_labels", idx(np.zeros(199, np.uint8)), "y_train (199,) (200,)"),
         ("test_labels", idx(np.full(200, 10, np.uint8)), "y_test label 10 0 9"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
 )
 def test_mnist_damaged(part: str, content: bytes, words: str, tmp_path: Path) -> None:
     write_mnist(tmp_path / "mnist", **{part: content})

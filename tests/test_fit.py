@@ -90,6 +90,7 @@ def test_scores_equal_scikit_learns_and_counted_pairs():
     assert scores.tau == pytest.approx(a.sum() / np.sqrt(tied[0] * tied[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(Method))
 def test_a_fit_beats_the_mean_on_its_training_runs_and_repeats_by_seed(zoo: Zoo, method: Method):
     split = make_split(zoo.table())
@@ -131,6 +132,7 @@ def test_a_zoo_too_big_for_memory_is_fitted_the_same(zoo: Zoo, monkeypatch: pyte
     assert kept.losses == fit(zoo, split, config, settings, features=features).losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", list(Optimizer))
 def test_a_killed_fit_goes_on_where_it_was(
     zoo: Zoo, optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

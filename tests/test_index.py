@@ -176,6 +176,7 @@ def test_what_is_there_is_only_replaced_when_asked_and_when_it_is_an_index(tmp_p
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"meow"
 
 
+@pytest.mark.slow
 def test_a_writer_elsewhere_is_named_by_its_pid(index_copy: Path):
     hold = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(index_copy / "index.duckdb")]

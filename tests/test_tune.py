@@ -131,6 +131,7 @@ def test_a_diverged_trial_is_a_result_and_a_judged_one_knows_its_test_part(zoo: 
     json.loads(Path(jobs[0].out).read_text())
 
 
+@pytest.mark.slow
 def test_errors_of_a_worker_are_the_users_one_line(zoo: Zoo, tmp_path: Path):
     config, settings = draw_trial(Method.STATISTICS, 0, V1, 0, 5)
     job = Job(str(tmp_path / "a.json"), Protocol(str(tmp_path / "none")), "statistics", config, settings)
