@@ -75,6 +75,7 @@ def assert_same(
         assert difference.max() <= max(few, 2e-5), field.name
 
 
+@pytest.mark.slow
 @both_trainers
 def test_same_weights_as_one_at_a_time_for_every_optimizer_and_activation(train: Trainer) -> None:
     rates = {Optimizer.SGD: 0.02, Optimizer.ADAM: 0.002, Optimizer.RMSPROP: 0.001}
