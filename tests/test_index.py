@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import Index, Rows, create_index
+from weightsearch.index import Index, Rows, create_index, vectors
 from weightsearch.training import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind, Metric
 from weightsearch.zoo.store import Zoo
@@ -159,6 +159,13 @@ def test_a_failed_write_leaves_nothing_and_an_older_index_whole(tmp_path: Path):
             create_index(path, DENSE, make_rows(30), write_extras=fail, replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     assert len(Index.open(target)) == 20
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_vectors_on_a_full_disk_are_an_os_error():
+    built = vectors.build(np.arange(3), np.eye(3, dtype=np.float32), Metric.COSINE)
+    with pytest.raises(OSError, match="No space left"):
+        vectors.save(built, Path("/dev/full"))
 
 
 def test_what_is_there_is_only_replaced_when_asked_and_when_it_is_an_index(tmp_path: Path):

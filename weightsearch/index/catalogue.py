@@ -94,6 +94,8 @@ def connect(path: Path, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnectio
             ) from error
     try:
         yield connection
+    except duckdb.Error as error:  # a full disk, a damaged block
+        raise WeightsearchError(f"{path}: {str(error).splitlines()[0]}") from error
     finally:
         connection.close()
 

@@ -46,7 +46,7 @@ def search(
 
 
 def save(index: faiss.Index, path: Path) -> None:
-    faiss.write_index(index, str(path))
+    path.write_bytes(faiss.serialize_index(index).tobytes())  # not write_index, whose full disk is no OSError
 
 
 def load(path: Path) -> faiss.Index:
