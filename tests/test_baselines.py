@@ -29,6 +29,7 @@ def test_trees_beat_the_mean_on_training_runs_and_repeat_by_seed(zoo: Zoo, basel
     assert first.parameters == again.parameters > 1
 
 
+@pytest.mark.slow
 def test_the_mean_is_of_the_training_part(zoo: Zoo):
     split, values = make_split(zoo.table()), zoo.table().test_accuracy
     features = baseline_features(zoo, Baseline.MEAN, split.train)

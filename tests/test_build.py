@@ -130,6 +130,7 @@ def test_diverged_runs_and_float16(tmp_path):
     assert zoo_summary(zoo.path).failed == summary.failed
 
 
+@pytest.mark.slow
 def test_refusals_change_nothing(built, tiny, tmp_path):
     path = built[0]
     before = content(path)

@@ -593,6 +593,7 @@ def test_cyclic_dicts_end(tmp_path: Path) -> None:
     assert "nested too deeply, or in themselves" in refusal(tmp_path / "a.pt")
 
 
+@pytest.mark.slow
 def test_values_that_unfold_without_end_are_skipped() -> None:
     doubled: Any = [1]
     for _ in range(19):

@@ -158,6 +158,7 @@ def test_a_killed_fit_goes_on_where_it_was(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["train_loss", "test_loss", "train_accuracy"])
 def test_another_column_can_be_the_target(zoo: Zoo, column: str):
     split = make_split(zoo.table())

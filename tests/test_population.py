@@ -175,6 +175,7 @@ def test_dropout_leads_to_the_accuracies_of_one_at_a_time_training() -> None:
     assert 0.3 < population.test_accuracy.mean() < 0.9  # neither untrained nor too easy to tell
 
 
+@pytest.mark.slow
 @both_trainers
 def test_a_run_depends_on_its_recipe_alone_and_a_diverged_one_disturbs_nobody(train: Trainer) -> None:
     recipes = [
@@ -191,6 +192,7 @@ def test_a_run_depends_on_its_recipe_alone_and_a_diverged_one_disturbs_nobody(tr
             assert_same(checkpoint, alone, i)
 
 
+@pytest.mark.slow
 @both_trainers
 def test_twice_the_same_bit_for_bit(train: Trainer) -> None:
     recipes = [replace(RECIPE, dropout=0.2, seed=seed) for seed in range(2)]

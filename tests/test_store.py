@@ -249,6 +249,7 @@ connection.close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_reader_waits_for_a_commit_and_then_names_the_holder(zoo_path, waits, monkeypatch):
     if not waits:
