@@ -1,0 +1,88 @@
+"""Intervals around a predicted accuracy that hold the truth as often as promised, whatever the encoder is like.
+
+Split conformal prediction (Papadopoulos et al. 2002; Lei et al. 2018, https://arxiv.org/abs/1604.04173, section 2):
+the interval is as wide as the errors on calibration runs, which serve nothing else. Checkpoints of one run are
+near-copies of each other, so one checkpoint of each run is drawn: those, and a new run's checkpoint, are exchangeable,
+and that is all the promise rests on. It is one on average over runs, not for a run of a certain kind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+COVERAGE = 0.9
+FLOOR = 0.2  # of `_scale`, whose middle is at FLOOR + 1/4
+
+
+@dataclass(frozen=True)
+class Conformal:
+    """A calibrated width. `width` is infinite where there are too few `runs` to promise `coverage` (9 for 90 %)."""
+
+    width: float
+    coverage: float
+    runs: int
+    low: float = 0.0
+    high: float = 1.0
+
+    def interval(self, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends `(n,)` around `predicted (n,)`, within [low, high]."""
+        predicted = np.asarray(predicted, np.float64)
+        half = self.width * _scale(predicted, self.low, self.high)
+        return np.clip(predicted - half, self.low, self.high), np.clip(predicted + half, self.low, self.high)
+
+
+def calibrate(
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    runs: np.ndarray,
+    *,
+    coverage: float = COVERAGE,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: int = 0,
+) -> Conformal:
+    """The width at which a new run's checkpoint lies inside with probability `coverage` or a little more.
+
+    Args:
+        predicted, truth: `(n,)` of checkpoints of calibration runs, which neither trained nor chose the encoder.
+        runs: `(n,)` which run each is of; one checkpoint of each is drawn by `seed`.
+        low, high: the ends of what can be true: 0 and 1 for accuracies, -inf and inf for a loss.
+    """
+    drawn = one_per_run(runs, np.random.default_rng(seed))
+    predicted, truth = np.asarray(predicted, np.float64)[drawn], np.asarray(truth, np.float64)[drawn]
+    errors = np.abs(truth - predicted) / _scale(predicted, low, high)
+    return Conformal(conformal_quantile(errors, coverage), coverage, len(drawn), low, high)
+
+
+def conformal_quantile(errors: np.ndarray, coverage: float) -> float:
+    """The ceil((n + 1) coverage)-th smallest of `errors (n,)`; infinite where that is more than n.
+
+    A further error, exchangeable with these, is at most as large with probability at least `coverage`, and less than
+    `coverage + 1 / (n + 1)` unless errors tie.
+    """
+    if not 0 < coverage < 1:
+        raise ValueError(f"expected a coverage between 0 and 1, got {coverage}")
+    rank = math.ceil(round((len(errors) + 1) * coverage, 9))  # rounded: 10 * 0.9 is meant to be 9
+    return float(np.partition(errors, rank - 1)[rank - 1]) if rank <= len(errors) else math.inf
+
+
+def one_per_run(runs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A random position of each run in `runs (n,)`, in the order of the runs' numbers or names."""
+    order = generator.permutation(len(runs))
+    _, first = np.unique(np.asarray(runs)[order], return_index=True)
+    return order[first]
+
+
+def _scale(predicted: np.ndarray, low: float, high: float) -> np.ndarray:
+    """How uncertain a prediction is beside others: most in the middle of [low, high], where most can happen.
+
+    With `FLOOR`, intervals of the statistics encoder became 9 % (USPS V1), 5 % (Fashion-MNIST V1) and -1 % (MNIST V1)
+    shorter than of one width everywhere; a smaller floor gains more where it gains, and loses more on the third.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return np.ones_like(predicted)
+    share = (np.clip(predicted, low, high) - low) / (high - low)
+    return FLOOR + share * (1 - share)
