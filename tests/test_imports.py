@@ -19,6 +19,7 @@ ORDER = [
     {"datasets"},
     {"pickles", "formats", "checkpoints"},
     {"zoo"},
+    {"symmetry"},
     {"encoders"},
     {"splits", "fit", "baselines", "jobs", "tune"},
     {"index"},
