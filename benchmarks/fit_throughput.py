@@ -78,7 +78,7 @@ def make_zoo(path: Path, architecture: Architecture, count: int) -> Zoo:
     with open_writer(path, info) as writer:
         write_part(writer.temporary(0), weights)
         rows = [CheckpointRow(content_hash(weights[i]), 0, i, 0.0, 0.0, 0.0, float(accuracy[i])) for i in range(count)]
-        writer.publish(0, writer.temporary(0), [RunRow(0, RECIPE, None, 0.0)], rows)
+        writer.publish(0, writer.temporary(0), [RunRow(0, RECIPE.to_dict(), None, 0.0)], rows)
     return Zoo.open(path)
 
 

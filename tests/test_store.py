@@ -39,7 +39,7 @@ def publish(writer, part, runs, rng, dtype="float32", epochs=(0, 1)):
     writer.publish(
         part,
         temporary,
-        [RunRow(run, sample(V1.space, 0, run), None, 0.5) for run in runs],
+        [RunRow(run, sample(V1.space, 0, run).to_dict(), None, 0.5) for run in runs],
         [
             CheckpointRow(content_hash(row), run, epoch, *(run + epoch / 10 + np.arange(4) / 100))
             for row, (run, epoch) in zip(weights, keys, strict=True)
@@ -102,7 +102,7 @@ def test_reading_does_not_load_the_part(tmp_path):
         np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, ARCHITECTURE.size))[-1] = 7
         keys = [(0, epoch) for epoch in (3, rows - 1)]
         checkpoints = [CheckpointRow("x", run, epoch, 0, 0, 0, 0) for run, epoch in keys]
-        writer.publish(0, temporary, [RunRow(0, sample(V1.space, 0, 0), None, 0.0)], checkpoints)
+        writer.publish(0, temporary, [RunRow(0, sample(V1.space, 0, 0).to_dict(), None, 0.0)], checkpoints)
         with connect(writer.path) as connection:
             connection.execute("UPDATE checkpoints SET row = epoch")
     zoo = Zoo.open(tmp_path / "zoo")
@@ -120,7 +120,7 @@ def test_reading_does_not_load_the_part(tmp_path):
 def test_failed_runs_and_empty_parts(tmp_path):
     with open_writer(tmp_path / "zoo", INFO) as writer:
         reason = "weights or loss not finite by epoch 0"
-        writer.publish(0, None, [RunRow(0, sample(V1.space, 0, 0), reason, 1.0)], [])
+        writer.publish(0, None, [RunRow(0, sample(V1.space, 0, 0).to_dict(), reason, 1.0)], [])
     zoo = Zoo.open(tmp_path / "zoo")
     assert len(zoo.table()) == 0
     assert list(zoo.table().recipes) == [0]
@@ -271,3 +271,71 @@ def test_a_reader_waits_for_a_commit_and_then_names_the_holder(zoo_path, waits, 
 def test_the_module_imports_no_torch():
     code = "import sys, weightsearch.zoo.store, weightsearch.zoo.recipes; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+OLD_SCHEMA = """
+CREATE TABLE runs (run BIGINT PRIMARY KEY, recipe VARCHAR NOT NULL, status VARCHAR NOT NULL, reason VARCHAR,
+    seconds DOUBLE);
+CREATE TABLE checkpoints (
+    id VARCHAR NOT NULL, run BIGINT NOT NULL, epoch BIGINT NOT NULL, part BIGINT NOT NULL, row BIGINT NOT NULL,
+    train_loss DOUBLE, train_accuracy DOUBLE, test_loss DOUBLE, test_accuracy DOUBLE, PRIMARY KEY (run, epoch));
+"""
+
+
+def publish_with_extras(path, rng):
+    """Run 7, of which little is known, and its three checkpoints of users' columns."""
+    weights = rng.normal(size=(3, ARCHITECTURE.size)).astype(np.float32)
+    nan = float("nan")
+    columns = [{"f1": 0.5, "tags": ["a"]}, {}, {"f1": 1, "team": "blue", "note": "x"}]
+    with open_writer(path, INFO) as writer:
+        temporary = writer.temporary(7)
+        write_part(temporary, weights)
+        rows = [
+            CheckpointRow(content_hash(row), 7, epoch, nan, nan, nan, nan, f"lr-{epoch}.pt", extra)
+            for epoch, (row, extra) in enumerate(zip(weights, columns, strict=True))
+        ]
+        runs = [RunRow(7, {"lr": 0.1}, name="sweep/7", extras={"team": "red", "cost": 3})]
+        writer.publish(7, temporary, runs, rows)
+
+
+def test_users_columns_names_and_sources_come_back(tmp_path, rng):
+    publish_with_extras(tmp_path / "zoo", rng)
+    table = Zoo.open(tmp_path / "zoo").table()
+    assert table.names == {7: "sweep/7"}
+    assert table.recipes == {7: {"lr": 0.1}}
+    assert table.source.tolist() == ["lr-0.pt", "lr-1.pt", "lr-2.pt"]
+    assert np.isnan(table.test_accuracy).all()
+    assert sorted(table.extras) == ["cost", "f1", "note", "tags", "team"]
+    np.testing.assert_array_equal(table.extras["f1"], [0.5, np.nan, 1.0])
+    assert table.extras["f1"].dtype == table.extras["cost"].dtype == np.float64
+    assert table.extras["cost"].tolist() == [3, 3, 3]
+    assert table.extras["team"].tolist() == ["red", "red", "blue"]  # a checkpoint's own value counts before its run's
+    assert table.extras["tags"].tolist() == [["a"], None, None]
+
+
+def test_a_zoo_from_before_users_columns_opens_and_grows(zoo_path, rng):
+    expected = Zoo.open(zoo_path).table()
+    with connect(zoo_path) as connection:
+        connection.execute("ALTER TABLE runs RENAME TO new_runs; ALTER TABLE checkpoints RENAME TO new_checkpoints")
+        connection.execute(OLD_SCHEMA)
+        connection.execute("INSERT INTO runs SELECT * EXCLUDE (name, extras) FROM new_runs")
+        connection.execute("INSERT INTO checkpoints SELECT * EXCLUDE (source, extras) FROM new_checkpoints")
+        connection.execute("DROP TABLE new_runs; DROP TABLE new_checkpoints")
+    old = Zoo.open(zoo_path).table()
+    np.testing.assert_array_equal(old.id, expected.id)
+    np.testing.assert_array_equal(old.test_loss, expected.test_loss)
+    assert (old.recipes, old.extras, old.names) == (expected.recipes, {}, {})
+    assert old.source.tolist() == [None] * 10
+    publish_with_extras(zoo_path, rng)
+    table = Zoo.open(zoo_path).table()
+    assert len(table) == 13
+    assert table.extras["team"].tolist() == [None] * 10 + ["red", "red", "blue"]
+
+
+def test_mixed_architectures_are_one_line(zoo_path, rng):
+    other = dataclasses.replace(INFO, architecture=Architecture(ARCHITECTURE.layers[:1]))
+    with pytest.raises(WeightsearchError, match=r"architecture: .* -> "), open_writer(zoo_path, other):
+        pass
+    write_part(part_path(zoo_path, 2), rng.normal(size=(4, 7)).astype(np.float32))  # somebody's other zoo
+    with pytest.raises(WeightsearchError, match=r"part-00002\.npy holds networks of 7 parameters, but .* mixed"):
+        Zoo.open(zoo_path).weights(slice(None))

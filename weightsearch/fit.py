@@ -90,9 +90,10 @@ DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
 
 def target_values(table: CheckpointTable, target: Target) -> np.ndarray:
     """The target of every checkpoint `(n,)` float64, NaN where unknown."""
-    values = getattr(table, target.column, None)
+    columns = {**table.extras, **vars(table)}
+    values = columns.get(target.column)
     if not isinstance(values, np.ndarray) or values.dtype != np.float64:
-        known = [name for name, column in vars(table).items() if getattr(column, "dtype", None) == np.float64]
+        known = [name for name, column in columns.items() if getattr(column, "dtype", None) == np.float64]
         raise UsageError(f"--target {target.column}: the zoo has no such column; choose among {', '.join(known)}")
     return values
 

@@ -169,8 +169,8 @@ def train(
 
 
 def run_name(zoo: Zoo, run: int) -> str:
-    """A run's name in an index, unique among zoos: `usps-v1/17`."""
-    return f"{zoo.info.name}/{run}"
+    """A run's name in an index, unique among zoos: `usps-v1/17`, or `sweep/lr-0.1` where its maker named it."""
+    return f"{zoo.info.name}/{zoo.table().names.get(run, run)}"
 
 
 def _fit(zoo: Zoo, split: Split, method: Method, target: Target, seed: int, quiet: bool) -> Fit:

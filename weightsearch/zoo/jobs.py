@@ -6,8 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from weightsearch.zoo.recipes import Recipe
-from weightsearch.zoo.store import CheckpointRow, RunRow
+from weightsearch.zoo.rows import CheckpointRow, RunRow
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -50,11 +49,11 @@ class Group:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "runs": [[row.run, row.recipe.to_dict(), row.reason, row.seconds] for row in self.runs],
+            "runs": [[row.run, row.recipe, row.reason, row.seconds] for row in self.runs],
             "checkpoints": [[getattr(row, field.name) for field in fields(row)] for row in self.checkpoints],
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        runs = [RunRow(run, Recipe.from_dict(recipe), *rest) for run, recipe, *rest in content["runs"]]
+        runs = [RunRow(*row) for row in content["runs"]]
         return cls(runs, [CheckpointRow(*row) for row in content["checkpoints"]])

@@ -23,20 +23,12 @@ import numpy as np
 
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture
-from weightsearch.zoo.recipes import Recipe
+from weightsearch.zoo import rows
+from weightsearch.zoo.rows import CheckpointRow, CheckpointTable, RunRow
 
 FORMAT = 1
-METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 LOCK_WAIT_SECONDS = 2.0
 _FULL = "the disk is full; what it holds stays good: free some space and run the same command again"
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    run BIGINT PRIMARY KEY, recipe VARCHAR NOT NULL, status VARCHAR NOT NULL, reason VARCHAR, seconds DOUBLE);
-CREATE TABLE IF NOT EXISTS checkpoints (
-    id VARCHAR NOT NULL, run BIGINT NOT NULL, epoch BIGINT NOT NULL, part BIGINT NOT NULL, row BIGINT NOT NULL,
-    train_loss DOUBLE, train_accuracy DOUBLE, test_loss DOUBLE, test_accuracy DOUBLE, PRIMARY KEY (run, epoch));
-"""
 
 
 @dataclass(frozen=True)
@@ -91,28 +83,12 @@ class ZooInfo:
 
         def flat(info: ZooInfo) -> dict[str, Any]:
             named = {key: getattr(info, key) for key in ("dataset", "preset", "seed", "dtype")}
+            named["architecture"] = info.architecture.fingerprint
             return {**named, **json.loads(json.dumps(info.settings))}
 
         mine, others = flat(self), flat(other)
         keys = [*mine, *(key for key in others if key not in mine)]
         return [f"{key}: {mine.get(key)} -> {others.get(key)}" for key in keys if mine.get(key) != others.get(key)]
-
-
-@dataclass(frozen=True)
-class CheckpointTable:
-    """One entry per stored checkpoint, ordered by (run, epoch); every array is `(n,)`, the metrics float64."""
-
-    id: np.ndarray  # str, `types.content_hash` of the row
-    run: np.ndarray  # int64
-    epoch: np.ndarray  # int64
-    train_loss: np.ndarray  # metrics are NaN where unknown
-    train_accuracy: np.ndarray
-    test_loss: np.ndarray
-    test_accuracy: np.ndarray
-    recipes: dict[int, dict[str, Any]]  # run -> recipe, of every run, failed ones too
-
-    def __len__(self) -> int:
-        return len(self.run)
 
 
 class Zoo:
@@ -141,17 +117,7 @@ class Zoo:
     def table(self) -> CheckpointTable:
         if self._table is None:
             with connect(self.path, read_only=True) as connection:
-                columns = connection.execute("SELECT * FROM checkpoints ORDER BY run, epoch").fetchnumpy()
-                recipes = connection.execute("SELECT run, recipe FROM runs ORDER BY run").fetchall()
-            metrics = {key: np.ma.filled(columns[key].astype(np.float64), np.nan) for key in METRICS}
-            self._part, self._row = (np.asarray(columns[key], np.int64) for key in ("part", "row"))
-            self._table = CheckpointTable(
-                id=np.asarray(columns["id"], object).astype(str),
-                run=np.asarray(columns["run"], np.int64),
-                epoch=np.asarray(columns["epoch"], np.int64),
-                recipes={run: json.loads(recipe) for run, recipe in recipes},
-                **metrics,
-            )
+                self._table, self._part, self._row = rows.read(connection)
         return self._table
 
     def weights(self, positions: np.ndarray | Sequence[int] | slice) -> np.ndarray:
@@ -172,36 +138,16 @@ class Zoo:
         if number not in self._maps:
             path = part_path(self.path, number)
             mapped = map_part(path)
+            if mapped is not None and mapped.shape[1] != self.architecture.size:
+                raise WeightsearchError(
+                    f"{path} holds networks of {mapped.shape[1]:,} parameters, but the zoo's architecture has "
+                    f"{self.architecture.size:,}: two architectures are mixed; keep them in zoos of their own"
+                )
             expected = (int(self._row[self._part == number].max()) + 1, self.architecture.size)
             if mapped is None or mapped.shape != expected:
                 raise WeightsearchError(f"{path} is missing or damaged: run build-zoo again, it trains those runs anew")
             self._maps[number] = mapped
         return self._maps[number]
-
-
-@dataclass(frozen=True)
-class RunRow:
-    run: int
-    recipe: Recipe
-    reason: str | None  # why it failed, None for a good run
-    seconds: float
-
-    @property
-    def status(self) -> str:
-        return "ok" if self.reason is None else "failed"
-
-
-@dataclass(frozen=True)
-class CheckpointRow:
-    """One checkpoint; its place in the list of rows is its row in the part."""
-
-    id: str
-    run: int
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
 
 
 class ZooWriter:
@@ -211,16 +157,16 @@ class ZooWriter:
         self.path = path
         (path / "weights").mkdir(exist_ok=True)
         with connect(path) as connection:
-            connection.execute(_SCHEMA)
+            rows.create(connection)
             self._tidy(connection)
             self.runs = {run for (run,) in connection.execute("SELECT run FROM runs").fetchall()}
 
     def _tidy(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Remove a killed build's leftovers, and the rows of parts that somebody removed or truncated."""
         parts = dict(connection.execute("SELECT part, max(row) + 1 FROM checkpoints GROUP BY part").fetchall())
-        for part, rows in parts.items():
+        for part, count in parts.items():
             mapped = map_part(part_path(self.path, part))
-            if mapped is None or len(mapped) != rows:
+            if mapped is None or len(mapped) != count:
                 connection.execute("BEGIN")
                 connection.execute("DELETE FROM runs WHERE run IN (SELECT run FROM checkpoints WHERE part = ?)", [part])
                 connection.execute("DELETE FROM checkpoints WHERE part = ?", [part])
@@ -243,22 +189,8 @@ class ZooWriter:
         if temporary is not None:
             temporary.replace(final)
             _sync_directory(final.parent)
-        run_rows = [(row.run, json.dumps(row.recipe.to_dict()), row.status, row.reason, row.seconds) for row in runs]
-        columns = {  # noqa: F841 - DuckDB reads this variable by its name
-            "id": np.array([row.id for row in checkpoints], object),
-            "run": np.array([row.run for row in checkpoints], np.int64),
-            "epoch": np.array([row.epoch for row in checkpoints], np.int64),
-            "part": np.full(len(checkpoints), part, np.int64),
-            "row": np.arange(len(checkpoints), dtype=np.int64),
-            **{key: np.array([getattr(row, key) for row in checkpoints], np.float64) for key in METRICS},
-        }
         with connect(self.path) as connection:
-            connection.execute("BEGIN")
-            connection.executemany("INSERT INTO runs VALUES (?, ?, ?, ?, ?)", run_rows)
-            if checkpoints:
-                connection.execute("INSERT INTO checkpoints BY NAME SELECT * FROM columns")
-            connection.execute("COMMIT")
-        self.runs.update(row[0] for row in run_rows)
+            self.runs.update(rows.insert(connection, part, runs, checkpoints))
 
     def temporary(self, part: int) -> Path:
         """Where a worker writes the future part `part`; a killed build's leftovers of this name are removed."""

@@ -27,7 +27,8 @@ from weightsearch.zoo.jobs import ARRAYS, Group, Job, Setup
 from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.population import TrainingPlan, train_population
 from weightsearch.zoo.recipes import Recipe
-from weightsearch.zoo.store import METRICS, CheckpointRow, RunRow, write_part
+from weightsearch.zoo.rows import METRICS, CheckpointRow, RunRow
+from weightsearch.zoo.store import write_part
 
 
 def train_group(
@@ -63,11 +64,13 @@ def train_group(
     seconds = (time.monotonic() - start) / n
     return Group(
         runs=[
-            RunRow(run, recipe, _failure(good[i], epochs), seconds)
+            RunRow(run, recipe.to_dict(), _failure(good[i], epochs), seconds)
             for i, (run, recipe) in enumerate(zip(job.runs, recipes, strict=True))
         ],
         checkpoints=[
-            CheckpointRow(content_hash(row), job.runs[i], epochs[k], *map(float, metrics[i, k]))
+            CheckpointRow(
+                content_hash(row), job.runs[i], epochs[k], **dict(zip(METRICS, metrics[i, k].tolist(), strict=True))
+            )
             for row, (i, k) in zip(rows, np.argwhere(good), strict=True)
         ],
     )

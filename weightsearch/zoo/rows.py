@@ -1,0 +1,170 @@
+"""A zoo's rows: its runs and checkpoints, as they are written to `zoo.duckdb` and as they are read from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import numpy as np
+
+METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+# The last columns of both tables came later; a zoo from before is read without them, and gets them when added to.
+_LATER = {"runs": {"name": "VARCHAR", "extras": "VARCHAR"}, "checkpoints": {"source": "VARCHAR", "extras": "VARCHAR"}}
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    run BIGINT PRIMARY KEY, recipe VARCHAR NOT NULL, status VARCHAR NOT NULL, reason VARCHAR, seconds DOUBLE);
+CREATE TABLE IF NOT EXISTS checkpoints (
+    id VARCHAR NOT NULL, run BIGINT NOT NULL, epoch BIGINT NOT NULL, part BIGINT NOT NULL, row BIGINT NOT NULL,
+    train_loss DOUBLE, train_accuracy DOUBLE, test_loss DOUBLE, test_accuracy DOUBLE, PRIMARY KEY (run, epoch));
+""" + "".join(
+    f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {kind};\n"
+    for table, columns in _LATER.items()
+    for name, kind in columns.items()
+)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run. `name` is what its maker calls it; `extras` are users' columns of any JSON values."""
+
+    run: int
+    recipe: Mapping[str, Any]
+    reason: str | None = None  # why it failed, None for a good run
+    seconds: float = float("nan")  # of training, NaN where unknown
+    name: str | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        return "ok" if self.reason is None else "failed"
+
+
+@dataclass(frozen=True)
+class CheckpointRow:
+    """One checkpoint; its place in the list of rows is its row in the part. Metrics are NaN where unknown."""
+
+    id: str
+    run: int
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    source: str | None = None  # the file it was imported from
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointTable:
+    """One entry per stored checkpoint, ordered by (run, epoch); every array is `(n,)`, the metrics float64."""
+
+    id: np.ndarray  # str, `types.content_hash` of the row
+    run: np.ndarray  # int64
+    epoch: np.ndarray  # int64
+    train_loss: np.ndarray  # metrics are NaN where unknown
+    train_accuracy: np.ndarray
+    test_loss: np.ndarray
+    test_accuracy: np.ndarray
+    recipes: dict[int, dict[str, Any]]  # run -> recipe, of every run, failed ones too
+    names: dict[int, str] = field(default_factory=dict)  # run -> its maker's name for it, where it has one
+    # Users' columns by name: float64 with NaN where unknown if all values are numbers, else objects with None there.
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    source: np.ndarray = field(default_factory=lambda: np.empty(0, object))  # files imported from, None elsewhere
+
+    def __len__(self) -> int:
+        return len(self.run)
+
+
+def create(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables, or bring those of an older version up to date."""
+    connection.execute(_SCHEMA)
+
+
+def insert(
+    connection: duckdb.DuckDBPyConnection, part: int, runs: Iterable[RunRow], checkpoints: Sequence[CheckpointRow]
+) -> list[int]:
+    """Commit a part's rows in one transaction; returns the runs' numbers."""
+    runs = list(runs)
+    run_columns = {  # noqa: F841 - DuckDB reads these variables by their names
+        "run": np.array([row.run for row in runs], np.int64),
+        "recipe": _objects(_json(row.recipe) for row in runs),
+        "status": _objects(row.status for row in runs),
+        "reason": _objects(row.reason for row in runs),
+        "seconds": np.array([row.seconds for row in runs], np.float64),
+        "name": _objects(row.name for row in runs),
+        "extras": _objects(_json(row.extras) if row.extras else None for row in runs),
+    }
+    columns = {  # noqa: F841
+        "id": _objects(row.id for row in checkpoints),
+        "run": np.array([row.run for row in checkpoints], np.int64),
+        "epoch": np.array([row.epoch for row in checkpoints], np.int64),
+        "part": np.full(len(checkpoints), part, np.int64),
+        "row": np.arange(len(checkpoints), dtype=np.int64),
+        **{key: np.array([getattr(row, key) for row in checkpoints], np.float64) for key in METRICS},
+        "source": _objects(row.source for row in checkpoints),
+        "extras": _objects(_json(row.extras) if row.extras else None for row in checkpoints),
+    }
+    connection.execute("BEGIN")
+    if runs:
+        connection.execute("INSERT INTO runs BY NAME SELECT * FROM run_columns")
+    if checkpoints:
+        connection.execute("INSERT INTO checkpoints BY NAME SELECT * FROM columns")
+    connection.execute("COMMIT")
+    return [row.run for row in runs]
+
+
+def read(connection: duckdb.DuckDBPyConnection) -> tuple[CheckpointTable, np.ndarray, np.ndarray]:
+    """The table, and each of its checkpoints' part `(n,)` and row in it `(n,)`."""
+    columns = connection.execute("SELECT * FROM checkpoints ORDER BY run, epoch").fetchnumpy()
+    runs = connection.execute("SELECT * FROM runs ORDER BY run").fetchnumpy()
+    run = np.asarray(columns["run"], np.int64)
+    by_run = {number: values for number, values in zip(runs["run"].tolist(), _parsed(runs), strict=True) if values}
+    extras = [{**by_run.get(number, {}), **own} for number, own in zip(run.tolist(), _parsed(columns), strict=True)]
+    table = CheckpointTable(
+        id=np.asarray(columns["id"], object).astype(str),
+        run=run,
+        epoch=np.asarray(columns["epoch"], np.int64),
+        **{key: np.ma.filled(columns[key].astype(np.float64), np.nan) for key in METRICS},
+        recipes={
+            number: json.loads(recipe) for number, recipe in zip(runs["run"].tolist(), runs["recipe"], strict=True)
+        },
+        names={number: name for number, name in zip(runs["run"].tolist(), _plain(runs, "name"), strict=True) if name},
+        extras={
+            name: _column([row.get(name) for row in extras]) for name in sorted({key for row in extras for key in row})
+        },
+        source=_plain(columns, "source"),
+    )
+    return table, np.asarray(columns["part"], np.int64), np.asarray(columns["row"], np.int64)
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values))
+
+
+def _objects(values: Iterable[Any]) -> np.ndarray:
+    listed = list(values)
+    column = np.empty(len(listed), object)
+    column[:] = listed
+    return column
+
+
+def _plain(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A text column `(n,)` with None where it is NULL, or everywhere in a zoo from before it was there."""
+    if name not in columns:
+        return _objects([None] * len(columns["run"]))
+    return _objects(np.ma.asarray(columns[name], object).tolist())
+
+
+def _parsed(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    return [json.loads(text) if text else {} for text in _plain(columns, "extras")]
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+    return _objects(values)
