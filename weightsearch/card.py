@@ -26,6 +26,7 @@ def index_card(summary: TrainSummary, zoo: Zoo, encoder: Encoder) -> str:
         f"{test.count:,} checkpoints of the test part, which neither the fit nor the choice of the method saw, the "
         f"predicted\n{summary.target.column.replace('_', ' ')} scores:",
         _table(("R²", "Kendall's tau", "mean absolute error"), [(test.r2, test.tau, test.mae)]),
+        _interval(summary),
         "Methods compared on the validation part:",
         _table(
             ("method", "R²", "Kendall's tau", "mean absolute error", ""),
@@ -47,6 +48,18 @@ def index_card(summary: TrainSummary, zoo: Zoo, encoder: Encoder) -> str:
             ),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _interval(summary: TrainSummary) -> str:
+    calibration = summary.calibration
+    if calibration is None or calibration.interval is None:
+        return "Predictions come without an interval: there were too few test runs to set some aside for calibration."
+    interval = calibration.interval
+    return (
+        f"Each prediction comes with a {interval.coverage:.0%} interval (split conformal), calibrated on one\n"
+        f"checkpoint of each of {interval.runs} further runs, which served nothing else. It held the truth of "
+        f"{calibration.found_coverage:.0%} of the test part, which is {calibration.found_runs} runs."
+    )
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:

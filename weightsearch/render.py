@@ -13,6 +13,7 @@ from weightsearch.types import Neighbour, Target
 
 if TYPE_CHECKING:
     from weightsearch.answers import Answer
+    from weightsearch.calibration import Calibration
     from weightsearch.metrics import Prediction
     from weightsearch.training import TrainSummary
     from weightsearch.zoo.build import BuildSummary
@@ -93,10 +94,20 @@ def train_summary(summary: TrainSummary) -> RenderableType:
         f"split {summary.split}: {runs} runs",
         f"{summary.method} on the test runs, scored once: "
         f"R² {summary.test.r2:.3f}, tau {summary.test.tau:.3f}, mean absolute error {summary.test.mae:.3f}",
+        _interval(summary.calibration),
         f"{summary.checkpoints:,} checkpoints indexed in {summary.index}",
     ]
     lines += [f"held out: {example.path} (test accuracy {example.test_accuracy:.3f})" for example in summary.examples]
     return Group(table, *(Text(line) for line in lines))
+
+
+def _interval(calibration: Calibration | None) -> str:
+    if calibration is None or calibration.interval is None:
+        return "no intervals: too few test runs to set some aside for calibration"
+    return (
+        f"{calibration.interval.coverage:.0%} intervals, calibrated on {calibration.interval.runs} further runs, "
+        f"hold the truth of {calibration.found_coverage:.0%} of the test part"
+    )
 
 
 def _scores(scores: Prediction) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from weightsearch.zoo.store import CheckpointTable
 
 HELD_SHARE = 0.15  # of validation and of test each
 FEWEST = 8
+FEWEST_CALIBRATING = 9  # runs, for a 90 % interval (see `conformal`)
+FEWEST_TO_SHARE = 12  # test runs that calibration takes some of
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +26,24 @@ class Split:
     test: np.ndarray
     by: SplitBy = SplitBy.RUN
     per_run: int | None = None
+    calibration: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # see `with_calibration`
 
     @property
     def parts(self) -> dict[str, np.ndarray]:
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        """The calibration part only where there is one."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {**parts, "calibration": self.calibration} if len(self.calibration) else parts
+
+    def with_calibration(self, table: CheckpointTable, seed: int) -> Split:
+        """The same split with half of the test part's runs set aside to calibrate intervals, which they do alone.
+
+        A 90 % interval needs nine of them, so nine of a small test part's are taken; of fewer than twelve, none.
+        """
+        units = table.run[self.test] if self.by is SplitBy.RUN else self.test
+        distinct = np.random.default_rng([seed, 2]).permutation(np.unique(units))
+        count = max(FEWEST_CALIBRATING, len(distinct) // 2) if len(distinct) >= FEWEST_TO_SHARE else 0
+        aside = np.isin(units, distinct[:count])
+        return replace(self, test=self.test[~aside], calibration=self.test[aside])
 
     @property
     def label(self) -> str:

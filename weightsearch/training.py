@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from weightsearch.calibration import FAMILIAR, Calibration, calibrate_encoder, describe_zoo, familiar_layers
 from weightsearch.card import index_card
 from weightsearch.checkpoints import write_checkpoint
 from weightsearch.encoders import load_encoder, save_encoder
@@ -24,7 +25,7 @@ from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
 from weightsearch.splits import Split, make_split
 from weightsearch.tune import search, validation_loss
-from weightsearch.types import Method, SplitBy, Target, content_hash
+from weightsearch.types import Method, Metric, SplitBy, Target, content_hash
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
 log = logging.getLogger("weightsearch")
@@ -60,6 +61,7 @@ class TrainSummary:
     seconds: dict[Method, float]
     split: str = "by run"  # the protocol, for people
     target: Target = field(default_factory=Target)
+    calibration: Calibration | None = None
 
 
 def train(
@@ -79,7 +81,8 @@ def train(
 ) -> TrainSummary:
     """Fits `method` (None: those in `AUTO`, keeping the best on validation runs) and writes an index to `out`.
 
-    Splits 70/15/15 with `seed`, by run unless `split_by` says otherwise; with `per_run`, that many random checkpoints
+    Splits 70/15/15 with `seed`, by run unless `split_by` says otherwise; half of the test runs then calibrate the
+    intervals instead (see `Split.with_calibration`). With `per_run`, that many random checkpoints
     of each run take part in the fit. With `trials`, settings are searched at random (see `tune`), `workers` fits at a
     time; a search that was killed goes on when called again. With `examples` of 1 to 4, that many checkpoints of test
     runs are written to `out/examples/` and their runs are left out of the index; all others are indexed.
@@ -110,10 +113,16 @@ def train(
     kept = max(fits, key=lambda name: fits[name].validation.r2)
     best = fits[kept]
 
-    embedding, predicted = embed_zoo(opened, best.encoder, np.arange(len(table)))
+    split = split.with_calibration(table, seed)
+    everything = np.arange(len(table))
+    embedding, predicted = embed_zoo(opened, best.encoder, everything)
+    descriptions = describe_zoo(opened, everything)
     test_scores = score(predicted[split.test], values[split.test])
     held_out = _choose_examples(table, target.quality(values), split.test, examples)
     indexed = np.setdiff1d(usable, np.flatnonzero(np.isin(table.run, table.run[list(held_out.values())])))
+    calibration = calibrate_encoder(
+        table, split, embedding, predicted, values, indexed, metric=Metric.COSINE, target=target, seed=seed
+    )
 
     summary = TrainSummary(
         index=directory,
@@ -135,9 +144,11 @@ def train(
         seconds={name: fitted.seconds for name, fitted in fits.items()},
         split=split.label,
         target=target,
+        calibration=calibration,
     )
 
     def write_extras(directory: Path, encoder_directory: Path) -> None:
+        familiar_layers(descriptions, split, seed).save(encoder_directory / FAMILIAR)
         save_encoder(best.encoder, encoder_directory, _notes(summary, best, split, opened, seed))
         (directory / "README.md").write_text(index_card(summary, opened, best.encoder))
         for example, position in zip(summary.examples, held_out.values(), strict=True):
@@ -250,4 +261,5 @@ def _notes(summary: TrainSummary, best: Fit, split: Split, zoo: Zoo, seed: int) 
         },
         "split": split.to_dict(zoo.table()),
         "target": asdict(summary.target),
+        "calibration": summary.calibration and summary.calibration.to_dict(),
     }

@@ -26,7 +26,7 @@ class Statistics(Encoder):
     def __init__(self, architecture: Architecture, config: EncoderConfig) -> None:
         super().__init__(architecture, config)
         width = len(STATISTICS) * sum(1 + len(layer.extras) for layer in architecture.layers)
-        self.register_buffer("knots", torch.linspace(-1, 1, KNOTS).repeat(width, 1))  # (F, KNOTS), ascending
+        self.register_buffer("knots", torch.zeros(width, KNOTS))  # (F, KNOTS), ascending once calibrated
         self.body = nn.Sequential(
             nn.Linear(width, config.hidden_size),
             nn.ReLU(),

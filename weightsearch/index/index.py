@@ -186,12 +186,7 @@ def create_index(
             **(notes or {}),
             "files": {
                 name: _describe(staging / name)
-                for name in (
-                    DATABASE,
-                    f"{fingerprint}/vectors-1.faiss",
-                    f"{fingerprint}/encoder.json",
-                    f"{fingerprint}/encoder.safetensors",
-                )
+                for name in (DATABASE, *(f"{fingerprint}/{file.name}" for file in (staging / fingerprint).iterdir()))
             },
         }
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
