@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -12,9 +15,9 @@ import numpy as np
 import pytest
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import Index, Rows, create_index, vectors
+from weightsearch.index import Index, Rows, create_index
 from weightsearch.training import TrainSummary
-from weightsearch.types import Architecture, Layer, LayerKind, Metric
+from weightsearch.types import Architecture, Layer, LayerKind, Metric, Selection
 from weightsearch.zoo.store import Zoo
 
 DENSE = Architecture((Layer("dense", LayerKind.DENSE, (2, 3)),))
@@ -112,12 +115,21 @@ def test_damaged_vectors_are_taken_from_the_database(how: str, trained: TrainSum
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
-@pytest.mark.parametrize("name", ["index.duckdb", "*/encoder.json", "*/encoder.safetensors"])
+@pytest.mark.parametrize("name", ["*/encoder.json", "*/encoder.safetensors"])
 def test_any_other_damage_is_one_line_that_names_the_file(name: str, how: str, index_copy: Path):
     file = next(index_copy.glob(name))
     damage(file, how)
     with pytest.raises(WeightsearchError, match=f"{file.name} is missing or damaged") as caught:
         Index.open(index_copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["truncate", "remove"])
+def test_a_database_that_is_cut_or_gone_is_one_line_that_names_it(how: str, index_copy: Path):
+    file = index_copy / "index.duckdb"
+    os.truncate(file, file.stat().st_size // 3) if how == "truncate" else file.unlink()
+    with pytest.raises(WeightsearchError, match=r"index\.duckdb is (missing|damaged)") as caught:
+        Index.open(index_copy).embeddings(next(iter(Index.open(index_copy).architectures)))
     assert "\n" not in str(caught.value)
 
 
@@ -161,11 +173,21 @@ def test_a_failed_write_leaves_nothing_and_an_older_index_whole(tmp_path: Path):
     assert len(Index.open(target)) == 20
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_vectors_on_a_full_disk_are_an_os_error():
-    built = vectors.build(np.arange(3), np.eye(3, dtype=np.float32), Metric.COSINE)
-    with pytest.raises(OSError, match="No space left"):
-        vectors.save(built, Path("/dev/full"))
+@pytest.mark.slow
+def test_vectors_on_a_full_disk_are_an_os_error_and_leave_nothing(tmp_path: Path):
+    """A limit on the size of files stands for the full disk."""
+    code = (
+        "import resource, signal, sys, numpy as np; from pathlib import Path\n"
+        "from weightsearch.index import vectors; from weightsearch.types import Metric\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "built = vectors.build(np.arange(300), np.eye(300, dtype=np.float32), Metric.COSINE)\n"
+        "try: vectors.save(built, Path(sys.argv[1]) / 'vectors-1.faiss')\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("File too large\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_there_is_only_replaced_when_asked_and_when_it_is_an_index(tmp_path: Path):
@@ -209,3 +231,153 @@ def test_training_indexes_every_checkpoint_but_the_examples_runs(zoo: Zoo, train
         if run not in held_out
     }
     assert {row[:3] for row in rows} == expected
+
+
+def test_filters_radius_runs_and_thresholds_equal_brute_force(tmp_path: Path):
+    rows = make_rows(400, seed=1)
+    rows.test_accuracy[::7] = np.nan
+    metadata = np.array([json.dumps({"team": "blue" if i % 3 else "red", "note": None}) for i in range(400)])
+    rows = replace(rows, metadata=metadata, dataset=np.array(["a", "b"])[(np.arange(400) > 150).astype(int)])
+    rows.test_accuracy[151:] /= 2  # what is good in b is middling in a
+    index = make_index(tmp_path / "index", rows)
+    vector = np.random.default_rng(5).standard_normal(8)
+    unit = rows.embedding / np.linalg.norm(rows.embedding, axis=1, keepdims=True)
+    distance = 1 - unit @ vector / np.linalg.norm(vector)
+    number, accuracy, epoch = np.arange(400), rows.test_accuracy, rows.epoch
+    everything = np.ones(400, bool)
+
+    def grades(good: float | str, bad: float | str) -> tuple[np.ndarray, np.ndarray]:
+        masks = np.zeros((2, 400), bool)
+        for here in (number <= 150, number > 150):
+            known = accuracy[here][~np.isnan(accuracy[here])]
+            high = np.quantile(known, float(good[1:]) / 100) if isinstance(good, str) else good
+            low = np.quantile(known, float(bad[1:]) / 100) if isinstance(bad, str) else bad
+            masks[0] |= here & (accuracy >= high)
+            masks[1] |= here & (accuracy <= low)
+        return masks[0], masks[1]
+
+    for selection, passing, (good, bad) in (
+        (Selection(), everything, grades("q75", "q25")),
+        (Selection(where="epoch = 1 and optimizer = 'adam'"), epoch == 1, grades("q75", "q25")),
+        (
+            Selection(where="number < 20 or team = 'red'", good="q90"),
+            (number < 20) | (number % 3 == 0),
+            grades("q90", "q25"),
+        ),
+        (Selection(where='"number" % 100 = 3 -- few'), number % 100 == 3, grades("q75", "q25")),
+        (Selection(good="0.4", bad="0.2"), everything, grades(0.4, 0.2)),
+        (Selection(not_run="zoo/3", within=0.9), (number // 3 != 3) & (distance <= 0.9), grades("q75", "q25")),
+        (Selection(where="test_accuracy is null"), np.isnan(accuracy), grades("q75", "q25")),
+        (Selection(where="dataset = 'none such'"), ~everything, grades("q75", "q25")),
+    ):
+        for _ in range(2):  # the second time from what the first remembered
+            found = index.search(DENSE.fingerprint, vector, k=9, selection=selection)
+            for got, mask in ((found.neighbours, passing), (found.good, passing & good), (found.bad, passing & bad)):
+                expected = np.flatnonzero(mask)[np.argsort(distance[mask])[:9]]
+                assert [row.id for row in got] == rows.id[expected].tolist(), selection
+                assert [row.metadata["team"] for row in got] == ["blue" if i % 3 else "red" for i in expected]
+                assert [row.test_accuracy for row in got] == [None if np.isnan(a) else a for a in accuracy[expected]]
+            if selection.within is None:
+                assert (found.plan.rows_passing, found.plan.rows) == (passing.sum(), 400)
+
+
+@pytest.mark.parametrize("per_run", [1, 2])
+def test_few_of_each_run_and_yet_k_rows(per_run: int, tmp_path: Path):
+    rows = make_rows(600)
+    rows = replace(rows, run=np.array([f"zoo/{i // 100}" for i in range(600)]))
+    rows.embedding[:] += 3 * np.eye(8, dtype=np.float32)[np.arange(600) // 100]  # a run crowds together
+    index = make_index(tmp_path / "index", rows)
+    vector = rows.embedding[50]
+    unit = rows.embedding / np.linalg.norm(rows.embedding, axis=1, keepdims=True)
+    order = np.argsort(1 - unit @ unit[50])
+    expected, seen = [], Counter()
+    for i in order.tolist():
+        seen[i // 100] += 1
+        if seen[i // 100] <= per_run:
+            expected.append(rows.id[i])
+    found = index.search(DENSE.fingerprint, vector, k=6, selection=Selection(per_run=per_run))
+    assert [row.id for row in found.neighbours] == expected[:6]
+    assert len({row.run for row in found.good}) >= 6 // per_run
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("lr >", "syntax error at or near"),
+        ("colour = 'red'", r'"colour" not found.*columns: number, id, dataset, run, epoch, .*, optimizer\)'),
+        ("epoch = 1; drop table checkpoints", "more than one expression"),
+        ("1=1 order by epoch", "more than one expression"),
+        ("1=1 union select 2", "more than one expression"),
+        ("1=1) or (1=1", "syntax error"),
+        ("epoch in (select 1)", "a subquery is not allowed"),
+        ("run in (select content from read_text('/etc/passwd'))", "a subquery is not allowed"),
+        ("row_number() over () > 1", "a window is not allowed"),
+        ("epoch = ?", "a parameter is not allowed"),
+        ("count(*) > 1", "aggregate"),
+        ("", "syntax error|no condition"),
+        ("split", "Could not convert string"),
+    ],
+)
+def test_what_is_no_condition_is_one_line(where: str, says: str, tmp_path: Path):
+    index = make_index(tmp_path / "index", make_rows(30))
+    with pytest.raises(UsageError, match=says) as caught:
+        index.search(DENSE.fingerprint, np.ones(8), k=3, selection=Selection(where=where))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--where {where!r}: ")
+    assert index.search(DENSE.fingerprint, np.ones(8), k=3).neighbours
+
+
+def test_the_readers_connection_reaches_no_other_file(tmp_path: Path):
+    index = make_index(tmp_path / "index", make_rows(30))
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    for statement in (
+        f"SELECT * FROM '{tmp_path}/secret.csv'",
+        f"SELECT * FROM read_text('{tmp_path}/secret.csv')",
+        f"COPY (SELECT 1) TO '{tmp_path}/out.csv'",
+        f"ATTACH '{tmp_path}/other.duckdb'",
+        "SET enable_external_access = true",
+        "DELETE FROM ix.checkpoints",
+    ):
+        with pytest.raises(WeightsearchError), index.catalogue.open() as connection:
+            connection.execute(statement)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "secret.csv"]
+    assert index.count(DENSE.fingerprint) == 30
+
+
+@pytest.mark.parametrize("text", ["high", "q101", "q-1", "q", "nan", "75%"])
+def test_a_threshold_that_is_neither_value_nor_quantile_is_refused(text: str, tmp_path: Path):
+    index = make_index(tmp_path / "index", make_rows(20))
+    with pytest.raises(UsageError, match=f"--good {text}: give a value such as"):
+        index.thresholds(DENSE.fingerprint, good=text)
+
+
+def test_where_nothing_is_known_nothing_is_good_or_bad(tmp_path: Path):
+    rows = make_rows(20)
+    rows.test_accuracy[:] = np.nan
+    index = make_index(tmp_path / "index", rows)
+    found = index.search(DENSE.fingerprint, np.ones(8), k=20)
+    assert (len(found.neighbours), found.good, found.bad) == (20, (), ())
+    assert np.isnan(index.thresholds(DENSE.fingerprint)).all()
+
+
+def test_table_and_find(tmp_path: Path):
+    rows = make_rows(20)
+    rows.test_loss[3] = np.nan
+    source = np.array([None if i % 2 else f"file-{i}.pt" for i in range(20)])
+    index = make_index(tmp_path / "index", replace(rows, source=source))
+    table = index.table(DENSE.fingerprint, ["id", "epoch", "test_loss", "source", "dataset", "optimizer", "number"])
+    assert table["id"].tolist() == rows.id.tolist()
+    assert table["source"].tolist() == source.tolist()
+    np.testing.assert_array_equal(table["test_loss"], rows.test_loss)
+    np.testing.assert_array_equal(table["epoch"], rows.epoch)
+    assert set(table["dataset"]) == {"digits"}
+    assert set(table["optimizer"]) == {"adam"}
+    row = index.find(rows.id[13])
+    np.testing.assert_array_equal(row.embedding, rows.embedding[13])
+    assert (row.fingerprint, row.columns["run"]) == (DENSE.fingerprint, "zoo/4")
+    with pytest.raises(UsageError, match="more than one"):
+        index.find("00000")
+    with pytest.raises(UsageError, match="no checkpoint"):
+        index.find("f" * 16)
+    with pytest.raises(UsageError, match="no column colour; it has number, id"):
+        index.table(DENSE.fingerprint, ["colour"])

@@ -18,8 +18,7 @@ from weightsearch.checkpoints import write_checkpoint
 from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
 from weightsearch.fit import DEFAULTS, Fit, embed_zoo, fit, settings_from_dict, target_values, usable_checkpoints
-from weightsearch.index import Rows, create_index
-from weightsearch.index.index import check_target
+from weightsearch.index import Rows, check_target, create_index
 from weightsearch.jobs import Protocol
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
@@ -243,6 +242,7 @@ def _rows(
         recipe=np.array([recipes[run] for run in runs]),
         embedding=embedding[indexed],
         dataset=zoo.info.dataset,
+        source=np.array([f"{zoo.path}#{run}/{epoch}" for run, epoch in zip(runs, table.epoch[indexed], strict=True)]),
     )
 
 

@@ -189,12 +189,41 @@ class Neighbour:
     """A row of the index with its distance from the query (lower is nearer) and the recipe of its run.
 
     `value` is that of the column which the index judges by, the test accuracy unless it was trained with a target.
+    What is not known is None; `metadata` holds the user's own columns.
     """
 
     id: str
     distance: float
-    test_accuracy: float
-    epoch: int
-    run: str
+    test_accuracy: float | None
+    epoch: int | None
+    run: str | None
     recipe: dict[str, Any]
-    value: float
+    value: float | None
+    dataset: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of an index may be neighbours, and which of them count as good and bad."""
+
+    where: str | None = None  # a condition in DuckDB's SQL over rows' columns, recipe keys and the user's columns
+    good: str | None = None  # at least: a value ("0.9"), or better than that share of rows ("q75")
+    bad: str | None = None  # at most ("q25")
+    within: float | None = None  # no further than this
+    not_run: str | None = None  # not of this run
+    per_run: int | None = None  # no more than this many of one run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a search was done: exactly over all or over the passing rows, or by FAISS's approximate index."""
+
+    name: str
+    rows_passing: int
+    rows: int
+    seconds: float
+
+    def describe(self) -> str:
+        """For people, e.g. `exact, passing rows: 120 of 2,664 rows pass, 1.3 ms`."""
+        return f"{self.name}: {self.rows_passing:,} of {self.rows:,} rows pass, {1000 * self.seconds:.1f} ms"

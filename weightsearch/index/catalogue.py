@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 
-from weightsearch.errors import WeightsearchError
-from weightsearch.types import Neighbour, Target
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import Target
 
 LOCK_WAIT_SECONDS = 2.0
-TARGETS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")  # columns that an index can judge by
+ARCHITECTURE = "architecture"
 SCHEMA = """
-CREATE TABLE state (generation BIGINT NOT NULL);
-CREATE TABLE checkpoints (
-    number BIGINT PRIMARY KEY,     -- FAISS's id
+CREATE TABLE ix.state (generation BIGINT NOT NULL, next_number BIGINT NOT NULL);
+CREATE TABLE ix.keys (name VARCHAR PRIMARY KEY, type VARCHAR NOT NULL);  -- of recipes and metadata, for filters
+CREATE TABLE ix.checkpoints (
+    number BIGINT PRIMARY KEY,     -- FAISS's id; never given twice
     id VARCHAR NOT NULL,           -- content hash of the weights
     architecture VARCHAR NOT NULL, -- fingerprint
     dataset VARCHAR,
-    run VARCHAR NOT NULL,
+    run VARCHAR,
     epoch INTEGER,
     train_loss DOUBLE,
     train_accuracy DOUBLE,
@@ -33,15 +37,32 @@ CREATE TABLE checkpoints (
     predicted_accuracy DOUBLE,
     split VARCHAR,                 -- the part of the encoder's fit its run was in: train, validation, test
     recipe VARCHAR,                -- JSON
+    source VARCHAR,                -- where the weights can be found again: a file, or zoo-path#run/epoch
+    metadata VARCHAR,              -- JSON, the user's own columns
     embedding BLOB NOT NULL,       -- float32, little endian
     UNIQUE (architecture, id)
 );
+INSERT INTO ix.state VALUES (0, 0);
 """
+NUMBERS = {  # columns that hold numbers, with NaN where unknown
+    "epoch": np.float64,
+    "train_loss": np.float64,
+    "train_accuracy": np.float64,
+    "test_loss": np.float64,
+    "test_accuracy": np.float64,
+    "predicted_accuracy": np.float64,
+}
+TEXTS = ("id", "dataset", "run", "split", "recipe", "source", "metadata")
+COLUMNS = ("number", *TEXTS[:3], *NUMBERS, *TEXTS[3:])  # of a row, the embedding aside
+ADDED_IN_FORMAT_2 = ("source", "metadata")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of new index rows, all of length n, for one architecture. `embedding` is `(n, D)` float32."""
+    """Columns of new index rows, each `(n,)`, for one architecture. `embedding` is `(n, D)` float32.
+
+    Numbers are NaN and texts None where unknown. A row without accuracy is searchable, and neither good nor bad.
+    """
 
     id: np.ndarray
     run: np.ndarray
@@ -54,118 +75,315 @@ class Rows:
     split: np.ndarray
     recipe: np.ndarray  # JSON text
     embedding: np.ndarray
-    dataset: str
+    dataset: str | np.ndarray | None  # of all rows, or of each
+    source: np.ndarray | None = None  # where the weights can be found again: a file, or zoo-path#run/epoch
+    metadata: np.ndarray | None = None  # JSON text: the user's own columns
 
     def __len__(self) -> int:
         return len(self.id)
 
+    def take(self, chosen: np.ndarray) -> Rows:
+        columns = {column.name: getattr(self, column.name) for column in fields(self)}
+        return replace(
+            self, **{name: value[chosen] for name, value in columns.items() if isinstance(value, np.ndarray)}
+        )
+
     def distinct(self) -> Rows:
         """The first row of each id: equal weights (a run that stopped moving) are one checkpoint."""
-        keep = np.sort(np.unique(self.id, return_index=True)[1])
-        columns = {column.name: getattr(self, column.name)[keep] for column in fields(self) if column.name != "dataset"}
-        return replace(self, **columns)
+        return self.take(np.sort(np.unique(self.id, return_index=True)[1]))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """As DuckDB takes them: object arrays of str or None, floats, and embeddings as bytes."""
+        columns: dict[str, np.ndarray] = {name: np.asarray(getattr(self, name), kind) for name, kind in NUMBERS.items()}
+        for name in TEXTS:
+            value = getattr(self, name)
+            columns[name] = np.full(len(self), value, object) if not isinstance(value, np.ndarray) else _texts(value)
+        columns["embedding"] = np.empty(len(self), object)
+        columns["embedding"][:] = [row.tobytes() for row in np.ascontiguousarray(self.embedding, "<f4")]
+        return columns
 
 
-@contextmanager
-def connect(path: Path, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A short-lived connection; waits up to two seconds for another process's lock, then names its PID."""
-    deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    wait = 0.02
-    while True:
+def _texts(values: np.ndarray) -> np.ndarray:
+    texts = np.empty(len(values), object)
+    texts[:] = [None if value is None else str(value) for value in values.tolist()]
+    return texts
+
+
+class Catalogue:
+    """`index.duckdb`, attached to a DuckDB of our own in memory for no longer than a `with` block, as `ix`.
+
+    Attaching takes a fraction of a millisecond where opening takes ten. Nothing but this file and its log can be
+    reached through the connection, so that a user's filter cannot read other files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock = threading.Lock()
+        self._connection: duckdb.DuckDBPyConnection | None = None
+
+    @contextmanager
+    def open(self, *, read_only: bool = True, wait_seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Waits up to two seconds, or `wait_seconds`, for another process's lock, then names its PID."""
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._connect()
+            connection = self._connection
+            self._attach(connection, read_only, LOCK_WAIT_SECONDS if wait_seconds is None else wait_seconds)
+            try:
+                yield connection
+            except duckdb.Error as error:  # a full disk, a damaged block
+                raise WeightsearchError(_reason(self.path, error)) from error
+            finally:
+                self._detach(connection)
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        connection = duckdb.connect(":memory:")
+        path = str(self.path).replace("'", "''")
+        files = ", ".join(f"'{path}{ending}'" for ending in ("", ".wal", ".wal.checkpoint", ".wal.recovery"))
+        connection.execute(f"SET allowed_paths = [{files}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        return connection
+
+    def _attach(self, connection: duckdb.DuckDBPyConnection, read_only: bool, wait_seconds: float) -> None:
+        if not self.path.exists() and read_only:
+            raise WeightsearchError(f"{self.path} is missing; restore it from a copy or make the index again")
+        deadline = time.monotonic() + wait_seconds
+        pause = 0.002
+        path = str(self.path).replace("'", "''")
+        while True:
+            try:
+                connection.execute(f"ATTACH '{path}' AS ix ({'READ_ONLY' if read_only else 'READ_WRITE'})")
+                return
+            except duckdb.Error as error:
+                text = str(error)
+                # The second is what a thread of the same process gets.
+                if "onflicting lock" not in text and "already attached" not in text:
+                    raise WeightsearchError(_reason(self.path, error)) from error
+                if time.monotonic() > deadline:
+                    pid = re.search(r"PID (\d+)", text)
+                    holder = f"another process (PID {pid[1]})" if pid else "another thread of this process"
+                    raise WeightsearchError(
+                        f"{self.path} is being written by {holder}; try again when it is done"
+                    ) from error
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.05)
+
+    def _detach(self, connection: duckdb.DuckDBPyConnection) -> None:
         try:
-            connection = duckdb.connect(str(path), read_only=read_only)
-            break
-        except duckdb.IOException as error:
-            text = str(error)
-            if "onflicting lock" not in text:
-                raise WeightsearchError(
-                    f"{path} cannot be opened ({text.splitlines()[0]}); make the index again with `weightsearch train`"
-                ) from error
-            if time.monotonic() > deadline:
-                holder = text.partition("PID ")[2].split(")")[0].split()[0] if "PID " in text else "unknown"
-                raise WeightsearchError(
-                    f"{path} is being written by another process (PID {holder}); try again when it is done"
-                ) from error
-            time.sleep(wait)
-            wait = min(2 * wait, 0.2)
-        except duckdb.Error as error:
-            raise WeightsearchError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); make the index again with `weightsearch train`"
-            ) from error
-    try:
-        yield connection
-    except duckdb.Error as error:  # a full disk, a damaged block
-        raise WeightsearchError(f"{path}: {str(error).splitlines()[0]}") from error
-    finally:
-        connection.close()
+            connection.execute("DETACH ix")
+        except duckdb.Error:  # inside a failed transaction, or the database is beyond use: start anew next time
+            connection.close()
+            self._connection = None
 
 
-def create(path: Path, fingerprint: str, rows: Rows) -> None:
-    """A new catalogue at generation 1 that holds `rows`, numbered from 0."""
-    blobs = np.empty(len(rows), dtype=object)
-    blobs[:] = [embedding.tobytes() for embedding in np.ascontiguousarray(rows.embedding, "<f4")]
-    columns = {  # found by name in the statement below
-        "number": np.arange(len(rows)),
-        **{
-            column.name: getattr(rows, column.name)
-            for column in fields(rows)
-            if column.name not in ("embedding", "dataset")
-        },
-        "embedding": blobs,
-    }
-    for name in ("id", "run", "split", "recipe"):
-        columns[name] = columns[name].astype(object)
-    with connect(path, read_only=False) as connection:
-        connection.execute(SCHEMA)
-        connection.begin()
-        connection.execute("INSERT INTO state VALUES (1)")
-        connection.register("new_rows", columns)
-        connection.execute(
-            "INSERT INTO checkpoints BY NAME SELECT *, ? AS architecture, ? AS dataset FROM new_rows",
-            [fingerprint, rows.dataset],
-        )
-        connection.commit()
+BEYOND_USE = (duckdb.IOException, duckdb.FatalException, duckdb.SerializationException, duckdb.InternalException)
 
 
-def values(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers `(n,)` and targets (test accuracies, say) `(n,)` of one architecture's rows."""
-    columns = connection.execute(
-        f"SELECT number, {_column(target)} AS value FROM checkpoints WHERE architecture = ? ORDER BY number",
+def _reason(path: Path, error: duckdb.Error) -> str:
+    text = str(error)
+    first = text.splitlines()[0]
+    if "No space left" in text or "File too large" in text:
+        return f"cannot write {path}: the disk is full; what the index holds stays good: free some space and try again"
+    if isinstance(error, BEYOND_USE):
+        if "Permission denied" in text or "read-only" in text.lower():
+            return f"cannot write {path}: permission denied; the index is in a read-only place: copy it elsewhere"
+        return f"{path} is damaged ({first}); restore it from a copy or make the index again with `weightsearch train`"
+    return f"{path}: {first}"
+
+
+def rows_sql(connection: duckdb.DuckDBPyConnection) -> str:
+    """The table of rows, with the columns that format 1 lacked."""
+    known = {name for (name,) in connection.execute(
+        "SELECT column_name FROM duckdb_columns() WHERE database_name = 'ix' AND table_name = 'checkpoints'"
+    ).fetchall()}  # fmt: skip
+    missing = [name for name in ADDED_IN_FORMAT_2 if name not in known]
+    if not missing:
+        return "ix.checkpoints"
+    return f"(SELECT *, {', '.join(f'NULL::VARCHAR AS {name}' for name in missing)} FROM ix.checkpoints)"
+
+
+def generation(connection: duckdb.DuckDBPyConnection) -> int:
+    """Counts the committed changes."""
+    row = connection.execute("SELECT generation FROM ix.state").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def target_sql(target: Target) -> str:
+    """The target as an SQL expression over a row: one of the rows' numbers or a column of the user's."""
+    if target.column in NUMBERS:
+        return target.column
+    return json_sql(target.column, "DOUBLE")
+
+
+def json_sql(key: str, kind: str) -> str:
+    """A user's column or a recipe's key as an SQL expression over a row, metadata first."""
+    path = "'$.\"" + key.replace("'", "''") + "\"'"
+    return f"TRY_CAST(coalesce(metadata->>{path}, recipe->>{path}) AS {kind})"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the planner needs of all rows of one architecture, each `(n,)`, ordered by number."""
+
+    generation: int
+    numbers: np.ndarray  # int64, ascending
+    values: np.ndarray  # float64 of the target, NaN where unknown
+    datasets: np.ndarray  # uint64, hash of the dataset's name
+    runs: np.ndarray  # uint64, hash of the run's name
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target) -> Columns:
+    found = connection.execute(
+        f"SELECT number, {target_sql(target)} AS value, hash(dataset) AS dataset, hash(run) AS run "
+        f"FROM {rows_sql(connection)} WHERE architecture = ? ORDER BY number",
         [fingerprint],
     ).fetchnumpy()
-    return np.asarray(columns["number"], np.int64), np.asarray(columns["value"], np.float64)
-
-
-def _column(target: Target) -> str:
-    if target.column not in TARGETS:
-        raise WeightsearchError(
-            f"the index has no column {target.column} to judge by; make it again with `weightsearch train`"
-        )
-    return target.column
-
-
-def embeddings(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers `(n,)` and embeddings `(n, D)` of one architecture's rows."""
-    columns = connection.execute(
-        "SELECT number, embedding FROM checkpoints WHERE architecture = ? ORDER BY number", [fingerprint]
-    ).fetchnumpy()
-    vectors = np.frombuffer(b"".join(map(bytes, columns["embedding"])), "<f4")
-    return np.asarray(columns["number"], np.int64), vectors.reshape(len(columns["number"]), -1)
-
-
-def neighbours(
-    connection: duckdb.DuckDBPyConnection, numbers: np.ndarray, distances: np.ndarray, target: Target
-) -> tuple[Neighbour, ...]:
-    """The rows with these numbers and distances, in the order given."""
-    found = connection.execute(
-        f"SELECT number, id, test_accuracy, epoch, run, recipe, {_column(target)} FROM checkpoints "
-        "WHERE number IN (SELECT unnest(?))",
-        [numbers.tolist()],
-    ).fetchall()
-    by_number = {number: rest for number, *rest in found}
-    return tuple(
-        Neighbour(id, float(distance), accuracy, epoch, run, json.loads(recipe), value)
-        for distance, (id, accuracy, epoch, run, recipe, value) in zip(
-            distances, (by_number[number] for number in numbers.tolist()), strict=True
-        )
+    return Columns(
+        generation(connection),
+        np.asarray(found["number"], np.int64),
+        np.ma.filled(found["value"].astype(np.float64), np.nan),
+        np.asarray(found["dataset"], np.uint64),
+        np.asarray(found["run"], np.uint64),
     )
+
+
+def hash_of(connection: duckdb.DuckDBPyConnection, text: str) -> np.uint64:
+    """As in `Columns.runs`."""
+    row = connection.execute("SELECT hash(?::VARCHAR)", [text]).fetchone()
+    assert row is not None
+    return np.uint64(row[0])
+
+
+def table(
+    connection: duckdb.DuckDBPyConnection,
+    fingerprint: str,
+    names: Sequence[str],
+    types: dict[str, str],
+    numbers: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Columns by name, each `(n,)`, ordered by number: of one architecture's rows, or of those in `numbers`.
+
+    Numbers come as float64 with NaN, texts as objects with None. `types` are those of recipe keys and user columns.
+    """
+    expressions = []
+    for name in names:
+        if name in COLUMNS:
+            expressions.append(name)
+        elif name in types:
+            expressions.append(f'{json_sql(name, types[name])} AS "{name}"')
+        else:
+            known = ", ".join([*COLUMNS, *types])
+            raise UsageError(f"the index has no column {name}; it has {known}")
+    among = "" if numbers is None else f"AND number IN ({','.join(map(str, numbers.tolist())) or 'NULL'})"
+    found = connection.execute(
+        f"SELECT {', '.join(['number AS __number', *expressions])} FROM {rows_sql(connection)} "
+        f"WHERE architecture = ? {among} ORDER BY __number",
+        [fingerprint],
+    ).fetchnumpy()
+    return {name: _plain(found[name]) for name in names}
+
+
+def _plain(column: Any) -> np.ndarray:
+    if column.dtype == object:
+        texts = np.array(np.ma.getdata(column))
+        texts[np.ma.getmaskarray(column)] = None
+        return texts
+    if isinstance(column, np.ma.MaskedArray):
+        return np.ma.filled(column.astype(np.float64), np.nan)
+    return column if column.dtype in (np.int64, np.bool_) else column.astype(np.float64)
+
+
+def embeddings(
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, numbers: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers `(n,)`, ascending, and embeddings `(n, D)` of one architecture's rows, or of those in `numbers`."""
+    among = ""
+    if numbers is not None:
+        connection.register("wanted", {"number": np.asarray(numbers, np.int64)})
+        among = "AND number IN (SELECT number FROM wanted)"
+    found = connection.execute(
+        f"SELECT number, embedding FROM ix.checkpoints WHERE architecture = ? {among} ORDER BY number", [fingerprint]
+    ).fetchnumpy()
+    if numbers is not None:
+        connection.unregister("wanted")
+    vectors = np.frombuffer(b"".join(map(bytes, found["embedding"])), "<f4")
+    count = len(found["number"])
+    return np.asarray(found["number"], np.int64), vectors.reshape(count, -1 if count else 0)
+
+
+def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) -> int:
+    """Adds the rows whose id the architecture lacks, as one more generation, inside the caller's transaction.
+
+    Returns how many there were.
+    """
+    columns = rows.columns()
+    columns["position"] = np.arange(len(rows))
+    connection.register("new_rows", columns)
+    before = connection.execute("SELECT next_number FROM ix.state").fetchone()
+    assert before is not None
+    connection.execute(
+        "INSERT INTO ix.checkpoints BY NAME "
+        "SELECT ? + row_number() OVER (ORDER BY position) - 1 AS number, ? AS architecture, "
+        f"{', '.join(TEXTS)}, {', '.join(f'if(isnan({name}), NULL, {name}) AS {name}' for name in NUMBERS)}, embedding "
+        "FROM new_rows n WHERE NOT EXISTS "
+        "(SELECT 1 FROM ix.checkpoints c WHERE c.architecture = ? AND c.id = n.id)",
+        [before[0], fingerprint, fingerprint],
+    )
+    count_row = connection.execute("SELECT count(*) FROM ix.checkpoints WHERE number >= ?", [before[0]]).fetchone()
+    assert count_row is not None
+    added = int(count_row[0])
+    if added:
+        learn_keys(connection, "new_rows")
+        connection.execute("UPDATE ix.state SET generation = generation + 1, next_number = next_number + ?", [added])
+    connection.unregister("new_rows")
+    return added
+
+
+def key_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """The recipes' keys and the user's columns, by name, with their DuckDB types."""
+    has_keys = connection.execute(
+        "SELECT 1 FROM duckdb_tables() WHERE database_name = 'ix' AND table_name = 'keys'"
+    ).fetchone()
+    if has_keys:
+        return dict(connection.execute("SELECT name, type FROM ix.keys ORDER BY name").fetchall())
+    return _keys_of(connection, rows_sql(connection))
+
+
+def learn_keys(connection: duckdb.DuckDBPyConnection, source: str) -> None:
+    """Adds the keys of the recipes and metadata in the table `source` to those known."""
+    known = key_types(connection)
+    for name, kind in _keys_of(connection, source).items():
+        both = kind if known.get(name, kind) == kind else _wider(known[name], kind)
+        connection.execute("INSERT OR REPLACE INTO ix.keys VALUES (?, ?)", [name, both])
+
+
+def _keys_of(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for column in ("recipe", "metadata"):
+        row = connection.execute(
+            f"SELECT json_group_structure(value) FROM (SELECT DISTINCT {column}::JSON AS value FROM {source} "
+            f"WHERE json_valid({column}))"
+        ).fetchone()
+        structure = json.loads(row[0]) if row and row[0] else {}
+        for name, kind in structure.items() if isinstance(structure, dict) else ():
+            if name.lower() in (*COLUMNS, ARCHITECTURE, "embedding") or '"' in name or not name:
+                continue  # the rows' own column of that name is what a filter means
+            kind = _kind(kind)
+            found[name] = kind if found.get(name, kind) == kind else _wider(found[name], kind)
+    return found
+
+
+def _kind(structure: Any) -> str:
+    """A JSON structure's type as a column's."""
+    if structure in ("UBIGINT", "BIGINT", "HUGEINT", "UHUGEINT", "DOUBLE", "NULL"):
+        return "DOUBLE"
+    return "BOOLEAN" if structure == "BOOLEAN" else "VARCHAR"
+
+
+def _wider(first: str, second: str) -> str:
+    return first if first == second else "VARCHAR"

@@ -1,29 +1,26 @@
-"""The index directory: manifest, catalogue and, per architecture, the encoder and its vectors."""
+"""An index opened for reading: its rows, its thresholds, and the search for neighbours."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import catalogue, vectors
-from weightsearch.index.catalogue import Rows
-from weightsearch.types import Architecture, Metric, Neighbour, Target
+from weightsearch.index import catalogue, filters, planner, vectors
+from weightsearch.index.catalogue import Catalogue, Columns
+from weightsearch.index.files import DATABASE, is_intact, read_manifest
+from weightsearch.index.planner import Shelf
+from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-DATABASE = "index.duckdb"
-GOOD_SHARE = 0.25  # good are the top quarter by accuracy, bad the bottom quarter
+GOOD, BAD = "q75", "q25"  # good are the top quarter, bad the bottom quarter
 
 log = logging.getLogger("weightsearch")
 
@@ -35,10 +32,23 @@ class Neighbourhood:
     neighbours: tuple[Neighbour, ...]
     good: tuple[Neighbour, ...]
     bad: tuple[Neighbour, ...]
+    plan: Plan = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An indexed checkpoint: `columns` by name as in `Index.table`, and its embedding `(D,)`."""
+
+    fingerprint: str
+    columns: dict[str, Any]
+    embedding: np.ndarray
 
 
 class Index:
-    """An index opened for reading. Holds no connection between calls."""
+    """An index opened for reading. Holds no lock between calls, and sees what others have committed since.
+
+    Arrays over rows are ordered by the rows' number, which is the order in which they were added.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -49,189 +59,287 @@ class Index:
             fingerprint: Architecture.from_dict(entry["layers"])
             for fingerprint, entry in manifest["architectures"].items()
         }
+        self.catalogue = Catalogue(path / DATABASE)
+        self._columns_of: dict[str, Columns] = {}
+        self._shelves: dict[str, Shelf] = {}
+        self._masks: dict[tuple[str, str | None, str | None], tuple[int, np.ndarray]] = {}
+        self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
         """Opens the index directory at `path`; verifies files that changed since the manifest was written."""
         path = Path(path)
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-        except FileNotFoundError:
-            half = path.is_dir() and ((path / DATABASE).exists() or path.name.startswith("."))
-            what = "was only half written" if half else "is no index" if path.exists() else "does not exist"
-            raise WeightsearchError(
-                f"{path}: the index {what} (no {MANIFEST}); make one with `weightsearch train`"
-            ) from None
-        except NotADirectoryError:
-            raise WeightsearchError(f"{path} is a file; --index takes an index directory") from None
-        except (OSError, ValueError) as error:
-            raise WeightsearchError(f"{path / MANIFEST} cannot be read ({error})") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise WeightsearchError(
-                f"{path / MANIFEST} is of another format than {FORMAT}, which this version reads; "
-                "upgrade weightsearch or make the index again with `weightsearch train`"
-            )
-        index = cls(path, manifest)
-        for name in manifest["files"]:
-            if not name.endswith(".faiss") and not index._intact(name):
+        manifest = read_manifest(path)
+        for name, expected in manifest["files"].items():
+            if not name.endswith(".faiss") and not is_intact(path / name, expected):
                 raise WeightsearchError(
                     f"{path / name} is missing or damaged (its checksum is not the manifest's); "
-                    "make the index again with `weightsearch train`"
+                    "restore it from a copy or make the index again with `weightsearch train`"
                 )
-        return index
+        if not (path / DATABASE).is_file():
+            raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
+        return cls(path, manifest)
 
     def __len__(self) -> int:
-        return sum(entry["count"] for entry in self.manifest["architectures"].values())
+        return sum(self.count(fingerprint) for fingerprint in self.architectures)
 
     def encoder_directory(self, fingerprint: str) -> Path:
         return self.path / fingerprint
 
     def count(self, fingerprint: str) -> int:
-        return self.manifest["architectures"][fingerprint]["count"]
+        return len(self._columns(fingerprint))
 
     def accuracies(self, fingerprint: str) -> np.ndarray:
-        """Test accuracies, or the index's other target, of one architecture's rows, by number."""
-        return self._accuracies[fingerprint][1]
-
-    def thresholds(self, fingerprint: str) -> tuple[float, float]:
-        """Bad at or worse than the first, good at or better than the second: quartiles of the index's accuracies."""
-        low, high = np.quantile(self.accuracies(fingerprint), [GOOD_SHARE, 1 - GOOD_SHARE])
-        return (float(high), float(low)) if self.target.lower_is_better else (float(low), float(high))
+        """Test accuracies `(n,)`, or the index's other target, of one architecture's rows; NaN where unknown."""
+        return self._columns(fingerprint).values
 
     def embeddings(self, fingerprint: str) -> np.ndarray:
-        """All embeddings `(n, D)` of one architecture, in the order of `accuracies`."""
-        with catalogue.connect(self.path / DATABASE, read_only=True) as connection:
+        """All embeddings `(n, D)` of one architecture."""
+        self._known(fingerprint)
+        with self.catalogue.open() as connection:
             return catalogue.embeddings(connection, fingerprint)[1]
 
-    def search(self, fingerprint: str, vector: np.ndarray, k: int = 10) -> Neighbourhood:
-        """The `k` nearest, nearest good and nearest bad rows of `vector (D,)`."""
-        if not 1 <= k <= self.count(fingerprint):
-            raise UsageError(
-                f"k = {k}: the index holds {self.count(fingerprint):,} checkpoints of this architecture; "
-                f"choose --k between 1 and {self.count(fingerprint)}"
+    def table(self, fingerprint: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns `(n,)` by name: `catalogue.COLUMNS`, recipe keys and the user's own.
+
+        Numbers are float64 with NaN where unknown, texts objects with None.
+        """
+        self._known(fingerprint)
+        with self.catalogue.open() as connection:
+            return catalogue.table(connection, fingerprint, columns, catalogue.key_types(connection))
+
+    def keys(self) -> dict[str, str]:
+        """Recipe keys and the user's columns by name, with their DuckDB types: what filters know beside COLUMNS."""
+        with self.catalogue.open() as connection:
+            return catalogue.key_types(connection)
+
+    def find(self, id: str) -> Row:
+        """The row with this id or with the only id that begins so. Raises UsageError for none or several."""
+        if not id or not all(letter in "0123456789abcdef" for letter in id):
+            raise UsageError(f"{id!r} is no id; ids are 16 hexadecimal digits, as queries show them")
+        with self.catalogue.open() as connection:
+            found = connection.execute(
+                "SELECT architecture, number, id FROM ix.checkpoints WHERE id = ? OR (starts_with(id, ?)) LIMIT 3",
+                [id, id],
+            ).fetchall()
+            found = [row for row in found if row[0] in self.architectures]
+            if len(found) != 1:
+                what = "no checkpoint" if not found else f"more than one ({', '.join(row[2] for row in found)})"
+                raise UsageError(f"{self.path} holds {what} with id {id}")
+            fingerprint, number, _ = found[0]
+            only = np.array([number])
+            row = catalogue.table(connection, fingerprint, catalogue.COLUMNS, {}, only)
+            return Row(
+                fingerprint,
+                {name: values[0] for name, values in row.items()},
+                catalogue.embeddings(connection, fingerprint, only)[1][0],
             )
-        numbers, values = self._accuracies[fingerprint]
-        quality = self.target.quality(values)
-        low, high = (self.target.quality(threshold) for threshold in self.thresholds(fingerprint))
-        searched = self._vectors(fingerprint)
-        subsets = (None, numbers[quality >= high], numbers[quality <= low])
-        with catalogue.connect(self.path / DATABASE, read_only=True) as connection:
-            lists = [
-                catalogue.neighbours(connection, *vectors.search(searched, vector, k, self.metric, subset), self.target)
-                for subset in subsets
-            ]
-        return Neighbourhood(*lists)
 
-    @cached_property
-    def _accuracies(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        with catalogue.connect(self.path / DATABASE, read_only=True) as connection:
-            return {
-                fingerprint: catalogue.values(connection, fingerprint, self.target)
-                for fingerprint in self.architectures
-            }
+    def thresholds(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> tuple[float, float]:
+        """Bad at or worse than the first, good at or better than the second, over all rows of one architecture.
 
-    def _vectors(self, fingerprint: str) -> Any:
-        """The FAISS index; made anew from the catalogue, in memory, where its file is missing or damaged."""
-        name = f"{fingerprint}/vectors-{self.manifest['generation']}.faiss"
-        if self._intact(name):
-            return vectors.load(self.path / name)
-        log.warning("%s is missing or damaged; its vectors are taken from %s instead", self.path / name, DATABASE)
-        with catalogue.connect(self.path / DATABASE, read_only=True) as connection:
-            return vectors.build(*catalogue.embeddings(connection, fingerprint), self.metric)
+        `good` and `bad` are values ("0.9") or quantiles ("q75": better than 75 % of the rows with a known value); by
+        default the quartiles. NaN where no row has a known value.
+        """
+        return _thresholds(self.target, self._columns(fingerprint).values, good, bad)
 
-    def _intact(self, name: str) -> bool:
-        """Whether a file is as the manifest says: by size and time, else by checksum."""
-        expected = self.manifest["files"].get(name)
+    def grades(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> np.ndarray:
+        """1 where good, -1 where bad, else 0, `(n,)`: each row among those of its own dataset."""
+        return self._grades(self._columns(fingerprint), good, bad)
+
+    def search(
+        self, fingerprint: str, vector: np.ndarray, k: int = 10, selection: Selection | None = None
+    ) -> Neighbourhood:
+        """The `k` nearest, nearest good and nearest bad rows of `vector (D,)` among those that pass `selection`."""
+        selection = selection or Selection()
+        _check(selection)
+        self._known(fingerprint)
+        start = time.perf_counter()
+        shelf = self._shelves.get(fingerprint)
+        mask = self._mask_of(shelf, fingerprint, selection)
+        found = None
+        if shelf is not None and (mask is not None or not _filters(selection)):
+            found = self._lists(shelf, vector, k, selection, mask)
+        with self.catalogue.open() as connection:
+            if found is None or shelf is None or catalogue.generation(connection) != shelf.columns.generation:
+                shelf = self._shelf(connection, fingerprint)
+                mask = self._mask(connection, shelf, fingerprint, selection)
+                found = self._lists(shelf, vector, k, selection, mask)
+            name, lists = found
+            passing = len(shelf) if mask is None else int(np.count_nonzero(mask))
+            plan = Plan(name, passing, len(shelf), time.perf_counter() - start)
+            near, good, bad = self._neighbours(connection, shelf, lists)
+        return Neighbourhood(near, good, bad, plan)
+
+    def _lists(
+        self, shelf: Shelf, vector: np.ndarray, k: int, selection: Selection, mask: np.ndarray | None
+    ) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:
+        if not 1 <= k <= len(shelf):
+            raise UsageError(
+                f"k = {k}: the index holds {len(shelf):,} checkpoints of this architecture; "
+                f"choose --k between 1 and {len(shelf)}"
+            )
+        vectors.check_query(vector, shelf.cache.inner.d)
+        return planner.search(
+            shelf, vectors.prepare(vector[None], self.metric)[0], k,
+            mask=mask, grades=self._grades(shelf.columns, selection.good, selection.bad),
+            within=selection.within, per_run=selection.per_run,
+        )  # fmt: skip
+
+    def _grades(self, columns: Columns, good: str | None, bad: str | None) -> np.ndarray:
+        known = self._grades_of.get((good, bad))
+        if known is not None and known[0] is columns:
+            return known[1]
+        quality = self.target.quality(columns.values)
+        grades = np.zeros(len(columns), np.int8)
+        for dataset in np.unique(columns.datasets):
+            here = columns.datasets == dataset
+            low, high = _thresholds(self.target, columns.values[here], good, bad)
+            with np.errstate(invalid="ignore"):
+                grades[here & (quality >= self.target.quality(high))] = 1
+                grades[here & (quality <= self.target.quality(low)) & (grades == 0)] = -1
+        self._grades_of = {(good, bad): (columns, grades)}
+        return grades
+
+    def _neighbours(
+        self, connection: duckdb.DuckDBPyConnection, shelf: Shelf, lists: list[tuple[np.ndarray, np.ndarray]]
+    ) -> list[tuple[Neighbour, ...]]:
+        numbers = shelf.columns.numbers
+        wanted = np.unique(np.concatenate([numbers[rows] for rows, _ in lists]))
+        found = connection.execute(
+            "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata "
+            f"FROM {catalogue.rows_sql(connection)} WHERE number IN ({','.join(map(str, wanted.tolist())) or 'NULL'})"
+        ).fetchall()
+        by_number = {number: rest for number, *rest in found}
+
+        def neighbour(row: int, distance: float) -> Neighbour:
+            id, accuracy, epoch, run, recipe, dataset, metadata = by_number[int(numbers[row])]
+            value = float(shelf.columns.values[row])
+            return Neighbour(
+                id, distance, accuracy, epoch, run, json.loads(recipe or "{}"),
+                None if np.isnan(value) else value, dataset, json.loads(metadata or "{}"),
+            )  # fmt: skip
+
+        return [
+            tuple(neighbour(row, distance) for row, distance in zip(rows.tolist(), away.tolist(), strict=True))
+            for rows, away in lists
+        ]
+
+    def _known(self, fingerprint: str) -> None:
+        if fingerprint not in self.architectures:
+            known = ", ".join(self.architectures)
+            raise WeightsearchError(f"{self.path} holds no architecture {fingerprint}; it holds {known}")
+
+    def _columns(self, fingerprint: str) -> Columns:
+        self._known(fingerprint)
+        with self.catalogue.open() as connection:
+            return self._fresh_columns(connection, fingerprint)
+
+    def _fresh_columns(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Columns:
+        known = self._columns_of.get(fingerprint)
+        if known is None or known.generation != catalogue.generation(connection):
+            known = self._columns_of[fingerprint] = catalogue.columns(connection, fingerprint, self.target)
+        return known
+
+    def _shelf(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Shelf:
+        columns = self._fresh_columns(connection, fingerprint)
+        if not len(columns):
+            raise UsageError(f"{self.path} holds no checkpoints of architecture {fingerprint} yet; add some")
+        shelf = self._shelves.get(fingerprint)
+        if shelf is None or shelf.columns is not columns:
+            cache = self._cache(connection, fingerprint, columns)
+            shelf = self._shelves[fingerprint] = _place(connection, fingerprint, columns, cache, self.metric)
+        return shelf
+
+    def _cache(self, connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns) -> vectors.Cache:
+        """The newest FAISS file that is whole; made anew from the catalogue, in memory, where none is."""
+        for path in vectors.cache_files(self.path / fingerprint, columns.generation):
+            info = vectors.read_info(path, self.manifest)
+            cache = vectors.load(path, info)
+            if cache is not None:
+                return cache
+        log.warning(
+            "%s: the file of vectors is missing or damaged; its vectors are taken from %s instead "
+            "(`weightsearch rebuild` writes it anew)",
+            self.path / fingerprint, DATABASE,
+        )  # fmt: skip
+        factory = self.manifest["architectures"][fingerprint].get("factory")
+        return vectors.build(*catalogue.embeddings(connection, fingerprint), self.metric, factory)
+
+    def _mask_of(self, shelf: Shelf | None, fingerprint: str, selection: Selection) -> np.ndarray | None:
+        """The rows that pass, where that is known from an earlier search."""
+        generation, mask = self._masks.get((fingerprint, selection.where, selection.not_run), (None, None))
+        return mask if shelf is not None and generation == shelf.columns.generation else None
+
+    def _mask(
+        self, connection: duckdb.DuckDBPyConnection, shelf: Shelf, fingerprint: str, selection: Selection
+    ) -> np.ndarray | None:
+        """The rows `(n,)` that pass; None for all."""
+        if not _filters(selection):
+            return None
+        mask = self._mask_of(shelf, fingerprint, selection)
+        if mask is None:
+            mask = np.ones(len(shelf), bool)
+            if selection.where is not None:
+                numbers = filters.passing(connection, fingerprint, selection.where)
+                mask = np.isin(shelf.columns.numbers, numbers, assume_unique=True)
+            if selection.not_run is not None:
+                mask &= shelf.columns.runs != catalogue.hash_of(connection, selection.not_run)
+            if len(self._masks) >= MASKS_KEPT:
+                self._masks.pop(next(iter(self._masks)))
+            key = (fingerprint, selection.where, selection.not_run)
+            self._masks[key] = (shelf.columns.generation, mask)
+        return mask
+
+
+MASKS_KEPT = 16  # results of filters, a byte a row each
+
+
+def _filters(selection: Selection) -> bool:
+    return selection.where is not None or selection.not_run is not None
+
+
+def _check(selection: Selection) -> None:
+    if selection.within is not None and not selection.within >= 0:
+        raise UsageError(f"--within {selection.within}: choose a distance of at least 0")
+    if selection.per_run is not None and selection.per_run < 1:
+        raise UsageError(f"--per-run {selection.per_run}: choose at least 1")
+
+
+def _place(
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns, cache: vectors.Cache, metric: Metric
+) -> Shelf:
+    """Finds each row's vector in the cache; those that it lacks come from the catalogue."""
+    width = cache.inner.d
+    if np.array_equal(cache.numbers, columns.numbers):
+        return Shelf(columns, cache, metric, None, np.empty((0, width), np.float32))
+    at = np.searchsorted(cache.numbers, columns.numbers)
+    cached = np.zeros(len(columns), bool)
+    inside = at < len(cache.numbers)
+    cached[inside] = cache.numbers[at[inside]] == columns.numbers[inside]
+    extra = catalogue.embeddings(connection, fingerprint, columns.numbers[~cached])[1]
+    places = np.where(cached, at, 0)
+    places[~cached] = -1 - np.arange(len(columns) - np.count_nonzero(cached))
+    prepared = vectors.prepare(extra, metric) if len(extra) else np.empty((0, width), np.float32)
+    return Shelf(columns, cache, metric, places, prepared)
+
+
+def _thresholds(target: Target, values: np.ndarray, good: str | None, bad: str | None) -> tuple[float, float]:
+    quality = target.quality(values[~np.isnan(values)])
+
+    def threshold(text: str, flag: str) -> float:
+        share = text[1:] if text.startswith("q") else None
         try:
-            found = (self.path / name).stat()
-        except OSError:
-            return False
-        if expected is None or found.st_size != expected["bytes"]:
-            return False
-        return found.st_mtime_ns == expected["mtime_ns"] or _sha256(self.path / name) == expected["sha256"]
+            number = float(text if share is None else share)
+            if np.isnan(number) or (share is not None and not 0 <= number <= 100):
+                raise ValueError
+        except ValueError:
+            raise UsageError(f"{flag} {text}: give a value such as 0.9, or a quantile from q0 to q100") from None
+        if share is None:
+            return number
+        return float(target.quality(np.quantile(quality, number / 100))) if len(quality) else float("nan")
+
+    return threshold(bad or BAD, "--bad"), threshold(good or GOOD, "--good")
 
 
-def create_index(
-    path: Path,
-    architecture: Architecture,
-    rows: Rows,
-    *,
-    write_extras: Callable[[Path, Path], None],
-    metric: Metric = Metric.COSINE,
-    replace: bool = False,
-    notes: dict[str, Any] | None = None,
-) -> Index:
-    """Writes a new index directory with one architecture, complete or not at all.
-
-    `write_extras(directory, encoder_directory)` adds the encoder's files (and a card, examples) before publication.
-    An existing directory is only replaced when it is an index and `replace` is set.
-    """
-    check_target(path, replace)
-    fingerprint = architecture.fingerprint
-    rows = rows.distinct()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.parent / f".{path.name}.{os.getpid()}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        (staging / fingerprint).mkdir(parents=True)
-        catalogue.create(staging / DATABASE, fingerprint, rows)
-        built = vectors.build(np.arange(len(rows)), rows.embedding, metric)
-        vectors.save(built, staging / fingerprint / "vectors-1.faiss")
-        write_extras(staging, staging / fingerprint)
-        manifest = {
-            "format": FORMAT,
-            "generation": 1,
-            "metric": metric.value,
-            "architectures": {fingerprint: {"count": len(rows), "layers": architecture.to_dict()}},
-            **(notes or {}),
-            "files": {
-                name: _describe(staging / name)
-                for name in (DATABASE, *(f"{fingerprint}/{file.name}" for file in (staging / fingerprint).iterdir()))
-            },
-        }
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        for file in staging.rglob("*"):
-            _sync(file)
-        _publish(staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return Index.open(path)
-
-
-def check_target(path: Path, replace: bool) -> None:
-    """Refuses a target that holds something; an index gives way only to `replace`."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists()):
-        raise UsageError(f"{path} exists and is no index; choose another --out")
-    if (path / MANIFEST).exists() and not replace:
-        raise UsageError(f"{path} already holds an index; choose another --out, or --replace to make it anew")
-
-
-def _publish(staging: Path, path: Path) -> None:
-    """Renames `staging` to `path`, moving an older directory aside first so that one of them is always whole."""
-    old = path.parent / f".{path.name}.{os.getpid()}.old"
-    if path.exists():
-        path.rename(old)
-    staging.rename(path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-__all__ = ["Index", "Neighbourhood", "Rows", "check_target", "create_index"]
+__all__ = ["Index", "Neighbourhood", "Row"]

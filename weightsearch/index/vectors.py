@@ -1,14 +1,19 @@
-"""One architecture's vectors in FAISS: a cache of the catalogue's embeddings."""
+"""One architecture's vectors in FAISS: a cache of the catalogue's embeddings, and the distances from a query."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from weightsearch.errors import WeightsearchError
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.index.files import describe, is_intact, sync, write_whole
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":
@@ -17,44 +22,214 @@ if sys.platform == "darwin":
 
 import faiss
 
-
-def build(numbers: np.ndarray, vectors: np.ndarray, metric: Metric) -> faiss.Index:
-    """An exact index of `vectors (n, D)` under the ids `numbers (n,)`."""
-    flat = faiss.IndexFlatIP if metric is Metric.COSINE else faiss.IndexFlatL2
-    index = faiss.IndexIDMap2(flat(vectors.shape[1]))
-    index.add_with_ids(_prepare(vectors, metric), numbers)
-    return index
+EXACT_LIMIT = 1_000_000  # rows beyond which an inverted file is made
+RECALL = 0.99  # of the ten nearest, that nprobe is tuned to
+TUNING_QUERIES = 200
+TRAINING_ROWS_PER_LIST = 64
 
 
-def search(
-    index: faiss.Index, vector: np.ndarray, k: int, metric: Metric, among: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and distances of the up to `k` vectors nearest to `vector (D,)`, nearest first, among ids `among` or all.
+@dataclass(frozen=True)
+class CacheInfo:
+    """What stands in `vectors-G.json` beside the FAISS file of generation `G`."""
 
-    Cosine distance is 1 - cosine similarity; L2 the Euclidean distance.
-    """
-    if vector.shape != (index.d,) or not np.isfinite(vector).all():
-        raise WeightsearchError(f"expected a finite vector of {index.d} values, got shape {vector.shape}")
-    parameters = None
-    if among is not None:  # IndexIDMap changes its parameters while searching: make them anew each time
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))  # type: ignore[call-arg]
-    scores, ids = index.search(_prepare(vector[None], metric), min(k, index.ntotal), params=parameters)
-    found = ids[0] >= 0  # too few results are padded with -1
-    scores, ids = scores[0][found].astype(np.float64), ids[0][found]
-    distances = 1.0 - scores if metric is Metric.COSINE else np.sqrt(scores)
-    return ids, np.maximum(distances, 0.0)
+    factory: str  # FAISS's name for the type
+    rows: int
+    nprobe: int | None = None  # of an inverted file
+    recall: float | None = None  # of the ten nearest on a sample, as measured when it was made
+    file: dict[str, Any] | None = None  # size, time and checksum; None where there is no file
 
 
-def save(index: faiss.Index, path: Path) -> None:
-    path.write_bytes(faiss.serialize_index(index).tobytes())  # not write_index, whose full disk is no OSError
+@dataclass(frozen=True)
+class Cache:
+    """A FAISS index whose inner ids are positions, the rows' numbers `(n,)` and, where exact, a view of the vectors."""
+
+    index: Any  # faiss.IndexIDMap over `inner`
+    inner: Any
+    numbers: np.ndarray  # int64 (n,), ascending
+    info: CacheInfo
+    matrix: np.ndarray | None  # float32 (n, D) view of an exact index's memory, else None
+
+    @property
+    def is_exact(self) -> bool:
+        return self.matrix is not None
 
 
-def load(path: Path) -> faiss.Index:
-    return faiss.read_index(str(path))
+def build(numbers: np.ndarray, vectors: np.ndarray, metric: Metric, factory: str | None = None) -> Cache:
+    """A FAISS index of `vectors (n, D)` under ascending `numbers (n,)`, exact up to a million unless `factory` says."""
+    prepared = prepare(vectors, metric)
+    name = factory or default_factory(len(prepared))
+    inner = make_inner(name, prepared.shape[1], metric)
+    if not inner.is_trained:
+        lists = getattr(faiss.downcast_index(inner), "nlist", 256)
+        wanted = min(len(prepared), max(TRAINING_ROWS_PER_LIST * lists, 10_000))
+        sample = np.random.default_rng(0).choice(len(prepared), wanted, replace=False)
+        try:
+            inner.train(prepared[np.sort(sample)])
+        except RuntimeError as error:
+            fault = str(error).splitlines()[0].rpartition("Error: ")[2]
+            raise UsageError(f"--factory {name}: FAISS cannot train it on {len(prepared):,} rows ({fault})") from error
+    index = faiss.IndexIDMap(inner)
+    index.add_with_ids(prepared, np.asarray(numbers, np.int64))
+    nprobe, recall = tune(inner, prepared, metric)
+    return _cache(index, CacheInfo(name, len(prepared), nprobe, recall))
 
 
-def _prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
+def default_factory(rows: int) -> str:
+    return "Flat" if rows <= EXACT_LIMIT else f"IVF{2 ** round(np.log2(2 * rows**0.5))},Flat"
+
+
+def make_inner(factory: str, width: int, metric: Metric) -> Any:
+    """An empty FAISS index by its factory's name; raises UsageError for an unknown one."""
+    if re.search(r"IDMap", factory):
+        raise UsageError(f"--factory {factory}: leave IDMap out, the index adds it by itself")
+    try:
+        kind = faiss.METRIC_INNER_PRODUCT if metric is Metric.COSINE else faiss.METRIC_L2
+        return faiss.index_factory(width, factory, kind)
+    except RuntimeError as error:
+        raise UsageError(f"--factory {factory}: FAISS knows no such index for {width} dimensions") from error
+
+
+def tune(inner: Any, vectors: np.ndarray, metric: Metric) -> tuple[int | None, float | None]:
+    """The least power of two as nprobe that finds `RECALL` of the ten nearest of slightly moved rows; its recall."""
+    inverted = faiss.try_extract_index_ivf(inner)
+    if inverted is None:
+        return None, None
+    generator = np.random.default_rng(1)
+    chosen = generator.choice(len(vectors), min(TUNING_QUERIES, len(vectors)), replace=False)
+    queries = vectors[chosen] + generator.standard_normal((len(chosen), vectors.shape[1])).astype(np.float32) * (
+        0.1 * np.linalg.norm(vectors[chosen], axis=1, keepdims=True) / vectors.shape[1] ** 0.5
+    )
+    queries = prepare(queries, metric)
+    k = min(10, len(vectors))
+    exact = faiss.METRIC_INNER_PRODUCT if metric is Metric.COSINE else faiss.METRIC_L2
+    truth = faiss.knn(queries, vectors, k, metric=exact)[1]
+    nprobe = 1
+    while True:
+        inverted.nprobe = min(nprobe, inverted.nlist)
+        found = inner.search(queries, k)[1]
+        recall = float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
+        if recall >= RECALL or nprobe >= inverted.nlist:
+            return int(inverted.nprobe), recall
+        nprobe *= 2
+
+
+def save(cache: Cache, path: Path) -> CacheInfo:
+    """Writes the FAISS file and then, beside it, what it is; both appear whole or not at all."""
+    # Not write_index, whose full disk is no OSError.
+    write_whole(path, faiss.serialize_index(cache.index).tobytes())
+    info = CacheInfo(**{**asdict(cache.info), "file": describe(path)})
+    write_whole(path.with_suffix(".json"), (json.dumps(asdict(info), indent=1) + "\n").encode())
+    sync(path.parent)
+    return info
+
+
+def cache_files(directory: Path, newest: int) -> list[Path]:
+    """The directory's FAISS files, up to generation `newest`, the newest first."""
+    found = {path: int(path.stem.removeprefix("vectors-")) for path in directory.glob("vectors-*.faiss")
+             if path.stem.removeprefix("vectors-").isdigit()}  # fmt: skip
+    return sorted((path for path in found if found[path] <= newest), key=lambda path: -found[path])
+
+
+def read_info(path: Path, manifest: dict[str, Any]) -> CacheInfo | None:
+    """What stands beside the FAISS file `path`, or in a manifest of format 1; None where that is missing or damaged."""
+    fingerprint = path.parent.name
+    if manifest["format"] == 1 and f"{fingerprint}/{path.name}" in manifest["files"]:
+        described = manifest["files"][f"{fingerprint}/{path.name}"]
+        return CacheInfo("Flat", manifest["architectures"][fingerprint]["count"], file=described)
+    try:
+        return CacheInfo(**json.loads(path.with_suffix(".json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def load(path: Path, info: CacheInfo | None, *, thorough: bool = False) -> Cache | None:
+    """Maps the FAISS file into memory; None where it is missing, damaged or not what `info` says."""
+    if info is None or not is_intact(path, info.file, thorough=thorough):
+        return None
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:  # unlinked meanwhile, say
+        return None
+    cache = _cache(index, info)
+    return cache if len(cache.numbers) == info.rows else None
+
+
+def _cache(index: Any, info: CacheInfo) -> Cache:
+    inner = faiss.downcast_index(index.index)
+    matrix = None
+    if isinstance(inner, faiss.IndexFlat) and inner.ntotal:
+        matrix = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d).reshape(inner.ntotal, inner.d)
+    elif isinstance(inner, faiss.IndexFlat):
+        matrix = np.empty((0, inner.d), np.float32)
+    inverted = faiss.try_extract_index_ivf(inner)
+    if inverted is not None:
+        inverted.nprobe = info.nprobe or inverted.nprobe
+    return Cache(index, inner, faiss.vector_to_array(index.id_map), info, matrix)
+
+
+def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
+    """As FAISS holds them: float32, for the cosine distance of length 1."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     if metric is Metric.COSINE:
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
     return vectors
+
+
+def distances(query: np.ndarray, vectors: np.ndarray, metric: Metric, at: np.ndarray | None = None) -> np.ndarray:
+    """From prepared `query (D,)` to prepared `vectors (n, D)`, or those `at` positions `(m,)`: float32, as many.
+
+    Cosine distance is 1 - cosine similarity; L2 the Euclidean distance. FAISS's kernels: one pass over the memory, no
+    copies, and no matrix product, whose threads would only wait for that memory.
+    """
+    count, width = len(vectors) if at is None else len(at), vectors.shape[1]
+    out = np.empty(count, np.float32)
+    if count == 0:
+        return out
+    pointers = (faiss.swig_ptr(out), faiss.swig_ptr(query), faiss.swig_ptr(vectors))
+    cosine = metric is Metric.COSINE
+    if at is None:
+        (faiss.fvec_inner_products_ny if cosine else faiss.fvec_L2sqr_ny)(*pointers, width, count)
+    else:
+        at = np.ascontiguousarray(at, np.int64)
+        by_index = faiss.fvec_inner_products_by_idx if cosine else faiss.fvec_L2sqr_by_idx
+        by_index(*pointers, faiss.swig_ptr(at), width, 1, count)
+    np.subtract(1.0, out, out=out) if cosine else np.sqrt(out, out=out)
+    return np.maximum(out, 0.0, out=out)
+
+
+def decode(cache: Cache, at: np.ndarray | None) -> np.ndarray:
+    """The prepared vectors `(m, D)` at positions, or all, of an index that holds them in another form."""
+    inverted = faiss.try_extract_index_ivf(cache.inner)
+    if inverted is not None and inverted.direct_map.no():
+        inverted.make_direct_map()
+    at = np.arange(cache.inner.ntotal) if at is None else np.ascontiguousarray(at, np.int64)
+    return cache.inner.reconstruct_batch(at)
+
+
+def approximate(
+    cache: Cache, query: np.ndarray, k: int, metric: Metric, among: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and distances of about the `k` nearest, nearest first, by FAISS's own search.
+
+    `among` is a boolean mask `(n,)` of the positions that may be found.
+    """
+    selector = None
+    if among is not None:
+        bits = np.packbits(among, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+    parameters = None
+    inverted = faiss.try_extract_index_ivf(cache.inner)
+    if inverted is not None:  # made anew for each call: searches change them
+        parameters = faiss.SearchParametersIVF(nprobe=inverted.nprobe, sel=selector)
+    elif selector is not None:
+        parameters = faiss.SearchParameters(sel=selector)
+    scores, found = cache.inner.search(query[None], min(k, cache.inner.ntotal), params=parameters)
+    kept = found[0] >= 0  # too few results are padded with -1
+    scores, found = scores[0][kept], found[0][kept]
+    away = 1.0 - scores if metric is Metric.COSINE else np.sqrt(np.maximum(scores, 0.0))
+    return found, np.maximum(away, 0.0)
+
+
+def check_query(vector: np.ndarray, width: int) -> None:
+    if vector.shape != (width,) or not np.isfinite(vector).all():
+        raise WeightsearchError(f"expected a finite vector of {width} values, got shape {vector.shape}")

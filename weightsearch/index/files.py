@@ -1,0 +1,94 @@
+"""The index directory's files: manifest, checksums, and writes that happen as a whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from weightsearch.errors import UsageError, WeightsearchError
+
+FORMAT = 2
+MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as it is
+DATABASE = "index.duckdb"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the index directory `path`, of this format or of format 1."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        half = path.is_dir() and ((path / DATABASE).exists() or path.name.startswith("."))
+        what = "was only half written" if half else "is no index" if path.exists() else "does not exist"
+        raise WeightsearchError(
+            f"{path}: the index {what} (no {MANIFEST}); make one with `weightsearch train`"
+        ) from None
+    except NotADirectoryError:
+        raise WeightsearchError(f"{path} is a file; --index takes an index directory") from None
+    except (OSError, ValueError) as error:
+        raise WeightsearchError(f"{path / MANIFEST} cannot be read ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") not in (1, FORMAT):
+        raise WeightsearchError(
+            f"{path / MANIFEST} is of another format than {FORMAT}, which this version reads; "
+            "upgrade weightsearch or make the index again with `weightsearch train`"
+        )
+    if not {"metric", "architectures", "files"} <= manifest.keys():
+        raise WeightsearchError(f"{path / MANIFEST} is damaged (it lacks entries); restore it from a copy")
+    return manifest
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    write_whole(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes beside `path`, syncs and renames: whoever reads, and whenever this is killed, it is old or new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `is_intact` compares with."""
+    stat = path.stat()
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(path)}
+
+
+def is_intact(path: Path, expected: dict[str, Any] | None, *, thorough: bool = False) -> bool:
+    """Whether a file is as described: by size and time where those agree, else or if `thorough` by checksum."""
+    try:
+        found = path.stat()
+        if expected is None or found.st_size != expected["bytes"]:
+            return False
+        return (found.st_mtime_ns == expected["mtime_ns"] and not thorough) or sha256(path) == expected["sha256"]
+    except OSError:
+        return False
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or a directory's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_target(path: Path, replace: bool) -> None:
+    """Refuses a target that holds something; an index gives way only to `replace`."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists()):
+        raise UsageError(f"{path} exists and is no index; choose another --out")
+    if (path / MANIFEST).exists() and not replace:
+        raise UsageError(f"{path} already holds an index; choose another --out, or --replace to make it anew")

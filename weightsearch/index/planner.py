@@ -1,0 +1,170 @@
+"""The nearest rows of one architecture: which way to search, and the lists of all, good and bad rows from one pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightsearch.index import vectors
+from weightsearch.index.catalogue import Columns
+from weightsearch.index.vectors import Cache
+from weightsearch.types import Metric
+
+# Share of rows passing below which an approximate index is left aside for an exact search of just those rows.
+FEW = 0.1
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One architecture's rows and vectors as of one generation.
+
+    `places (n,)` says where each row's vector is: at that position of the cache, or, negative, at `-1 - place` of
+    `extra (m, D)`, the prepared vectors of rows that the cache lacks. None where row i is at position i.
+    """
+
+    columns: Columns
+    cache: Cache
+    metric: Metric
+    places: np.ndarray | None
+    extra: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def distances(self, query: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """From prepared `query (D,)` to all rows, or to `rows (m,)`: exact, of a compressed index as decoded."""
+        if self.places is None:
+            return self._cached(query, rows)
+        places = self.places if rows is None else self.places[rows]
+        cached = places >= 0
+        out = np.empty(len(places), np.float32)
+        out[cached] = self._cached(query, places[cached])
+        out[~cached] = vectors.distances(query, self.extra, self.metric, -1 - places[~cached])
+        return out
+
+    def _cached(self, query: np.ndarray, at: np.ndarray | None) -> np.ndarray:
+        if self.cache.matrix is not None:
+            return vectors.distances(query, self.cache.matrix, self.metric, at)
+        decoded = vectors.decode(self.cache, at)
+        return vectors.distances(query, decoded, self.metric)
+
+    def approximate(self, query: np.ndarray, k: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and distances of about the `k` nearest where `mask (n,)` is true, in any order."""
+        rows = np.arange(len(self)) if self.places is None else np.full(self.cache.inner.ntotal, -1)
+        if self.places is not None:
+            rows[self.places[self.places >= 0]] = np.flatnonzero(self.places >= 0)
+        among = None
+        if mask is not None or self.places is not None:  # dead positions have row -1
+            among = (rows >= 0) & (mask[rows] if mask is not None else True)
+        at, away = vectors.approximate(self.cache, query, k, self.metric, among)
+        found = rows[at]
+        if self.places is not None:
+            lacking = np.flatnonzero((self.places < 0) & (mask if mask is not None else True))
+            found = np.concatenate([found, lacking])
+            away = np.concatenate([away, self.distances(query, lacking)])
+        return found, away
+
+
+def search(
+    shelf: Shelf,
+    query: np.ndarray,
+    k: int,
+    *,
+    mask: np.ndarray | None,
+    grades: np.ndarray,
+    within: float | None = None,
+    per_run: int | None = None,
+) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """The plan's name, and rows and distances, nearest first, of the lists of all, good and bad rows.
+
+    Args:
+        query: `(D,)`, prepared.
+        mask: `(n,)` bool, the rows that pass the filter; None for all.
+        grades: `(n,)`, 1 where good, -1 where bad.
+    """
+    few = mask is not None and np.count_nonzero(mask) <= FEW * len(shelf)
+    if not shelf.cache.is_exact and not few:
+        everything = np.ones(len(shelf), bool) if mask is None else mask
+        masks = (mask, everything & (grades > 0), everything & (grades < 0))
+        lists = [_pick(_growing(shelf, query, k, part), k, within, per_run, shelf.columns.runs) for part in masks]
+        return f"{shelf.cache.info.factory}{'' if mask is None else ' with a selector'}", lists
+    if mask is None:
+        rows, name = None, "exact, all rows"
+    else:
+        rows, name = np.flatnonzero(mask), "exact, passing rows"
+        grades = grades[rows]
+    away = shelf.distances(query, rows)
+    lists = []
+    for wanted in (None, grades > 0, grades < 0):
+        found = _nearest(away, wanted, k)
+        mapped = ((part if rows is None else rows[part], away[part], done) for part, done in found)
+        lists.append(_pick(mapped, k, within, per_run, shelf.columns.runs))
+    return name, lists
+
+
+# Candidates: ever longer lists of rows and distances, nearest first, and whether there are no more.
+Candidates = Iterator[tuple[np.ndarray, np.ndarray, bool]]
+
+
+def _nearest(away: np.ndarray, wanted: np.ndarray | None, k: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Ever more positions of the smallest distances, in order, and whether those are all."""
+    total = len(away) if wanted is None else int(np.count_nonzero(wanted))
+    if wanted is not None:
+        away = np.where(wanted, away, np.float32(np.inf))
+    while True:
+        yield smallest(away, min(k, total)), k >= total
+        k *= 4
+
+
+def _growing(shelf: Shelf, query: np.ndarray, k: int, mask: np.ndarray | None) -> Candidates:
+    """From an approximate index, and exactly where that finds too few."""
+    total = len(shelf) if mask is None else int(np.count_nonzero(mask))
+    while True:
+        if mask is not None and total <= max(FEW * len(shelf), k):
+            rows, away = np.flatnonzero(mask), shelf.distances(query, np.flatnonzero(mask))
+        else:
+            rows, away = shelf.approximate(query, min(k, total), mask)
+        order = np.lexsort((rows, away))[:k]
+        yield rows[order], away[order], k >= total
+        k *= 4
+
+
+def _pick(
+    candidates: Candidates, k: int, within: float | None, per_run: int | None, runs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `k` candidates within the radius, at most `per_run` of each run; asks for more while there are any."""
+    while True:
+        rows, away, done = next(candidates)
+        if within is not None:
+            near = away <= within
+            done = done or not near.all()
+            rows, away = rows[near], away[near]
+        if per_run is not None:
+            seen: Counter[int] = Counter()
+            kept = np.zeros(len(rows), bool)
+            for i, run in enumerate(runs[rows].tolist()):
+                seen[run] += 1
+                kept[i] = seen[run] <= per_run
+            rows, away = rows[kept], away[kept]
+        if done or len(rows) >= k:
+            return rows[:k], away[:k]
+
+
+def smallest(values: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the `k` smallest values in order, equal ones by position.
+
+    The k smallest lie in the k blocks whose minima are smallest, so that only those need sorting.
+    """
+    blocks = len(values) // BLOCK
+    if k >= blocks:
+        candidates = np.arange(len(values))
+    else:
+        minima = values[: blocks * BLOCK].reshape(blocks, BLOCK).min(axis=1)
+        chosen = np.argpartition(minima, k - 1)[:k] if k else np.empty(0, np.int64)
+        inside = (chosen[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+        candidates = np.concatenate([np.sort(inside), np.arange(blocks * BLOCK, len(values))])
+    return candidates[np.argsort(values[candidates], kind="stable")[:k]]
