@@ -12,6 +12,7 @@ _PUBLIC = {
     "Checkpoint": "weightsearch.types",
     "Index": "weightsearch.index",
     "Neighbour": "weightsearch.types",
+    "Selection": "weightsearch.types",
     "WeightsearchError": "weightsearch.errors",
     "Zoo": "weightsearch.zoo.store",
     "build_zoo": "weightsearch.zoo.build",
