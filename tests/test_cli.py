@@ -128,7 +128,7 @@ def test_the_four_commands_find_what_the_last_one_made(run: Run):
     assert code == 0, err
     for line in out.splitlines():
         assert Path(line).read_bytes().startswith(b"\x89PNG")
-    assert len(out.splitlines()) == 3
+    assert [Path(line).stem for line in out.splitlines()] == ["distribution", "embedding", "similarity", "training"]
     code, out, err = run("train", "--method", "statistics", "--quiet")  # nothing is overwritten
     assert code == 0, err
     assert "runs/indexes/digits-v1-2" in out
@@ -200,6 +200,11 @@ def test_bad_flags_are_one_line_and_exit_code_2(run: Run, trained: TrainSummary,
     fails(run("train", trained.zoo, "--out", index), 2, "--replace")
     fails(run("viz", "--index", index, "--figure", "portrait"), 2, "portrait", "similarity")
     fails(run("viz", "--index", index, "--out", example), 2, example.name)
+    fails(run("viz", index, "--format", "gif"), 2, "gif", "svg")
+    fails(run("viz", index, "--projection", "mds"), 2, "mds", "umap")
+    fails(run("viz", index, "--part", "half"), 2, "half", "test")
+    fails(run("viz", index, "--figure", "efficiency"), 2, "tables.json")
+    fails(run("viz", index, "--run", "99", "--figure", "training"), 2, "--run 99")
     fails(run("build-zoo", "--preset", "v9"), 2, "v9")
     fails(run("build-zoo", "--runs", 0), 2, "runs")
     fails(run("build-zoo", "--dataset", "imagenet"), 2, "imagenet")

@@ -218,23 +218,67 @@ def query(
         raise WeightsearchError(f"{failures} of {len(models)} files could not be answered")
 
 
-@app.command(epilog=example("weightsearch viz", "weightsearch viz --figure similarity --out figures"))
+@app.command(
+    epilog=example(
+        "weightsearch viz",
+        "weightsearch viz runs/zoos/usps-v1 runs/zoos/mnist-v1 --figure embedding --figure similarity",
+        "weightsearch viz --index index --figure embedding --network model.pt --format svg --dark",
+    )
+)
 def viz(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Zoos and indexes to draw, a row each (and tables.json files, for efficiency).",
+            metavar="[ZOO_OR_INDEX]...",
+            show_default="the index",
+        ),
+    ] = None,
     index: IndexOption = None,
     figure: Annotated[
-        list[str] | None, typer.Option(help="embedding, similarity or distribution; repeatable.", show_default="all")
+        list[str] | None,
+        typer.Option(
+            help="distribution, efficiency, embedding, similarity or training; repeatable.", show_default="all"
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory for the PNGs.", show_default="runs/figures/INDEX")] = None,
-    seed: Annotated[int, typer.Option(help="Seeds UMAP and the sample of a large index.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Directory for the files.", show_default="runs/figures/NAME")] = None,
+    format: Annotated[str, typer.Option(help="png or svg.")] = "png",
+    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    projection: Annotated[str, typer.Option(help="umap, tsne or pca, of the embedding.")] = "umap",
+    part: Annotated[
+        str | None,
+        typer.Option(help="test (held-out runs) or all.", show_default="test of a zoo, all of an index"),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"What a zoo is drawn through: 'raw weights', {', '.join(Method)}; repeatable.",
+            show_default="raw weights and the paper's three",
+        ),
+    ] = None,
+    network: Annotated[
+        list[Path] | None, typer.Option(help="Draw this checkpoint file into the embedding; repeatable.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Whose path `training` draws.", show_default="the one that improves most")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds the projection, the fits and the sample of a large index.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the embeddings, their similarity and the distribution of accuracies as PNGs."""
-    path = index or runs.newest_index()
-    _say(f"index: {path}")
+    """Draw zoos and indexes: accuracies, embeddings, their similarity, a run's path, the trials of a search."""
+    from weightsearch.viz import Format, Part, Projection, draw
 
-    from weightsearch.viz import draw
-
-    for written in draw(path, out or runs.figures(path), tuple(figure) if figure else None, seed=seed, quiet=quiet):
+    chosen = _choice(Format, format, "--format")
+    projected = _choice(Projection, projection, "--projection")
+    drawn = _choice(Part, part, "--part") if part else None
+    paths = list(sources or ()) + ([index] if index else [])
+    if not paths:
+        paths = [runs.newest_index()]
+        _say(f"index: {paths[0]}")
+    for written in draw(
+        paths, out or runs.figures(*paths), figure, format=chosen, dark=dark, projection=projected, part=drawn,
+        methods=method, networks=network or (), run=run, seed=seed, quiet=quiet,
+    ):  # fmt: skip
         print(written)
 
 

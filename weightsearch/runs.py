@@ -53,6 +53,6 @@ def _newest(directory: Path, markers: tuple[str, ...]) -> Path | None:
     return max(times, key=lambda path: times[path]) if times else None
 
 
-def figures(index: Path) -> Path:
-    """Where `viz` draws an index's figures."""
-    return RUNS / "figures" / index.resolve().name
+def figures(*sources: Path) -> Path:
+    """Where `viz` draws zoos and indexes."""
+    return RUNS / "figures" / "+".join(source.resolve().name for source in sources)

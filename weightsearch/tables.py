@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PREDICTORS: tuple[Method | Baseline, ...] = (*Method, *Baseline)
 CURVE_FOLDS = 3
-TOP = 20  # trials of each method in the figure of parameters
 
 
 class ProtocolName(StrEnum):
@@ -155,6 +154,8 @@ def _one_zoo(
     curve: bool,
     root: Path | None,
 ) -> ZooTables:
+    from weightsearch.viz.curves import top_trials
+
     table = zoo.table()
     result = ZooTables(zoo.path.name, zoo.info.dataset, zoo.info.preset, len(np.unique(table.run)), len(table))
     figures = published(zoo.info.preset, zoo.info.dataset)
@@ -182,7 +183,7 @@ def _one_zoo(
         run([job for one in judged.values() for job in one], f"{zoo.path.name} by {name}: judging")
         result.tables[name] = [_row(found[m], judged[m], len(jobs[m]), figures.get(m)) for m in methods]
         if not result.top_trials:
-            result.top_trials.extend(top for method in methods for top in _top_trials(found[method]))
+            result.top_trials.extend(top for method in methods for top in top_trials(found[method].trials))
         if curve and name is not ProtocolName.CHECKPOINT:
             points = {
                 (method, count): [
@@ -235,16 +236,6 @@ def _row(found: Search, judged: list[Job], trials: int, figures: dict[str, float
         best["method"], best["parameters"], scores["mse"], scores["r2"], scores["tau"], best["validation"]["r2"],
         trials, figures,
     )  # fmt: skip
-
-
-def _top_trials(found: Search) -> list[dict[str, Any]]:
-    good = [trial for trial in found.trials if trial.get("validation") and trial["validation"]["r2"] is not None]
-    good.sort(key=lambda trial: -trial["validation"]["r2"])
-    return [
-        {"method": trial["method"], "parameters": trial["parameters"], "validation_r2": trial["validation"]["r2"]}
-        for trial in good[:TOP]
-        if trial["method"] != Baseline.MEAN
-    ]
 
 
 def verdict(rows: Sequence[Row]) -> str:

@@ -1,5 +1,8 @@
-"""Figures of an index."""
+"""Figures of zoos and indexes."""
 
-from weightsearch.viz.figures import FIGURES, draw
+from weightsearch.viz.drawing import FIGURES, draw
+from weightsearch.viz.projection import Projection
+from weightsearch.viz.sources import Part
+from weightsearch.viz.style import Format
 
-__all__ = ["FIGURES", "draw"]
+__all__ = ["FIGURES", "Format", "Part", "Projection", "draw"]

@@ -2,40 +2,113 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from weightsearch.types import Baseline, Method
+from weightsearch import runs
+from weightsearch.errors import WeightsearchError
+from weightsearch.types import Baseline, Method, SplitBy
+from weightsearch.viz.style import rows_of, save, theme
+from weightsearch.zoo.store import Zoo
 
 if TYPE_CHECKING:
     from weightsearch.tables import Point
 
-COLOURS = dict(  # Okabe and Ito's, told apart by colour-blind readers
+COLOURS = dict(  # Okabe and Ito's, told apart by colour-blind readers, and two more
     zip(
         (*Method, *Baseline),
-        ("#E69F00", "#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#999999", "#000000"),
-        strict=True,
+        ("#E69F00", "#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#999999", "#7A5195", "#8C6D31", "#4D4D4D"),
+        strict=False,
     )
 )
+TOP = 20  # trials of each method in the figure of parameters
 LOWEST = -0.2  # R² below this is drawn at the edge
 
 
+def efficiency(groups: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Figure:
+    """Parameters, on a logarithmic axis, against validation R² of each method's best trials (the paper's Figure 7).
+
+    A picture for each group of `(heading, trials)`; a trial says its method, parameters and validation_r2.
+    """
+    figure, rows = rows_of(f"The best trials of each method, up to {TOP}", [heading for heading, _ in groups], 7.4, 3.6)
+    for row, (_, trials) in zip(rows, groups, strict=True):
+        axes = row.subplots()
+        for method in (*Method, *Baseline):
+            own = [trial for trial in trials if trial["method"] == method]
+            if own:
+                marker = "o" if isinstance(method, Method) else "^"
+                x, y = [t["parameters"] for t in own], [max(t["validation_r2"], LOWEST) for t in own]
+                axes.scatter(
+                    x, y, s=24, marker=marker, color=COLOURS[method], label=method.value, alpha=0.85, linewidths=0
+                )
+        lowest = min((trial["validation_r2"] for trial in trials), default=0.0)
+        label = f"validation R² (lower ones at {LOWEST})" if lowest < LOWEST else "validation R²"
+        low = LOWEST if lowest < 0 else 0.0
+        axes.set(xscale="log", xlabel="parameters", ylabel=label, ylim=(low - 0.03, 1.03))
+        axes.grid(alpha=0.5, linewidth=0.5)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def parameters(trials: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Scatter of each method's best trials: parameters, on a logarithmic axis, against validation R²."""
-    figure = Figure(figsize=(7.0, 4.6), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for method in (*Method, *Baseline):
-        own = [trial for trial in trials if trial["method"] == method]
-        if own:
-            marker = "o" if isinstance(method, Method) else "^"
-            x, y = [t["parameters"] for t in own], [max(t["validation_r2"], LOWEST) for t in own]
-            axes.scatter(x, y, s=22, marker=marker, color=COLOURS[method], label=method.value, alpha=0.8, linewidths=0)
-    axes.set(xscale="log", xlabel="parameters", ylabel="validation R²", title=f"Best trials of each method, {title}")
-    _finish(figure, axes, path)
+    """`efficiency` of one zoo, written to `path`."""
+    with theme(dark=False):
+        save(efficiency([(title, trials)]), path)
+
+
+def top_trials(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best of one method's results by validation R², as `efficiency` takes them."""
+    scored = [result for result in results if (result.get("validation") or {}).get("r2") is not None]
+    scored.sort(key=lambda result: -result["validation"]["r2"])
+    return [
+        {"method": result["method"], "parameters": result["parameters"], "validation_r2": result["validation"]["r2"]}
+        for result in scored[:TOP]
+        if result["method"] != Baseline.MEAN
+    ]
+
+
+def is_tables(path: Path) -> bool:
+    """Whether `path` is a `tables.json`, or a directory with one."""
+    return path.suffix == ".json" or (path / "tables.json").is_file()
+
+
+def trials_in(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The groups of a `tables.json` (or of the directory that holds it), for `efficiency`."""
+    path = path / "tables.json" if path.is_dir() else path
+    try:
+        zoos = json.loads(path.read_text())["zoos"]
+        return [(f"{zoo['dataset']} {zoo['preset']}: {zoo['runs']:,} runs", zoo["top_trials"]) for zoo in zoos]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsearchError(f"{path} cannot be read ({error}); make it with `weightsearch tables`") from None
+
+
+def trials_on(zoo: Zoo, *, seed: int = 0, root: Path | None = None) -> tuple[str, list[dict[str, Any]]] | None:
+    """The trials of searches on `zoo` that `train --trials` or `tables` left in `root`, for `efficiency`; None: none.
+
+    Of the first of the ways to split that has any, by run before by checkpoint.
+    """
+    from weightsearch.jobs import Protocol, read_result
+    from weightsearch.tune import search_directory
+
+    root = root or runs.RUNS / "searches"
+    for split in SplitBy:
+        protocol = Protocol(str(zoo.path), split, None, seed)
+        for directory in sorted(root.glob(f"{zoo.path.name}-by-{split}-*")):
+            found = {
+                method: [result for file in sorted(directory.glob(f"{method}/trial-*.json"))
+                         if (result := read_result(file))]
+                for method in (*Method, *Baseline)
+            }  # fmt: skip
+            epochs = {result["settings"].get("epochs") for results in found.values() for result in results} - {None}
+            ours = any(search_directory(protocol, Method.FC, n, root).parent == directory for n in epochs)
+            trials = [trial for results in found.values() for trial in top_trials(results)]
+            if ours and trials:  # another zoo may have had the same name
+                return f"{zoo.info.dataset} {zoo.info.preset}, split by {split}", trials
+    return None
 
 
 def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
@@ -67,4 +140,4 @@ def _finish(figure: Figure, axes: Any, path: Path) -> None:
         each.grid(alpha=0.25, linewidth=0.5)
         each.title.set_fontsize(10)
     axes.legend(fontsize=7, frameon=False)
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": "weightsearch"})
+    save(figure, path)

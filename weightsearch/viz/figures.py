@@ -1,156 +1,245 @@
-"""Figures of an index: the embedding in two dimensions, the similarity matrix, the distribution of accuracies."""
+"""The figures of one or several sources, a row for each: accuracies, the embedding, similarity, a run's path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from weightsearch.checkpoints import read_checkpoint
 from weightsearch.errors import UsageError
-from weightsearch.index import Index
-from weightsearch.progress import progress_bar
-from weightsearch.types import Architecture, Metric
+from weightsearch.evaluation import block_means
+from weightsearch.viz.projection import Projection, nearest, place, prepare, project
+from weightsearch.viz.sources import RAW, Part, Sample, Source
+from weightsearch.viz.style import COLOURS, MARK, bare, label_of, limits, rows_of
 
-COLOURS = "viridis"  # perceptually uniform, and legible to colour-blind readers
-DPI = 150
 EMBEDDING_SAMPLE = 5_000
 SIMILARITY_SAMPLE = 1_000
+RAW_BYTES = 1 << 30  # of raw weights that are drawn at a time
+PANEL = 2.55  # inches, of the square pictures
+JOINED = 5  # neighbours that a network is joined to
 
 
-def draw(
-    index: Index | str | Path,
-    out: str | Path,
-    figures: tuple[str, ...] | None = None,
-    *,
-    seed: int = 0,
-    quiet: bool = False,
-) -> list[Path]:
-    """Draws `figures` (names in `FIGURES`; None: all) of every architecture of `index` as PNGs into `out`.
+@dataclass(frozen=True)
+class Options:
+    """What is drawn: which part, in which projection, with which networks or run marked in it."""
 
-    Large indexes are sampled with `seed`, and the title says so. Returns the files written.
-    """
-    index = index if isinstance(index, Index) else Index.open(index)
-    names = tuple(FIGURES) if figures is None else figures
-    if unknown := [name for name in names if name not in FIGURES]:
-        raise UsageError(f"no figure is called {unknown[0]!r}; choose among {', '.join(FIGURES)}")
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out takes a directory for the figures")
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    total = len(names) * len(index.architectures)
-    with progress_bar("drawing", total, unit="figures", quiet=quiet) as advance:
-        for fingerprint, architecture in index.architectures.items():
-            suffix = f"-{fingerprint}" if len(index.architectures) > 1 else ""
-            for name in names:
-                advance(0, note=name)
-                figure = FIGURES[name](index, architecture, np.random.default_rng(seed))
-                path = out / f"{name}{suffix}.png"
-                FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": "weightsearch"})
-                written.append(path)
-                advance()
-    return written
+    part: Part | None = None  # None: held-out runs of a zoo, all of an index
+    projection: Projection = Projection.UMAP
+    seed: int = 0
+    networks: tuple[str | Path, ...] = ()
+    run: str | None = None
 
 
-def embedding(index: Index, architecture: Architecture, generator: np.random.Generator) -> Figure:
-    """UMAP of the embeddings, coloured by test accuracy."""
-    from umap import UMAP
+Note = Callable[[str], None]
 
-    vectors, accuracy, sampled = _sample(index, architecture, EMBEDDING_SAMPLE, generator)
-    neighbours = min(15, len(vectors) - 1)
-    reducer = UMAP(
-        n_neighbors=neighbours, metric="cosine" if index.metric is Metric.COSINE else "euclidean",
-        random_state=int(generator.integers(2**31)), n_jobs=1,
-        init="spectral" if len(vectors) > 50 else "random",
-    )  # fmt: skip
-    points = reducer.fit_transform(vectors)
-    figure, axes = _figure(7.0, 5.6, "UMAP of the embeddings", index, sampled)
-    order = np.argsort(index.target.quality(accuracy))  # the rarer good ones on top
-    low, high = _range(index, accuracy)
-    drawn = axes.scatter(
-        *points[order].T, c=accuracy[order], cmap=COLOURS, vmin=low, vmax=high, s=9, linewidths=0, alpha=0.85
-    )
-    axes.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
-    figure.colorbar(drawn, ax=axes, label=_label(index))
+
+def distribution(sources: Sequence[Source], options: Options, note: Note) -> Figure:
+    """Histogram of the test accuracies with the thresholds of good and bad, and test against training accuracy."""
+    headings = [f"{source.title}: all {np.isfinite(source.values).sum():,} networks" for source in sources]
+    figure, rows = rows_of("How accurate the networks are", headings, 8.6, 2.7)
+    for row, source in zip(rows, sources, strict=True):
+        left, right = row.subplots(1, 2, width_ratios=(1.45, 1))
+        _histogram(left, source)
+        _test_against_train(right, source)
     return figure
 
 
-def similarity(index: Index, architecture: Architecture, generator: np.random.Generator) -> Figure:
-    """Cosine similarity of all pairs of networks, sorted by accuracy in descending order; lighter is more similar."""
-    vectors, accuracy, sampled = _sample(index, architecture, SIMILARITY_SAMPLE, generator)
-    order = np.argsort(-index.target.quality(accuracy))
-    unit = vectors[order] / np.linalg.norm(vectors[order], axis=1, keepdims=True).clip(1e-12)
-    figure, axes = _figure(7.0, 5.6, "Cosine similarity, best network first", index, sampled)
-    drawn = axes.imshow(unit @ unit.T, cmap=COLOURS, vmin=-1, vmax=1, interpolation="nearest")
-    marks = np.linspace(0, len(order) - 1, 5).round().astype(int)
-    labels = [f"{value:.2f}" for value in accuracy[order][marks]]
-    axes.set_xticks(marks, labels)
-    axes.set_yticks(marks, labels)
-    axes.set(xlabel=_label(index), ylabel=_label(index))
-    figure.colorbar(drawn, ax=axes, label="cosine similarity")
-    return figure
-
-
-def distribution(index: Index, architecture: Architecture, generator: np.random.Generator) -> Figure:
-    """Histogram of the test accuracies, with the thresholds of good and bad."""
-    accuracy = index.accuracies(architecture.fingerprint)
-    bad, good = index.thresholds(architecture.fingerprint)
-    low, high = _range(index, accuracy)
-    figure, axes = _figure(
-        7.0, 4.2, f"{_label(index).capitalize()} of the indexed checkpoints", index, f"{len(accuracy):,} checkpoints"
-    )
-    axes.hist(
-        accuracy.clip(low, high), bins=np.linspace(low, high, 51), color="#31688e", edgecolor="white", linewidth=0.4
-    )
-    right, left = ("good", "bad") if index.target.lower_is_better else ("bad", "good")
+def _histogram(axes: Any, source: Source) -> None:
+    low, high = limits(source.target, source.values)
+    values = source.values[np.isfinite(source.values)].clip(low, high)
+    axes.hist(values, bins=np.linspace(low, high, 51), color="#31688e", linewidth=0)
+    bad, good = source.thresholds
+    right, left = ("good", "bad") if source.target.lower_is_better else ("bad", "good")
+    axes.set(xlabel=label_of(source.target), ylabel="networks", xlim=(low, high))
+    axes.margins(y=0.16)  # room for the thresholds' names
     for value, label, side in ((min(bad, good), right, "right"), (max(bad, good), left, "left")):
-        axes.axvline(value, color="#333333", linestyle="--", linewidth=1)
+        axes.axvline(value, color=MARK, linewidth=1.2)
         text = f"{label} ≤ {value:.2f} " if side == "right" else f" {label} ≥ {value:.2f}"
-        axes.text(value, 0.99, text, transform=axes.get_xaxis_transform(), ha=side, va="top", fontsize=8)
-    axes.set(xlabel=_label(index), ylabel="checkpoints", xlim=(low, high))
-    axes.spines[["top", "right"]].set_visible(False)
+        near_edge = (value - low) / (high - low)  # the text stays inside
+        side = "left" if near_edge < 0.25 else "right" if near_edge > 0.75 else side
+        height = 0.985 if label == left else 0.9
+        axes.text(value, height, f" {text.strip()} ", transform=axes.get_xaxis_transform(), ha=side, va="top")
+
+
+def _test_against_train(axes: Any, source: Source) -> None:
+    train, test = source.columns["train_accuracy"], source.columns["test_accuracy"]
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    if np.isfinite(train.astype(float)).any():
+        axes.scatter(train, test, s=4, color="#31688e", alpha=0.35, linewidths=0, rasterized=True)
+    else:
+        axes.text(0.5, 0.5, "no training accuracy known", ha="center")
+    axes.set(xlabel="training accuracy", ylabel="test accuracy", xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
+
+
+def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure:
+    """The networks in two dimensions, coloured by accuracy: raw weights and each encoder side by side.
+
+    A network given by path is drawn into each picture as a star, joined to its nearest neighbours.
+    """
+    networks = [read_checkpoint(path) for path in options.networks]
+    for source in sources:
+        for network in networks:
+            source.check(network)
+
+    def marks(axes: Any, source: Source, method: str, vectors: np.ndarray, points: np.ndarray, sample: Sample) -> None:
+        for network in networks:
+            vector = source.embed(method, network)[None]
+            where = place(vector, vectors, points, source.metric)[0]
+            found, _ = nearest(prepare(vector, source.metric), prepare(vectors, source.metric), JOINED, source.metric)
+            lines = [(where, points[other]) for other in found[0]]
+            axes.add_collection(LineCollection(lines, colors=MARK, linewidths=1.0, zorder=4))
+            axes.scatter(*points[found[0]].T, s=26, facecolors="none", edgecolors=MARK, linewidths=1, zorder=5)
+            axes.scatter(*where, s=130, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
+
+    named = ", ".join(Path(path).name for path in options.networks)
+    marked = f"; ★ {named} and its {JOINED} nearest" if named else ""
+    return _pictures(sources, options, note, f"{options.projection.label} of the networks{marked}", marks)
+
+
+def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
+    """The path of one run's checkpoints through the embedding, from its first to its last epoch."""
+    chosen = {id(source): _choose_run(source, options) for source in sources}
+
+    def marks(axes: Any, source: Source, method: str, vectors: np.ndarray, points: np.ndarray, sample: Sample) -> None:
+        own = _checkpoints_of(source, chosen[id(source)])
+        path = place(source.vectors(method, own), vectors, points, source.metric)
+        drawn = {int(position): row for row, position in enumerate(sample.positions)}
+        for row, position in enumerate(own.tolist()):
+            if position in drawn:
+                path[row] = points[drawn[position]]
+        axes.plot(*path.T, color=MARK, linewidth=1.3, zorder=4)
+        axes.scatter(*path.T, s=10, color=MARK, zorder=5, linewidths=0)
+        axes.scatter(*path[0], s=42, marker="o", facecolor="white", edgecolor=MARK, linewidths=1.5, zorder=6)
+        axes.scatter(*path[-1], s=130, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
+
+    def more(source: Source) -> str:
+        own = _checkpoints_of(source, chosen[id(source)])
+        epochs, values = source.columns["epoch"][own], source.values[own]
+        return (
+            f"; run {chosen[id(source)]}, ○ epoch {epochs[0]:.0f} ({values[0]:.2f}) to ★ epoch {epochs[-1]:.0f} "
+            f"({values[-1]:.2f})"
+        )
+
+    return _pictures(sources, options, note, f"A run's way through the {options.projection.label}", marks, more)
+
+
+def _choose_run(source: Source, options: Options) -> str:
+    """The run that is asked for; else the drawn one whose accuracy rises the most from its first to its last epoch."""
+    runs = source.columns["run"].astype(str)
+    if options.run is not None:
+        named = [run for run in np.unique(runs) if options.run in (run, run.rpartition("/")[2])]
+        if not named:
+            raise UsageError(f"--run {options.run}: {source.path} has no such run; one of its runs is {runs[0]}")
+        return named[0]
+    part = source.sample(options.part, len(runs), options.seed).positions
+    best, most = runs[part[0]], -np.inf
+    for run in np.unique(runs[part]):
+        own = source.target.quality(source.values[_checkpoints_of(source, run)])
+        if own[-1] - own[0] > most:
+            best, most = run, own[-1] - own[0]
+    return best
+
+
+def _checkpoints_of(source: Source, run: str) -> np.ndarray:
+    """Positions of a run's checkpoints, by epoch."""
+    own = np.flatnonzero((source.columns["run"].astype(str) == run) & np.isfinite(source.values))
+    return own[np.argsort(source.columns["epoch"][own], kind="stable")]
+
+
+def _pictures(
+    sources: Sequence[Source],
+    options: Options,
+    note: Note,
+    title: str,
+    marks: Callable[[Any, Source, str, np.ndarray, np.ndarray, Sample], None],
+    more: Callable[[Source], str] = lambda _: "",
+) -> Figure:
+    """A row per source, a picture per method, coloured by accuracy; `marks` draws into each."""
+    samples = [_sample(source, options, EMBEDDING_SAMPLE) for source in sources]
+    headings = [
+        f"{source.title}: {sample.label}{more(source)}" for source, sample in zip(sources, samples, strict=True)
+    ]
+    figure, rows = rows_of(title, headings, _width(sources), PANEL + 0.22)
+    for row, source, sample in zip(rows, sources, samples, strict=True):
+        values = source.values[sample.positions]
+        order = np.argsort(source.target.quality(values), kind="stable")  # the rarer good ones on top
+        low, high = limits(source.target, source.values)
+        panels = row.subplots(1, len(source.methods), squeeze=False)[0]
+        for axes, method in zip(panels, source.methods, strict=True):
+            note(f"{source.title}, {method}")
+            vectors = source.vectors(method, sample.positions)
+
+            def epoch(done: int, total: int, method: str = method, source: Source = source) -> None:
+                note(f"{source.title}, {method}, UMAP epoch {done} of {total}")
+
+            points = project(vectors, options.projection, source.metric, seed=options.seed, on_epoch=epoch)
+            size = float(np.clip(3500 / len(points), 3, 16))
+            drawn = axes.scatter(
+                *points[order].T, c=values[order], cmap=COLOURS, vmin=low, vmax=high, s=size, linewidths=0, alpha=0.9,
+                rasterized=True,
+            )  # fmt: skip
+            marks(axes, source, method, vectors, points, sample)
+            axes.set_title(method)
+            axes.set_box_aspect(1)
+            bare(axes)
+        row.colorbar(drawn, ax=panels, label=label_of(source.target), pad=0.01, aspect=18)
     return figure
 
 
-FIGURES: dict[str, Callable[[Index, Architecture, np.random.Generator], Figure]] = {
-    "embedding": embedding,
-    "similarity": similarity,
-    "distribution": distribution,
-}
+def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figure:
+    """Cosine similarity of all pairs of networks, sorted by accuracy in descending order; lighter is more similar.
+
+    Under each: its means over the pairs of two good networks, of two bad ones, and of a good with a bad one.
+    """
+    samples = [_sample(source, options, SIMILARITY_SAMPLE) for source in sources]
+    headings = [
+        f"{source.title}: {sample.label}, {_good_and_bad(source)}"
+        for source, sample in zip(sources, samples, strict=True)
+    ]
+    title = "Cosine similarity of the networks, the best first; lighter is more similar"
+    figure, rows = rows_of(title, headings, _width(sources), PANEL + 0.5)
+    for row, source, sample in zip(rows, sources, samples, strict=True):
+        quality = source.target.quality(source.values[sample.positions])
+        order = np.argsort(-quality, kind="stable")
+        positions, quality = sample.positions[order], quality[order]
+        bad, good = (source.target.quality(threshold) for threshold in source.thresholds)
+        panels = row.subplots(1, len(source.methods), squeeze=False)[0]
+        for axes, method in zip(panels, source.methods, strict=True):
+            note(f"{source.title}, {method}")
+            vectors = source.vectors(method, positions)
+            unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+            drawn = axes.imshow(unit @ unit.T, cmap=COLOURS, vmin=-1, vmax=1, interpolation="antialiased")
+            means = block_means(vectors, quality, good, bad)
+            axes.set_title(method)
+            bare(axes)
+            for threshold in (np.searchsorted(-quality, -good, "right"), np.searchsorted(-quality, -bad, "left")):
+                for line in (axes.axhline, axes.axvline):  # where good ends and where bad begins
+                    line(threshold - 0.5, color="white", linewidth=0.7, alpha=0.8)
+            named = {"good–good": means.good_good, "bad–bad": means.bad_bad, "good–bad": means.good_bad}
+            # Adding 0 turns -0.00 into +0.00.
+            axes.set_xlabel("\n".join(f"{name} {round(mean, 2) + 0.0:+.2f}" for name, mean in named.items()))
+        panels[0].set_ylabel(f"← lower  {label_of(source.target)}  higher →")
+        row.colorbar(drawn, ax=panels, label="cosine similarity", pad=0.01, aspect=15, shrink=0.8)
+    return figure
 
 
-def _label(index: Index) -> str:
-    return index.target.column.replace("_", " ")
+def _good_and_bad(source: Source) -> str:
+    bad, good = source.thresholds
+    better, worse = ("≤", "≥") if source.target.lower_is_better else ("≥", "≤")
+    return f"good {better} {good:.2f}, bad {worse} {bad:.2f}"
 
 
-def _range(index: Index, values: np.ndarray) -> tuple[float, float]:
-    """[0, 1] for accuracies, else all values but the outermost 1 %, which are drawn at the edge."""
-    if index.target.is_accuracy:
-        return 0.0, 1.0
-    low, high = np.quantile(values, [0.01, 0.99])
-    return float(low), float(high) if high > low else float(low) + 1.0
+def _width(sources: Sequence[Source]) -> float:
+    return max(5.2, max(len(source.methods) for source in sources) * PANEL + 1.0)
 
 
-def _sample(
-    index: Index, architecture: Architecture, most: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Embeddings and accuracies of all rows or of `most` drawn ones, and how many of how many that is."""
-    vectors = index.embeddings(architecture.fingerprint)
-    accuracy = index.accuracies(architecture.fingerprint)
-    total = len(vectors)
-    if total <= most:
-        return vectors, accuracy, f"{total:,} checkpoints"
-    chosen = np.sort(generator.choice(total, most, replace=False))
-    return vectors[chosen], accuracy[chosen], f"{most:,} of {total:,} checkpoints, drawn at random"
-
-
-def _figure(width: float, height: float, title: str, index: Index, count: str):  # type: ignore[no-untyped-def]
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    zoo = f"{index.manifest.get('dataset', 'unknown dataset')}, encoder {index.manifest.get('method', 'unknown')}"
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
-    axes.annotate(f"{zoo}, {count}", (0, 1), (0, 8), "axes fraction", "offset points", fontsize=9)
-    return figure, axes
+def _sample(source: Source, options: Options, most: int) -> Sample:
+    if RAW in source.methods:
+        most = min(most, RAW_BYTES // (4 * source.architecture.size))
+    return source.sample(options.part, most, options.seed)

@@ -1,0 +1,116 @@
+"""`draw`: figures by name, of zoos and indexes, written to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from weightsearch import runs
+from weightsearch.errors import UsageError
+from weightsearch.index import Index
+from weightsearch.progress import progress_bar
+from weightsearch.viz import figures as drawn
+from weightsearch.viz.curves import efficiency, is_tables, trials_in, trials_on
+from weightsearch.viz.figures import Options
+from weightsearch.viz.projection import Projection
+from weightsearch.viz.sources import Part, Source, ZooSource, open_sources
+from weightsearch.viz.style import Format, save, theme
+from weightsearch.zoo.store import Zoo
+
+Draw = Callable[[Sequence[Source], Options, Callable[[str], None]], Figure]
+FIGURES: dict[str, Draw | None] = {
+    "distribution": drawn.distribution,
+    "efficiency": None,  # of trials, not of networks
+    "embedding": drawn.embedding,
+    "similarity": drawn.similarity,
+    "training": drawn.training,
+}
+ENCODED = ("embedding", "similarity", "training")  # what needs a zoo's encoders
+Drawable = Index | Zoo | str | Path
+
+
+def draw(
+    sources: Drawable | Sequence[Drawable],
+    out: str | Path,
+    figures: Sequence[str] | None = None,
+    *,
+    format: Format = Format.PNG,
+    dark: bool = False,
+    part: Part | None = None,
+    projection: Projection = Projection.UMAP,
+    methods: Sequence[str] | None = None,
+    networks: Sequence[str | Path] = (),
+    run: str | None = None,
+    seed: int = 0,
+    root: Path | None = None,
+    quiet: bool = False,
+) -> list[Path]:
+    """Draws `figures` (names in `FIGURES`; None: all) of zoos and indexes, a row for each, into the directory `out`.
+
+    An index is drawn through its own encoder, a zoo through raw weights and encoders that are fitted for it with the
+    default settings, split by run, and kept in `root/fits` (`root` None: `runs`), so that drawing again fits nothing.
+    Large ones are sampled with `seed`, and the headings say so. `efficiency` is drawn from a `tables.json` or from
+    the searches on a zoo in `root/searches`; where neither is there, None leaves it out. Returns the files written.
+
+    Args:
+        part: `Part.TEST` draws checkpoints of held-out runs only (None: those of a zoo, all of an index).
+        methods: what a zoo is drawn through: `raw weights` or names of encoders.
+        networks: checkpoint files to draw into the embedding, joined to their neighbours.
+        run: whose path `training` draws, as `usps-v1/17` or `17` (None: the one that improves the most).
+    """
+    names = tuple(FIGURES) if figures is None else tuple(dict.fromkeys(figures))
+    if unknown := [name for name in names if name not in FIGURES]:
+        raise UsageError(f"no figure is called {unknown[0]!r}; choose among {', '.join(FIGURES)}")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out takes a directory for the figures")
+    root = root or runs.RUNS
+    given = [sources] if isinstance(sources, Drawable) else list(sources)
+    tables = [Path(one) for one in given if isinstance(one, str | Path) and is_tables(Path(one))]
+    opened = [
+        source
+        for one in given
+        if not (isinstance(one, str | Path) and Path(one) in tables)
+        for source in open_sources(one, methods, seed=seed, root=root / "fits")
+    ]
+    if not given:
+        raise UsageError("name at least one zoo or index to draw")
+    if not opened:
+        names = tuple(name for name in names if FIGURES[name] is None)
+    groups = []
+    if "efficiency" in names:
+        groups = [group for table in tables for group in trials_in(table)]
+        groups += [
+            found for source in opened if isinstance(source, ZooSource)
+            if (found := trials_on(source.zoo, seed=seed, root=root / "searches"))
+        ]  # fmt: skip
+        if not groups and figures is None:
+            names = tuple(name for name in names if name != "efficiency")
+    if not names or ("efficiency" in names and not groups):
+        raise UsageError(
+            "efficiency is drawn of a search's trials: name a tables.json (`weightsearch tables`) or a zoo that "
+            "`weightsearch train --trials` has searched on"
+        )
+    if set(names) & set(ENCODED):
+        for source in opened:
+            source.prepare(source.methods, quiet=quiet)
+    options = Options(part, projection, seed, tuple(networks), run)
+    written = []
+    with progress_bar("drawing", len(names), unit="figures", quiet=quiet) as advance, theme(dark):
+        for name in names:
+            function = FIGURES[name]
+            note = partial(_note, advance, name)
+            figure = function(opened, options, note) if function else efficiency(groups)
+            out.mkdir(parents=True, exist_ok=True)
+            path = out / f"{name}.{format}"
+            save(figure, path)
+            written.append(path)
+            advance()
+    return written
+
+
+def _note(advance: Callable[..., None], name: str, text: str) -> None:
+    advance(0, note=f"{name}: {text}")

@@ -1,0 +1,259 @@
+"""What figures are drawn of: the checkpoints of a zoo through several encoders, or of an index through its own."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightsearch import runs
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.index import Index
+from weightsearch.progress import progress_bar
+from weightsearch.types import Architecture, Checkpoint, Method, Metric, SplitBy, Target
+from weightsearch.zoo.rows import METRICS
+from weightsearch.zoo.store import Zoo
+
+if TYPE_CHECKING:
+    from weightsearch.encoders import Encoder
+
+RAW = "raw weights"  # the flat weights themselves, without an encoder
+# What a zoo is drawn through: the paper's three, and whatever came after it and embeds raw weights.
+METHODS: tuple[str, ...] = (RAW, *(m for m in Method if m not in (Method.FC, Method.STATISTICS)))
+GOOD_SHARE = 0.25
+
+
+class Part(StrEnum):
+    """Which checkpoints are drawn."""
+
+    TEST = "test"  # of runs that no encoder was fitted to: what a picture promises of new networks
+    ALL = "all"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Positions `(n,)` of a source's checkpoints that are drawn, and in words how many of how many."""
+
+    positions: np.ndarray
+    label: str
+
+
+class Source(ABC):
+    """The checkpoints of one architecture of a zoo or an index; positions count from 0 in the order of `columns`."""
+
+    path: Path
+    dataset: str
+    preset: str
+    architecture: Architecture
+    target: Target
+    metric: Metric
+    methods: tuple[str, ...]  # through which `vectors` sees the checkpoints
+    default_part: Part
+
+    @property
+    @abstractmethod
+    def columns(self) -> dict[str, np.ndarray]:
+        """`(n,)` each: run, epoch, the four metrics, split ("train", "validation", "test" or ""), recipe (JSON)."""
+
+    @abstractmethod
+    def vectors(self, method: str, positions: np.ndarray) -> np.ndarray:
+        """`(len(positions), D)` float32."""
+
+    @abstractmethod
+    def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
+        """The vector `(D,)` of a network that need not be among the source's."""
+
+    @abstractmethod
+    def prepare(self, methods: Sequence[str], *, quiet: bool) -> None:
+        """Does beforehand what `vectors` needs for `methods`, with progress."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset} {self.preset}".strip()
+
+    @property
+    def values(self) -> np.ndarray:
+        """What the checkpoints are judged by, `(n,)` float64."""
+        return self.columns[self.target.column]
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """Bad at or worse than the first, good at or better than the second: quartiles of all checkpoints."""
+        low, high = np.nanquantile(self.values, [GOOD_SHARE, 1 - GOOD_SHARE])
+        return (float(high), float(low)) if self.target.lower_is_better else (float(low), float(high))
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.architecture.fingerprint != self.architecture.fingerprint:
+            raise WeightsearchError(
+                f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not that of "
+                f"{self.path}, {self.architecture.describe()}; draw it into networks like it"
+            )
+
+    def sample(self, part: Part | None, most: int, seed: int) -> Sample:
+        """The checkpoints of `part` (None: the source's default), or `most` of them, drawn with `seed`."""
+        part = part or self.default_part
+        chosen = np.isfinite(self.values)
+        if part is Part.TEST:
+            chosen &= self.columns["split"] == "test"
+        positions = np.flatnonzero(chosen)
+        if len(positions) < 3:
+            raise WeightsearchError(f"{self.path}: {len(positions)} checkpoints of {part} to draw; choose --part all")
+        whose = "of held-out runs" if part is Part.TEST else "in all"
+        label = f"{len(positions):,} networks {whose}"
+        if len(positions) > most:
+            drawn = np.random.default_rng(seed).choice(positions, most, replace=False)
+            positions, label = np.sort(drawn), f"{most:,} of {label}, drawn at random"
+        return Sample(positions, label)
+
+
+class IndexSource(Source):
+    """One architecture of an index, through the encoder that the index was made with."""
+
+    default_part = Part.ALL
+
+    def __init__(self, index: Index, fingerprint: str) -> None:
+        self._index, self._fingerprint = index, fingerprint
+        self.path, self.architecture = index.path, index.architectures[fingerprint]
+        self.target, self.metric = index.target, index.metric
+        notes = self.notes
+        self.dataset = index.manifest.get("dataset") or notes.get("zoo", {}).get("dataset", "unknown dataset")
+        self.preset = notes.get("zoo", {}).get("preset", "")
+        self.methods = (notes.get("config", {}).get("method", "unknown encoder"),)
+
+    @cached_property
+    def notes(self) -> dict[str, Any]:
+        """What `encoder.json` says of the encoder and its fit; empty where it cannot be read."""
+        try:
+            return json.loads((self._index.encoder_directory(self._fingerprint) / "encoder.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        names = ("run", "epoch", *METRICS, "split", "recipe", "id")
+        found = self._index.table(self._fingerprint, tuple(dict.fromkeys((*names, self.target.column))))
+        return {**found, self.target.column: self._index.accuracies(self._fingerprint)}
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        return self._index.thresholds(self._fingerprint)
+
+    @cached_property
+    def _embeddings(self) -> np.ndarray:
+        return self._index.embeddings(self._fingerprint)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        from weightsearch.encoders import load_encoder
+
+        return load_encoder(self._index.encoder_directory(self._fingerprint))
+
+    def prepare(self, methods: Sequence[str], *, quiet: bool) -> None:
+        pass
+
+    def vectors(self, method: str, positions: np.ndarray) -> np.ndarray:
+        return self._embeddings[positions]
+
+    def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
+        return _embed(self._encoder, checkpoint)
+
+
+class ZooSource(Source):
+    """A zoo through raw weights and encoders that are fitted for the figures, split by run, and kept under `root`."""
+
+    default_part = Part.TEST
+    metric = Metric.COSINE
+
+    def __init__(self, zoo: Zoo, methods: Sequence[str] = METHODS, *, seed: int = 0, root: Path | None = None) -> None:
+        self.zoo, self._seed, self._root = zoo, seed, root or runs.RUNS / "fits"
+        self.path, self.architecture, self.methods = zoo.path, zoo.architecture, tuple(methods)
+        self.dataset, self.preset = zoo.info.dataset, zoo.info.preset
+        self.target = Target()
+        self._encoders: dict[str, Encoder] = {}
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        from weightsearch.jobs import load_protocol
+
+        table = self.zoo.table()
+        _, split = load_protocol(self._protocol)
+        recipes = {run: json.dumps(recipe) for run, recipe in table.recipes.items()}
+        named = {name: getattr(table, name) for name in ("id", "epoch", *METRICS)}
+        return {
+            **named,
+            "run": np.array([f"{self.zoo.info.name}/{run}" for run in table.run.tolist()]),
+            "split": split.names(table),
+            "recipe": np.array([recipes[run] for run in table.run.tolist()], object),
+        }
+
+    @property
+    def _protocol(self) -> Any:
+        from weightsearch.jobs import Protocol
+
+        return Protocol(str(self.zoo.path), SplitBy.RUN, None, self._seed, target=self.target)
+
+    def prepare(self, methods: Sequence[str], *, quiet: bool) -> None:
+        """Fits what has not been fitted before, side by side, with the default settings."""
+        from weightsearch.encoders import load_encoder
+        from weightsearch.jobs import read_result, run_jobs, worker_pool
+        from weightsearch.tune import search_jobs
+
+        epochs = 300
+        jobs = [
+            search_jobs(self._protocol, Method(method), 1, epochs=epochs, keep=True, root=self._root)[0]
+            for method in methods
+            if method != RAW and method not in self._encoders
+        ]
+        missing = [job for job in jobs if read_result(job.out) is None]
+        if missing:
+            bar = progress_bar(f"fitting encoders on {self.title}", len(missing), unit="fits", quiet=quiet)
+            with worker_pool(min(2, len(missing))) as pool, bar as advance:
+                advance(0, note=", ".join(job.method for job in missing))
+                run_jobs(missing, pool, lambda job, _: advance(note=job.method))
+        for job in jobs:
+            if not (read_result(job.out) or {}).get("validation"):
+                raise WeightsearchError(f"{self.path}: the fit of {job.method} diverged; leave it out with --method")
+            self._encoders[job.method] = load_encoder(Path(job.out).with_suffix(""))
+
+    def vectors(self, method: str, positions: np.ndarray) -> np.ndarray:
+        if method == RAW:
+            return self.zoo.weights(positions)
+        from weightsearch.fit import embed_zoo
+
+        self.prepare([method], quiet=True)
+        return embed_zoo(self.zoo, self._encoders[method], positions)[0]
+
+    def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
+        if method == RAW:
+            return checkpoint.weights
+        self.prepare([method], quiet=True)
+        return _embed(self._encoders[method], checkpoint)
+
+
+def _embed(encoder: Encoder, checkpoint: Checkpoint) -> np.ndarray:
+    import torch
+
+    return encoder.embed(torch.from_numpy(checkpoint.weights[None]))[0][0].numpy()
+
+
+def open_sources(
+    path: Index | Zoo | str | Path, methods: Sequence[str] | None = None, *, seed: int = 0, root: Path | None = None
+) -> list[Source]:
+    """A zoo, or each architecture of an index, as something to draw."""
+    if isinstance(path, str | Path):
+        path = Path(path)
+        path = Zoo.open(path) if (path / "zoo.json").exists() else Index.open(path)
+    if isinstance(path, Index):
+        return [IndexSource(path, fingerprint) for fingerprint in path.architectures]
+    chosen = METHODS if methods is None else tuple(methods)
+    known = (RAW, *Method)
+    if unknown := [method for method in chosen if method not in known]:
+        raise UsageError(f"--method {unknown[0]}: choose among {', '.join(known)}")
+    return [ZooSource(path, chosen, seed=seed, root=root)]
