@@ -16,6 +16,7 @@ import pytest
 
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import Index, Rows, create_index
+from weightsearch.layers import describe
 from weightsearch.training import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind, Metric, Selection
 from weightsearch.zoo.store import Zoo
@@ -381,3 +382,26 @@ def test_table_and_find(tmp_path: Path):
         index.find("f" * 16)
     with pytest.raises(UsageError, match="no column colour; it has number, id"):
         index.table(DENSE.fingerprint, ["colour"])
+
+
+def test_rows_keep_what_their_layers_are_like(trained: TrainSummary, zoo: Zoo):
+    index = Index.open(trained.index)
+    fingerprint = zoo.architecture.fingerprint
+    id = str(index.table(fingerprint, ["id"])["id"][7])
+    position = np.flatnonzero(zoo.table().id == id)[:1]
+    found = index.description(fingerprint, id)
+    assert found is not None
+    assert np.array_equal(found, describe(zoo.weights(position), zoo.architecture)[0])
+    assert index.description(fingerprint, "0" * 16) is None
+
+
+def test_finals_are_the_last_known_accuracies_of_runs(trained: TrainSummary, zoo: Zoo):
+    index = Index.open(trained.index)
+    table = index.table(zoo.architecture.fingerprint, ["run", "epoch", "test_accuracy"])
+    runs = sorted(set(table["run"].tolist()))[:3]
+    found = index.finals(zoo.architecture.fingerprint, [*runs, "no/such"])
+    assert sorted(found) == runs
+    for run, (epoch, accuracy) in found.items():
+        own = table["run"] == run
+        last = np.argmax(np.where(own, table["epoch"], -1))
+        assert (epoch, accuracy) == (table["epoch"][last], table["test_accuracy"][last])

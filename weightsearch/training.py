@@ -165,7 +165,7 @@ def train(
     create_index(
         summary.index,
         opened.architecture,
-        _rows(opened, table, split, indexed, embedding, predicted),
+        _rows(opened, table, split, indexed, embedding, predicted, descriptions),
         write_extras=write_extras,
         replace=replace,
         notes={
@@ -224,7 +224,13 @@ def _choose_examples(table: CheckpointTable, quality: np.ndarray, test: np.ndarr
 
 
 def _rows(
-    zoo: Zoo, table: CheckpointTable, split: Split, indexed: np.ndarray, embedding: np.ndarray, predicted: np.ndarray
+    zoo: Zoo,
+    table: CheckpointTable,
+    split: Split,
+    indexed: np.ndarray,
+    embedding: np.ndarray,
+    predicted: np.ndarray,
+    descriptions: np.ndarray,
 ) -> Rows:
     recipes = {run: json.dumps(recipe) for run, recipe in table.recipes.items()}
     ids = [content_hash(zoo.weights(np.array([position]))[0]) for position in indexed]
@@ -242,6 +248,7 @@ def _rows(
         recipe=np.array([recipes[run] for run in runs]),
         embedding=embedding[indexed],
         dataset=zoo.info.dataset,
+        description=descriptions[indexed],
         source=np.array([f"{zoo.path}#{run}/{epoch}" for run, epoch in zip(runs, table.epoch[indexed], strict=True)]),
     )
 

@@ -39,6 +39,7 @@ CREATE TABLE ix.checkpoints (
     recipe VARCHAR,                -- JSON
     source VARCHAR,                -- where the weights can be found again: a file, or zoo-path#run/epoch
     metadata VARCHAR,              -- JSON, the user's own columns
+    description BLOB,              -- of the layers (see `layers`), float32
     embedding BLOB NOT NULL,       -- float32, little endian
     UNIQUE (architecture, id)
 );
@@ -54,7 +55,7 @@ NUMBERS = {  # columns that hold numbers, with NaN where unknown
 }
 TEXTS = ("id", "dataset", "run", "split", "recipe", "source", "metadata")
 COLUMNS = ("number", *TEXTS[:3], *NUMBERS, *TEXTS[3:])  # of a row, the embedding aside
-ADDED_IN_FORMAT_2 = ("source", "metadata")
+ADDED_IN_FORMAT_2 = {"source": "VARCHAR", "metadata": "VARCHAR", "description": "BLOB"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Rows:
     dataset: str | np.ndarray | None  # of all rows, or of each
     source: np.ndarray | None = None  # where the weights can be found again: a file, or zoo-path#run/epoch
     metadata: np.ndarray | None = None  # JSON text: the user's own columns
+    description: np.ndarray | None = None  # (n, F) float32, of the layers
 
     def __len__(self) -> int:
         return len(self.id)
@@ -98,8 +100,10 @@ class Rows:
         for name in TEXTS:
             value = getattr(self, name)
             columns[name] = np.full(len(self), value, object) if not isinstance(value, np.ndarray) else _texts(value)
-        columns["embedding"] = np.empty(len(self), object)
-        columns["embedding"][:] = [row.tobytes() for row in np.ascontiguousarray(self.embedding, "<f4")]
+        for name in ("embedding", "description"):
+            columns[name] = np.full(len(self), None, object)
+            if (vectors := getattr(self, name)) is not None:
+                columns[name][:] = [row.tobytes() for row in np.ascontiguousarray(vectors, "<f4")]
         return columns
 
 
@@ -200,7 +204,8 @@ def rows_sql(connection: duckdb.DuckDBPyConnection) -> str:
     missing = [name for name in ADDED_IN_FORMAT_2 if name not in known]
     if not missing:
         return "ix.checkpoints"
-    return f"(SELECT *, {', '.join(f'NULL::VARCHAR AS {name}' for name in missing)} FROM ix.checkpoints)"
+    nulls = ", ".join(f"NULL::{ADDED_IN_FORMAT_2[name]} AS {name}" for name in missing)
+    return f"(SELECT *, {nulls} FROM ix.checkpoints)"
 
 
 def generation(connection: duckdb.DuckDBPyConnection) -> int:
@@ -316,6 +321,27 @@ def embeddings(
     return np.asarray(found["number"], np.int64), vectors.reshape(count, -1 if count else 0)
 
 
+def description(connection: duckdb.DuckDBPyConnection, fingerprint: str, id: str) -> np.ndarray | None:
+    """Of one row's layers `(F,)`, where it was made with one."""
+    row = connection.execute(
+        f"SELECT description FROM {rows_sql(connection)} WHERE architecture = ? AND id = ?", [fingerprint, id]
+    ).fetchone()
+    return None if row is None or row[0] is None else np.frombuffer(row[0], "<f4")
+
+
+def finals(
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, runs: Sequence[str], target: Target
+) -> dict[str, tuple[int, float]]:
+    """The last epoch of each of `runs` whose target is known, and the target then."""
+    found = connection.execute(
+        f"WITH known AS (SELECT run, epoch, {target_sql(target)} AS value FROM {rows_sql(connection)} "
+        "WHERE architecture = ? AND run IN (SELECT unnest(?)) AND epoch IS NOT NULL) "
+        "SELECT run, max(epoch), arg_max(value, epoch) FROM known WHERE value IS NOT NULL GROUP BY run",
+        [fingerprint, list(runs)],
+    ).fetchall()
+    return {run: (epoch, value) for run, epoch, value in found}
+
+
 def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) -> int:
     """Adds the rows whose id the architecture lacks, as one more generation, inside the caller's transaction.
 
@@ -329,7 +355,8 @@ def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) 
     connection.execute(
         "INSERT INTO ix.checkpoints BY NAME "
         "SELECT ? + row_number() OVER (ORDER BY position) - 1 AS number, ? AS architecture, "
-        f"{', '.join(TEXTS)}, {', '.join(f'if(isnan({name}), NULL, {name}) AS {name}' for name in NUMBERS)}, embedding "
+        f"{', '.join(TEXTS)}, {', '.join(f'if(isnan({name}), NULL, {name}) AS {name}' for name in NUMBERS)}, "
+        "description::BLOB AS description, embedding "
         "FROM new_rows n WHERE NOT EXISTS "
         "(SELECT 1 FROM ix.checkpoints c WHERE c.architecture = ? AND c.id = n.id)",
         [before[0], fingerprint, fingerprint],

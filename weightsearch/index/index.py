@@ -135,6 +135,16 @@ class Index:
                 catalogue.embeddings(connection, fingerprint, only)[1][0],
             )
 
+    def description(self, fingerprint: str, id: str) -> np.ndarray | None:
+        """What the layers of the row with this id are like `(F,)` (see `layers`); None where that was not kept."""
+        with self.catalogue.open() as connection:
+            return catalogue.description(connection, fingerprint, id)
+
+    def finals(self, fingerprint: str, runs: Sequence[str]) -> dict[str, tuple[int, float]]:
+        """How each of `runs` ended: the last epoch with a known accuracy (or other target), and that."""
+        with self.catalogue.open() as connection:
+            return catalogue.finals(connection, fingerprint, runs, self.target)
+
     def thresholds(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> tuple[float, float]:
         """Bad at or worse than the first, good at or better than the second, over all rows of one architecture.
 
