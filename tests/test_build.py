@@ -136,7 +136,7 @@ def test_refusals_change_nothing(built, tiny, tmp_path):
     before = content(path)
     same = {"out": path, "runs": 9, "seed": 3, "recipes": tiny, "quiet": True}
     for changed, says in (
-        ({"seed": 4}, "was built with other settings (seed: 3 -> 4)"),
+        ({"seed": 4}, "was made with other settings (seed: 3 -> 4)"),
         ({"epochs": 1}, "(epochs: 2 -> 1; checkpoint_epochs: [0, 1, 2] -> [0, 1])"),
         ({"dtype": "float16"}, "(dtype: float32 -> float16)"),
         ({"preset": "v2"}, "(preset: v1 -> v2; batch_size: 512 -> 128; momentum: 0.0 -> 0.9; learning_rate:"),

@@ -19,6 +19,7 @@ ORDER = [
     {"datasets"},
     {"pickles", "formats", "checkpoints"},
     {"layers"},
+    {"metadata", "intake"},
     {"zoo"},
     {"symmetry"},
     {"encoders"},
@@ -79,7 +80,7 @@ def test_the_index_needs_no_torch():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["build-zoo"], ["train"], ["query"], ["viz"], ["zoo", "info"], ["tables"], ["demo"]]
+    "command", [[], ["build-zoo"], ["train"], ["query"], ["viz"], ["zoo", "info"], ["import"], ["tables"], ["demo"]]
 )
 def test_help_imports_nothing_slow_and_holds_an_example(command: list[str]):
     code = (

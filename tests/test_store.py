@@ -155,7 +155,9 @@ def test_a_damaged_part_is_named_and_its_runs_are_forgotten_by_the_next_build(zo
         part.write_bytes(b"not an array")
     zoo = Zoo.open(zoo_path)
     np.testing.assert_array_equal(zoo.weights([0, 1, 8]), weights[[0, 1, 8]])  # the others stay readable
-    with pytest.raises(WeightsearchError, match=r"part-00002\.npy is missing or damaged: run build-zoo again"):
+    with pytest.raises(
+        WeightsearchError, match=r"part-00002\.npy is missing or damaged: run the build-zoo or import again"
+    ):
         zoo.weights([0, 4])
     with open_writer(zoo_path, INFO) as writer:
         assert writer.runs == {0, 1, 4}
@@ -173,7 +175,7 @@ def test_no_zoo_is_one_line(tmp_path, zoo_path):
         return zoo_path
 
     for path, says in (
-        (lambda: tmp_path / "missing", "is missing: make one with `weightsearch build-zoo --out"),
+        (lambda: tmp_path / "missing", "is missing: make one with `weightsearch build-zoo` or `weightsearch import`"),
         (lambda: tmp_path / "file", "is no zoo"),
         (lambda: tmp_path / "empty", "is no zoo"),
         (lambda: write("{"), "zoo.json is damaged"),

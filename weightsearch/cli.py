@@ -34,6 +34,22 @@ IndexOption = Annotated[
 ]
 
 
+Metadata = Annotated[
+    Path | None,
+    typer.Option(help="Table of accuracies and other columns: .csv, .json or .parquet.", show_default="none"),
+]
+Key = Annotated[str, typer.Option(help="Its column of the files' paths, ends of paths, or names.")]
+RunColumn = Annotated[
+    str | None, typer.Option(help="Name in the metadata that tells runs apart.", show_default="by folder")
+]
+RunPattern = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression for the path that tells runs apart; its first group counts.", show_default=""
+    ),
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -107,6 +123,60 @@ def build_zoo(
     from weightsearch import render
 
     show(render.build_summary(summary))
+
+
+@app.command(
+    "import",
+    epilog=example(
+        "weightsearch import small_cnn_zoo/svhn_cropped --out runs/zoos/svhn",
+        r"weightsearch import sweep --run-pattern 'seed(\d+)' --metadata runs.csv --key file",
+    ),
+)
+def import_zoo(
+    folder: Annotated[Path, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/FOLDER")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="auto, small-cnn-zoo, ray-tune, comvex, huggingface or folder (anybody's).")
+    ] = "auto",
+    metadata: Metadata = None,
+    key: Key = "path",
+    run_column: RunColumn = None,
+    run_pattern: RunPattern = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Fingerprint of the one to import.", show_default="the commonest")
+    ] = None,
+    runs_: Annotated[
+        int | None, typer.Option("--runs", help="Import the first so many runs.", show_default="all")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Import a zoo that others have made, or your own folder of checkpoints, to train on. Resumes where it was."""
+    from weightsearch.intake import Sources
+    from weightsearch.zoo.importers import Layout
+    from weightsearch.zoo.importers import import_zoo as run
+
+    summary = run(
+        folder,
+        out or runs.imported_zoo(folder),
+        layout=None if layout == "auto" else _choice(Layout, layout, "--layout", "auto or "),
+        sources=Sources.make(metadata, key, run_column, run_pattern),
+        dataset=dataset,
+        architecture=architecture,
+        runs=runs_,
+        quiet=quiet,
+    )
+    from weightsearch import render
+
+    show(render.import_summary(summary))
+    for line in render.left_out(summary.quarantined, summary.others, summary.notes):
+        _say(line)
+    if summary.quarantined:
+        _say(f"{len(summary.quarantined):,} left out in all: {summary.path / 'quarantine.csv'}")
 
 
 @zoo_app.command("info", epilog=example("weightsearch zoo info runs/zoos/digits-v1"))

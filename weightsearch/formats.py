@@ -230,7 +230,7 @@ def _read_safetensors(content: bytes) -> Mapping[Any, Any]:
     metadata = {key: _from_json(value) for key, value in (header.get("__metadata__") or {}).items()}
     order = metadata.pop(ORDER_KEY, None)
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(arrays):
-        order = sorted(arrays, key=_natural)
+        order = sorted(arrays, key=natural)
     return {"state_dict": {name: arrays[name] for name in order}} | {
         key: value for key, value in metadata.items() if key != "state_dict"
     }
@@ -246,7 +246,7 @@ def _safetensors_array(name: str, dtype: str, shape: list[int], data: bytearray)
     return np.frombuffer(data, _SAFETENSORS_TYPES[dtype]).reshape(shape)
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts `features.2` before `features.10`, as a network's modules come."""
     return [(int(part), 0, "") if part.isdecimal() else (0, 1, part) for part in re.split(r"(\d+)", name)]
 
@@ -283,4 +283,4 @@ def _read_shards(path: Path, file: BinaryIO, size: int) -> Mapping[Any, Any]:
     missing = next((name for name in weight_map if name not in arrays), None)
     if missing is not None:
         raise WeightsearchError(f"tensor '{shown(missing)}' is in none of its shards; copy all shards again")
-    return {"state_dict": {name: arrays[name] for name in sorted(weight_map, key=_natural)}}
+    return {"state_dict": {name: arrays[name] for name in sorted(weight_map, key=natural)}}

@@ -11,12 +11,18 @@ from rich.text import Text
 
 from weightsearch.types import Neighbour, Target
 
+QUARANTINED_LINES = 20
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from weightsearch.answers import Answer
     from weightsearch.calibration import Calibration
+    from weightsearch.intake import Quarantined
     from weightsearch.metrics import Prediction
     from weightsearch.training import TrainSummary
     from weightsearch.zoo.build import BuildSummary
+    from weightsearch.zoo.importers import ImportSummary
 
 
 def recipe_text(recipe: dict[str, Any]) -> str:
@@ -79,6 +85,23 @@ def build_summary(summary: BuildSummary) -> RenderableType:
         trained += f" ({summary.network_epochs / summary.seconds:,.0f} networks × epochs/s)"
     failed = f", {summary.failed} of them failed" if summary.failed else ""
     return Text(f"{summary.path}: {summary.runs:,} runs{failed}, {summary.checkpoints:,} checkpoints; {trained}")
+
+
+def import_summary(summary: ImportSummary) -> RenderableType:
+    found = "nothing new" if not summary.added else f"{summary.added:,} runs imported as {summary.layout}"
+    return Text(
+        f"{summary.path}: {summary.runs:,} runs, {summary.checkpoints:,} checkpoints of "
+        f"{summary.architecture.describe()}; {found}"
+    )
+
+
+def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], notes: Sequence[str]) -> Iterator[str]:
+    """Lines for stderr: what was assumed, and which files were left out and why."""
+    yield from (f"note: {note}" for note in notes)
+    for name, count in others.items():
+        yield f"left out: {count:,} files of another architecture, {name}"
+    for bad in quarantined[:QUARANTINED_LINES]:
+        yield f"left out: {bad.path}: {bad.reason}"
 
 
 def train_summary(summary: TrainSummary) -> RenderableType:

@@ -15,6 +15,11 @@ def default_zoo(dataset: str, preset: str) -> Path:
     return RUNS / "zoos" / f"{Path(dataset).stem}-{preset}"
 
 
+def imported_zoo(folder: Path) -> Path:
+    """Where `import` puts a zoo without `--out`; importing there again adds what is new."""
+    return RUNS / "zoos" / folder.resolve().name
+
+
 def newest_zoo() -> Path:
     """The zoo under `runs/zoos` that was written last."""
     zoo = _newest(RUNS / "zoos", ("zoo.duckdb", "zoo.json"))

@@ -61,7 +61,9 @@ class ZooInfo:
             content = json.loads((path / "zoo.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             what = "no zoo (it has no zoo.json)" if path.exists() else "missing"
-            raise WeightsearchError(f"{path} is {what}: make one with `weightsearch build-zoo --out {path}`") from None
+            raise WeightsearchError(
+                f"{path} is {what}: make one with `weightsearch build-zoo` or `weightsearch import`"
+            ) from None
         except OSError as error:
             raise WeightsearchError(f"cannot read {path / 'zoo.json'}: {error.strerror}") from None
         except ValueError:
@@ -111,7 +113,9 @@ class Zoo:
         path = Path(path)
         info = ZooInfo.read(path)
         if not (path / "zoo.duckdb").is_file():
-            raise WeightsearchError(f"{path} is half made (it has no zoo.duckdb): run its build-zoo command again")
+            raise WeightsearchError(
+                f"{path} is half made (it has no zoo.duckdb): run the build-zoo or import again that made it"
+            )
         return cls(path, info)
 
     def table(self) -> CheckpointTable:
@@ -145,7 +149,7 @@ class Zoo:
                 )
             expected = (int(self._row[self._part == number].max()) + 1, self.architecture.size)
             if mapped is None or mapped.shape != expected:
-                raise WeightsearchError(f"{path} is missing or damaged: run build-zoo again, it trains those runs anew")
+                raise WeightsearchError(f"{path} is missing or damaged: run the build-zoo or import again that made it")
             self._maps[number] = mapped
         return self._maps[number]
 
@@ -216,7 +220,7 @@ def open_writer(path: Path, info: ZooInfo) -> Iterator[ZooWriter]:
                 differences = ZooInfo.read(path).differences(info)
                 if differences:
                     raise WeightsearchError(
-                        f"{path} was built with other settings ({'; '.join(differences)}): "
+                        f"{path} was made with other settings ({'; '.join(differences)}): "
                         "use the same ones to add to it, or choose another --out"
                     )
             else:
@@ -252,6 +256,28 @@ def write_part(path: Path, weights: np.ndarray) -> None:
         np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(weights))
         handle.write(weights.data)  # not `tofile`, which hides the error number of a full disk
         _sync(handle)
+
+
+def stream_part(path: Path, weights: Iterable[np.ndarray], most: int, size: int) -> int:
+    """Like `write_part` for up to `most` rows `(size,)` float32, one at a time; returns how many there were."""
+    count = 0
+    with path.open("wb") as handle:
+
+        def header(rows: int) -> None:  # NumPy leaves room in it for the number of rows to change
+            np.lib.format.write_array_header_1_0(
+                handle, {"descr": "<f4", "fortran_order": False, "shape": (rows, size)}
+            )
+
+        header(most)
+        start = handle.tell()
+        for row in weights:
+            handle.write(np.ascontiguousarray(row, "<f4").data)
+            count += 1
+        handle.seek(0)
+        header(count)
+        assert handle.tell() == start
+        _sync(handle)
+    return count
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -1,0 +1,337 @@
+"""What is known of a checkpoint beside its weights, from whatever its maker wrote down.
+
+Makers call the same thing by many names: `interpret` finds accuracies, losses, the epoch, the run and the recipe in a
+mapping, and keeps all else as users' columns. Several mappings about one checkpoint are merged, the surest first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from weightsearch.errors import UsageError, WeightsearchError
+
+MAX_JSON_BYTES = 16 * 2**20
+RECIPE_KEYS = ("recipe", "hyper_parameters", "hyperparameters", "hparams", "config", "params", "args")
+GROUP_KEYS = ("metrics", "results", "result", "evaluation", "eval", "scores")  # of metrics, maybe of more groups
+
+# A column and its other names, the surest first; compared in lower case, all but letters and digits as one `_`.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "train_loss": ("train_loss", "training_loss"),
+    "train_accuracy": ("train_accuracy", "train_acc", "training_accuracy", "training_acc"),
+    "test_loss": ("test_loss", "eval_loss"),
+    "test_accuracy": (
+        *("test_accuracy", "test_acc", "eval_accuracy", "eval_acc"),
+        *("accuracy", "acc", "top1", "top1_accuracy", "top_1_accuracy"),
+    ),
+}
+# Stand in for a test metric that is unknown, and stay users' columns besides.
+STAND_INS: dict[str, tuple[str, ...]] = {
+    "test_loss": ("val_loss", "valid_loss", "validation_loss"),
+    "test_accuracy": (
+        "val_accuracy",
+        "val_acc",
+        "valid_accuracy",
+        "valid_acc",
+        "validation_accuracy",
+        "validation_acc",
+    ),
+}
+_COLUMNS = {name: column for column, names in SYNONYMS.items() for name in names}
+_RANKS = {name: rank for names in SYNONYMS.values() for rank, name in enumerate(names)}
+_STANDING = {name for names in STAND_INS.values() for name in names}
+ACCURACIES = ("train_accuracy", "test_accuracy")
+RESERVED = frozenset(  # columns of an index: users' columns of these names get a `_` behind
+    {
+        *("number", "id", "architecture", "dataset", "run", "epoch", "predicted_accuracy", "split", "recipe"),
+        *("embedding", "source", "metadata", "value", *SYNONYMS),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number and where it came from: the kind of source and its maker's name for it, such as `file's val_acc`."""
+
+    value: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known of a checkpoint. `metrics` has only those of `SYNONYMS` that are known; all else may be None."""
+
+    metrics: Mapping[str, Measured] = field(default_factory=dict)
+    epoch: int | None = None
+    run: str | None = None
+    dataset: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, column: str) -> float:
+        """A metric's value, NaN where it is unknown."""
+        return self.metrics[column].value if column in self.metrics else float("nan")
+
+
+def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
+    """Sorts one mapping's items; `source` names its kind (`file`, `sidecar`, `table`) in a metric's origin."""
+    numbers: dict[str, list[tuple[int, str, float]]] = {}  # column -> rank, name and value of its candidates
+    epoch: int | None = None
+    run = dataset = None
+    recipe: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
+
+    def take(key: str, value: Any) -> None:
+        name = _normal(key)
+        number = _number(value)
+        if name in _COLUMNS and number is not None:
+            numbers.setdefault(_COLUMNS[name], []).append((_RANKS[name], key, number))
+        else:
+            extras.setdefault(key, value)
+
+    for key, value in ((str(key), value) for key, value in values.items()):
+        name = _normal(key)
+        prefix, _, rest = key.replace("/", ".").partition(".")
+        if name in RECIPE_KEYS and isinstance(value, Mapping):
+            recipe |= {k: v for k, v in flat(value).items() if k not in recipe}
+        elif rest and prefix.lower() in RECIPE_KEYS:  # a table's column `config.lr`
+            recipe[rest] = value
+        elif name in GROUP_KEYS and isinstance(value, Mapping):
+            for inner, item in flat(value, "_").items():
+                take(inner, item)
+        elif name in ("epoch", "current_epoch") and (number := _number(value)) is not None and number == int(number):
+            epoch = int(number)
+        elif name == "run" and isinstance(value, str | int) and not isinstance(value, bool):
+            run = str(value)
+        elif name == "dataset" and isinstance(value, str):
+            dataset = value
+        else:
+            take(key, value)
+    metrics = {}
+    for column, candidates in numbers.items():
+        candidates.sort()
+        _, key, number = candidates[0]
+        metrics[column] = Measured(number, f"{source}'s {key}")
+        extras |= {other: value for _, other, value in candidates[1:]}
+    for column, names in STAND_INS.items():
+        standing = [(names.index(_normal(key)), key) for key in extras if _normal(key) in names]
+        for _, key in sorted(standing):
+            if column not in metrics and (known := _number(extras[key])) is not None:
+                metrics[column] = Measured(known, f"{source}'s {key}")
+    named = {f"{key}_" if key in RESERVED else key: plain(value) for key, value in extras.items()}
+    return Metadata(
+        metrics, epoch, run, dataset,
+        recipe={key: plain(value) for key, value in recipe.items()},
+        extras={key: value for key, value in named.items() if value is not None},
+    )  # fmt: skip
+
+
+def merge(known: Sequence[Metadata]) -> Metadata:
+    """One account out of several, the surest first."""
+    merged = Metadata()
+    for other in known:
+        # A later source's test accuracy counts before an earlier one's validation accuracy: it is what was asked for.
+        metrics = {**other.metrics, **merged.metrics}
+        for column, metric in other.metrics.items():
+            if _stands_in(merged.metrics.get(column)) and not _stands_in(metric):
+                metrics[column] = metric
+        merged = Metadata(
+            metrics,
+            other.epoch if merged.epoch is None else merged.epoch,
+            other.run if merged.run is None else merged.run,
+            other.dataset if merged.dataset is None else merged.dataset,
+            {**other.recipe, **merged.recipe},
+            {**other.extras, **merged.extras},
+        )
+    return merged
+
+
+def as_fractions(known: Sequence[Metadata]) -> tuple[list[Metadata], list[str]]:
+    """The same with all accuracies in [0, 1], and what to warn of.
+
+    Accuracies of one origin are judged together, since 0.9 may be per cent if its neighbours are 55 and 80: they are
+    per cent if any is over 1 and all lie within [0, 100]. What lies outside is no accuracy and becomes unknown.
+    """
+    origins: dict[str, list[float]] = {}
+    for metadata in known:
+        for column in ACCURACIES:
+            if column in metadata.metrics:
+                origins.setdefault(metadata.metrics[column].origin, []).append(metadata.metrics[column].value)
+    scales: dict[str, float | None] = {}
+    warnings = []
+    for origin, values in origins.items():
+        low, high = min(values), max(values)
+        if low < 0 or high > 100:
+            scales[origin] = None
+            warnings.append(f"{origin} is no accuracy (it goes from {low:g} to {high:g}), so those are unknown")
+        elif high > 1:
+            scales[origin] = 0.01
+            warnings.append(f"{origin} goes up to {high:g}: taken as per cent and divided by 100")
+        else:
+            scales[origin] = 1.0
+
+    def scaled(metadata: Metadata) -> Metadata:
+        metrics = dict(metadata.metrics)
+        for column in ACCURACIES:
+            if column in metrics:
+                scale = scales[metrics[column].origin]
+                if scale is None:
+                    del metrics[column]
+                elif scale != 1:
+                    metrics[column] = replace(metrics[column], value=metrics[column].value * scale)
+        return replace(metadata, metrics=metrics)
+
+    return [scaled(metadata) for metadata in known], warnings
+
+
+def flat(values: Mapping[Any, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: `{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, separator, f"{prefix}{key}{separator}")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: NaN and infinity, which JSON lacks, become None; dates and the like their text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; literal NaN is allowed. Raises WeightsearchError naming the file's problem."""
+    return json_object(read_text(path), path.name)
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsearchError(f"{name} is no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise WeightsearchError(f"{name} holds a {type(content).__name__}, not an object of names and values")
+    return content
+
+
+def read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise WeightsearchError(f"{path.name} is over {MAX_JSON_BYTES // 2**20} MiB")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsearchError(f"{path.name} cannot be read ({error})") from None
+
+
+class MetadataTable:
+    """A table of metadata whose column `key` says which checkpoint file each row is about.
+
+    It may hold whole paths, their ends (`run-7/model.pt`), or bare names, with the file's suffix or without.
+    """
+
+    def __init__(self, path: Path, rows: Mapping[str, Metadata], key: str) -> None:
+        self.path = path
+        self.key = key
+        self._rows = rows
+        self._taken: dict[str, Path] = {}
+
+    @classmethod
+    def read(cls, path: str | Path, key: str = "path") -> MetadataTable:
+        """Reads a .csv, .tsv, .json, .jsonl or .parquet file; raises WeightsearchError where it cannot."""
+        import duckdb
+
+        path = Path(path)
+        suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+        reader = {
+            "csv": "read_csv",
+            "tsv": "read_csv",
+            "json": "read_json",
+            "jsonl": "read_json",
+            "ndjson": "read_json",
+        }
+        function = reader.get(suffix, "read_parquet" if suffix == "parquet" else None)
+        if function is None:
+            raise UsageError(f"--metadata {path}: give a .csv, .json or .parquet file")
+        try:
+            with duckdb.connect() as connection:
+                found = connection.execute(f"SELECT * FROM {function}(?)", [str(path)])
+                names = [column[0] for column in found.description or ()]
+                content = found.fetchall()
+        except duckdb.Error as error:
+            reason = "there is no such file" if not path.exists() else str(error).splitlines()[0]
+            raise WeightsearchError(f"--metadata {path} cannot be read: {reason}") from None
+        if key not in names:
+            raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
+        rows: dict[str, Metadata] = {}
+        for values in content:
+            row = dict(zip(names, values, strict=True))
+            name = _trail(str(row.pop(key)))
+            if name in rows:
+                raise WeightsearchError(f"--metadata {path} has two rows for {name}; keep one of them")
+            rows[name] = interpret(row, "table")
+        return cls(path, rows, key)
+
+    def find(self, path: Path) -> Metadata | None:
+        """The row about the file `path`; raises WeightsearchError where the row is about another file as well."""
+        parts = path.resolve().parts[1:]
+        names = ["/".join(parts[start:]) for start in range(len(parts))]
+        for end in (end for name in names for end in (name, str(PurePosixPath(name).with_suffix("")))):
+            if end in self._rows:
+                other = self._taken.setdefault(end, path)
+                if other != path:
+                    raise WeightsearchError(
+                        f"the row {end} of {self.path.name} is also about {other}: give more of the path in {self.key}"
+                    )
+                return self._rows[end]
+        return None
+
+    @property
+    def unused(self) -> list[str]:
+        """Keys of the rows that no file was found for."""
+        return [name for name in self._rows if name not in self._taken]
+
+
+def _trail(text: str) -> str:
+    return "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _stands_in(metric: Measured | None) -> bool:
+    return metric is not None and _normal(metric.origin.rpartition(" ")[2]) in _STANDING
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also as text; diverged training writes NaN, which says nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def stand_ins(known: Iterable[Metadata]) -> list[str]:
+    """What to tell people about test metrics that are validation ones."""
+    counts: dict[tuple[str, str], int] = {}
+    for metadata in known:
+        for column, metric in metadata.metrics.items():
+            if _stands_in(metric):
+                counts[column, metric.origin] = counts.get((column, metric.origin), 0) + 1
+    return [f"{origin} stands in for {column} ({count:,} files)" for (column, origin), count in counts.items()]
