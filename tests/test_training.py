@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from weightsearch.checkpoints import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.fit import target_values
+from weightsearch.index import Index
 from weightsearch.training import train
 from weightsearch.types import Architecture, Layer, LayerKind, Method, Target, content_hash
 from weightsearch.zoo.rows import CheckpointRow, RunRow
@@ -74,3 +76,29 @@ def test_two_architectures_mixed_are_one_line(tmp_path: Path):
     zoo = make_zoo(tmp_path / "zoo")
     np.save(part_path(zoo.path, 0), np.ones((60, 7), np.float32))
     assert "two architectures are mixed" in refusal(zoo, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_index_judges_by_a_users_column_and_holds_rows_without_it(tmp_path: Path):
+    zoo = make_zoo(tmp_path / "zoo", unknown=3, nan_rows=1)
+    target = Target("f1", lower_is_better=True)
+    summary = train(zoo.path, tmp_path / "index", method=Method.STATISTICS, target=target, examples=1, quiet=True)
+    index = Index.open(tmp_path / "index")
+    fingerprint = zoo.architecture.fingerprint
+    table = index.table(fingerprint, ["source", "test_accuracy", "f1", "team"])
+    by_source = {source.rpartition("#")[2]: i for i, source in enumerate(table["source"])}
+    assert "0/0" not in by_source  # NaN weights
+    unknown = [by_source[key] for key in ("0/1", "1/0")]
+    values = index.accuracies(fingerprint)
+    assert np.isnan(values[unknown]).all()
+    assert np.isnan(values).sum() == 2
+    np.testing.assert_allclose(values, 1 - table["test_accuracy"])
+    np.testing.assert_array_equal(values, table["f1"])
+    assert [table["team"][i] for i in (*unknown, by_source["2/0"])] == [None, None, "red"]
+    bad, good = index.thresholds(fingerprint)
+    assert (good, bad) == tuple(np.nanquantile(values, [0.25, 0.75]))
+    grades = index.grades(fingerprint)
+    assert (grades[unknown] == 0).all()
+    np.testing.assert_array_equal(grades == 1, values <= good)
+    example = read_checkpoint(summary.examples[0].path)
+    assert example.metadata["f1"] == pytest.approx(1 - example.metadata["test_accuracy"])

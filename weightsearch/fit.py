@@ -101,17 +101,21 @@ def target_values(table: CheckpointTable, target: Target) -> np.ndarray:
 def usable_checkpoints(zoo: Zoo, target: Target) -> np.ndarray:
     """Positions of the checkpoints with a finite target and finite weights; one warning tells of the others."""
     known = np.isfinite(target_values(zoo.table(), target))
-    finite = np.ones(len(known), bool)
-    for block in _blocks(zoo, np.arange(len(known))):
-        finite[block] = np.isfinite(zoo.weights(block)).all(axis=1)
+    finite = finite_weights(zoo, np.arange(len(known)))
     left_out = [
         f"{count:,} without a {target.column}" if why == "target" else f"{count:,} with NaN or infinite weights"
         for why, count in (("target", int((~known).sum())), ("weights", int((~finite).sum())))
         if count
     ]
     if left_out:
-        log.warning("%s: checkpoints left out: %s", zoo.path, ", ".join(left_out))
+        log.warning("%s: checkpoints that take no part in the fit: %s", zoo.path, ", ".join(left_out))
     return np.flatnonzero(known & finite)
+
+
+def finite_weights(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
+    """Which of the checkpoints at `positions` have finite weights `(len(positions),)`."""
+    finite = [np.isfinite(zoo.weights(block)).all(axis=1) for block in _blocks(zoo, positions)]
+    return np.concatenate(finite) if finite else np.ones(0, bool)
 
 
 def _blocks(zoo: Zoo, positions: np.ndarray) -> Iterator[np.ndarray]:

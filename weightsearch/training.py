@@ -17,7 +17,16 @@ from weightsearch.card import index_card
 from weightsearch.checkpoints import write_checkpoint
 from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
-from weightsearch.fit import DEFAULTS, Fit, embed_zoo, fit, settings_from_dict, target_values, usable_checkpoints
+from weightsearch.fit import (
+    DEFAULTS,
+    Fit,
+    embed_zoo,
+    finite_weights,
+    fit,
+    settings_from_dict,
+    target_values,
+    usable_checkpoints,
+)
 from weightsearch.index import Rows, check_target, create_index
 from weightsearch.jobs import Protocol
 from weightsearch.metrics import Prediction, score
@@ -118,7 +127,9 @@ def train(
     descriptions = describe_zoo(opened, everything)
     test_scores = score(predicted[split.test], values[split.test])
     held_out = _choose_examples(table, target.quality(values), split.test, examples)
-    indexed = np.setdiff1d(usable, np.flatnonzero(np.isin(table.run, table.run[list(held_out.values())])))
+    unknown = np.flatnonzero(~np.isfinite(values))  # searchable all the same
+    searchable = np.concatenate([usable, unknown[finite_weights(opened, unknown)]])
+    indexed = np.setdiff1d(searchable, np.flatnonzero(np.isin(table.run, table.run[list(held_out.values())])))
     calibration = calibrate_encoder(
         table, split, embedding, predicted, values, indexed, metric=Metric.COSINE, target=target, seed=seed
     )
@@ -153,10 +164,11 @@ def train(
         for example, position in zip(summary.examples, held_out.values(), strict=True):
             (directory / "examples").mkdir(exist_ok=True)
             metadata = {
-                "test_accuracy": example.test_accuracy,
+                **({"test_accuracy": example.test_accuracy} if np.isfinite(example.test_accuracy) else {}),
                 "epoch": example.epoch,
                 "run": run_name(opened, example.run),
                 "recipe": table.recipes[example.run],
+                **table.user_columns(position),
                 target.column: float(values[position]),
             }
             weights = opened.weights(np.array([position]))[0]
@@ -249,6 +261,7 @@ def _rows(
         embedding=embedding[indexed],
         dataset=zoo.info.dataset,
         description=descriptions[indexed],
+        metadata=np.array([json.dumps(table.user_columns(position)) for position in indexed.tolist()], object),
         source=np.array([f"{zoo.path}#{run}/{epoch}" for run, epoch in zip(runs, table.epoch[indexed], strict=True)]),
     )
 

@@ -78,6 +78,12 @@ class CheckpointTable:
     def __len__(self) -> int:
         return len(self.run)
 
+    def user_columns(self, position: int) -> dict[str, Any]:
+        """What is known in the users' columns of one checkpoint, as plain values."""
+        values = {name: column[position] for name, column in self.extras.items()}
+        plain = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
+        return {name: value for name, value in plain.items() if value is not None and value == value}  # not NaN
+
 
 def create(connection: duckdb.DuckDBPyConnection) -> None:
     """Make the tables, or bring those of an older version up to date."""
