@@ -80,7 +80,19 @@ def test_the_index_needs_no_torch():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["build-zoo"], ["train"], ["query"], ["viz"], ["zoo", "info"], ["import"], ["tables"], ["demo"]]
+    "command",
+    [
+        [],
+        ["build-zoo"],
+        ["train"],
+        ["query"],
+        ["viz"],
+        ["zoo", "info"],
+        ["import"],
+        ["tables"],
+        ["evaluate"],
+        ["demo"],
+    ],
 )
 def test_help_imports_nothing_slow_and_holds_an_example(command: list[str]):
     code = (

@@ -17,6 +17,7 @@ _PUBLIC = {
     "Zoo": "weightsearch.zoo.store",
     "build_zoo": "weightsearch.zoo.build",
     "draw": "weightsearch.viz",
+    "evaluate": "weightsearch.evaluation.run",
     "import_zoo": "weightsearch.zoo.importers",
     "load_dataset": "weightsearch.datasets",
     "query": "weightsearch.answers",

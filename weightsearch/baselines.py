@@ -37,6 +37,7 @@ class BaselineFit:
     validation: Prediction
     parameters: int
     predict: Callable[[np.ndarray], np.ndarray]  # features (n, F) -> (n,)
+    trees: str = ""  # as LightGBM writes them; see `load_trees`
 
 
 def baseline_features(zoo: Zoo, baseline: Baseline, positions: np.ndarray) -> np.ndarray:
@@ -117,7 +118,17 @@ def fit_baseline(
     structure = booster.dump_model(num_iteration=trees)["tree_info"]
     parameters = sum(2 * tree["num_leaves"] - 1 for tree in structure)
 
-    def predict(x: np.ndarray) -> np.ndarray:
-        return np.asarray(booster.predict(x, num_iteration=trees, num_threads=1))
+    predict = load_trees(text := booster.model_to_string(num_iteration=trees))
+    return BaselineFit(score(predict(features[validation]), values[validation]), parameters, predict, text)
 
-    return BaselineFit(score(predict(features[validation]), values[validation]), parameters, predict)
+
+def load_trees(text: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The prediction of trees that `BaselineFit.trees` holds."""
+    import lightgbm
+
+    booster = lightgbm.Booster(model_str=text)
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        return np.asarray(booster.predict(x, num_threads=1))
+
+    return predict

@@ -395,6 +395,54 @@ def tables(
     _say(f"written: {out}")
 
 
+@app.command(
+    epilog=example(
+        "weightsearch evaluate runs/zoos/usps-v1 --quick",
+        "weightsearch evaluate runs/zoos/mnist-v1 runs/zoos/fashion-mnist-v1 --method statistics --json",
+    )
+)
+def evaluate(
+    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO...")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"raw-weights, {', '.join(Method)}, {Baseline.STATISTICS_TREES}; repeatable.",
+            show_default="all but fc",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Fits of each method, on other deals of training and validation.")] = 5,
+    out: Annotated[Path, typer.Option(help="Directory for evaluation.md and evaluation.json.")] = runs.RUNS
+    / "evaluations",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, 20 epochs, 200 queries: a first look, worse than it can be.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, method and metric.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """How true each method's answers are about networks of runs it has not seen: prediction, neighbours, twins, noise.
+
+    The test runs of each zoo are the queries, its training runs the index. Resumes where it was.
+    """
+    from dataclasses import asdict
+
+    from weightsearch.evaluation import run as library
+    from weightsearch.evaluation.report import render as tables_of
+    from weightsearch.jobs import plain
+
+    seeds, epochs, queries = (1, 20, 200) if quick else (seeds, library.EPOCHS, library.QUERIES)
+    done = library.evaluate(
+        zoos, out, methods=tuple(method) if method else library.METHODS, seeds=seeds, epochs=epochs, queries=queries,
+        workers=workers, quiet=quiet,
+    )  # fmt: skip
+    if as_json:
+        for row in done.rows:
+            print(json.dumps(plain(asdict(row))))
+    else:
+        show(tables_of(done.rows))
+    _say(f"written: {out}")
+
+
 @app.command(epilog=example("weightsearch demo"))
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for all that is made.")] = runs.RUNS,

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from typing import Protocol as Interface
 
 import numpy as np
 import torch
@@ -100,24 +101,43 @@ def worker_pool(workers: int | None = None) -> Iterator[Pool]:
             raise
 
 
-def run_jobs(jobs: Sequence[Job], pool: Pool, on_done: Callable[[Job, dict[str, Any]], None] | None = None) -> None:
-    """Runs the jobs whose result is missing. A job starts when its rivals are finished.
+class Work(Interface):
+    """What `run_jobs` knows of a job: the file of its result, and the files of those that must be finished before."""
+
+    @property
+    def out(self) -> str: ...
+
+    @property
+    def rivals(self) -> tuple[str, ...]: ...
+
+
+AnyJob = TypeVar("AnyJob", bound=Work)
+
+
+def run_jobs(
+    jobs: Sequence[AnyJob],
+    pool: Pool,
+    on_done: Callable[[AnyJob, dict[str, Any]], None] | None = None,
+    run: Callable[[AnyJob], dict[str, Any]] | None = None,
+) -> None:
+    """Runs the jobs whose result is missing, by `run` (None: `run_job`). A job starts when its rivals are finished.
 
     `on_done` is called in this process with every result, old ones first.
     """
+    work: Any = run or run_job
     results = {job.out: read_result(job.out) for job in jobs}
     waiting = [job for job in jobs if results[job.out] is None]
     finished = {out for out, result in results.items() if result is not None}
     for job in jobs:
         if on_done and (result := results[job.out]) is not None:
             on_done(job, result)
-    running: dict[Future[dict[str, Any]], Job] = {}
+    running: dict[Future[dict[str, Any]], AnyJob] = {}
     try:
         while waiting or running:
             ready = [job for job in waiting if finished.issuperset(job.rivals)]
             for job in ready[: pool.workers - len(running)]:  # in order, so that features are made once
                 waiting.remove(job)
-                running[pool.executor.submit(run_job, job)] = job
+                running[pool.executor.submit(work, job)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 job = running.pop(future)
@@ -171,7 +191,7 @@ class _Diverged(WeightsearchError):
 def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     zoo, split = load_protocol(job.protocol)
     config, settings = config_from_dict(job.config), settings_from_dict(job.settings)
-    features = _features(job.protocol, config.method)
+    features = features_of(job.protocol, config.method)
     curves = [result["losses"] for rival in job.rivals if (result := read_result(rival)) and result.get("losses")]
     grace = max(STOP_GRACE, math.ceil(STOP_STEPS * settings.batch_size / len(split.train)))
     best: list[float] = []
@@ -249,7 +269,8 @@ def load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
 
 
 @lru_cache(maxsize=1)  # trials of one method follow one another, and features can be large
-def _features(protocol: Protocol, method: Method) -> Features:
+def features_of(protocol: Protocol, method: Method) -> Features:
+    """Of all three parts."""
     zoo, split = load_protocol(protocol)
     return Features(zoo, method, split.train, np.concatenate([split.train, split.validation, split.test]), _cache_bytes)
 

@@ -73,6 +73,15 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator != 0)
 
 
+def is_good(quality: np.ndarray, indexed: np.ndarray) -> np.ndarray:
+    """Whether each of `quality (n,)` is in the best quarter of the indexed ones."""
+    return quality >= np.quantile(quality[indexed], 0.75)
+
+
+def is_bad(quality: np.ndarray, indexed: np.ndarray) -> np.ndarray:
+    return quality <= np.quantile(quality[indexed], 0.25)
+
+
 @dataclass(frozen=True)
 class BlockMeans:
     """Mean cosine similarity of pairs of different checkpoints, by their classes; NaN where there is no pair.
