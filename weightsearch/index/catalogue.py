@@ -208,6 +208,11 @@ def rows_sql(connection: duckdb.DuckDBPyConnection) -> str:
     return f"(SELECT *, {nulls} FROM ix.checkpoints)"
 
 
+def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the database has this format's tables."""
+    return rows_sql(connection) == "ix.checkpoints"
+
+
 def generation(connection: duckdb.DuckDBPyConnection) -> int:
     """Counts the committed changes."""
     row = connection.execute("SELECT generation FROM ix.state").fetchone()
@@ -244,7 +249,7 @@ class Columns:
 
 def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target) -> Columns:
     found = connection.execute(
-        f"SELECT number, {target_sql(target)} AS value, hash(dataset) AS dataset, hash(run) AS run "
+        f"SELECT number, {target_sql(target)} AS value, hash(dataset) AS dataset, hash(coalesce(run, id)) AS run "
         f"FROM {rows_sql(connection)} WHERE architecture = ? ORDER BY number",
         [fingerprint],
     ).fetchnumpy()

@@ -263,11 +263,9 @@ class Index:
 
     def _cache(self, connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns) -> vectors.Cache:
         """The newest FAISS file that is whole; made anew from the catalogue, in memory, where none is."""
-        for path in vectors.cache_files(self.path / fingerprint, columns.generation):
-            info = vectors.read_info(path, self.manifest)
-            cache = vectors.load(path, info)
-            if cache is not None:
-                return cache
+        cache = self.newest_cache(fingerprint, columns.generation)
+        if cache is not None:
+            return cache
         log.warning(
             "%s: the file of vectors is missing or damaged; its vectors are taken from %s instead "
             "(`weightsearch rebuild` writes it anew)",
@@ -275,6 +273,37 @@ class Index:
         )  # fmt: skip
         factory = self.manifest["architectures"][fingerprint].get("factory")
         return vectors.build(*catalogue.embeddings(connection, fingerprint), self.metric, factory)
+
+    def newest_cache(self, fingerprint: str, generation: int, *, thorough: bool = False) -> vectors.Cache | None:
+        """The newest FAISS file up to a generation that is as its description says; None where there is none."""
+        for _ in range(2):  # a writer may remove a file just after it was listed here
+            for path in vectors.cache_files(self.path / fingerprint, generation):
+                cache = vectors.load(path, vectors.read_info(path, self.manifest), thorough=thorough)
+                if cache is not None:
+                    return cache
+        return None
+
+    def prepared(self, fingerprint: str, *, from_cache: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers `(n,)` and vectors as FAISS takes them `(n, D)`: of the exact FAISS file where it has them."""
+        with self.catalogue.open() as connection:
+            columns = self._fresh_columns(connection, fingerprint)
+            cache = self.newest_cache(fingerprint, columns.generation) if from_cache else None
+            if cache is None or cache.matrix is None:
+                numbers, found = catalogue.embeddings(connection, fingerprint)
+                return numbers, vectors.prepare(found, self.metric)
+            shelf = _place(connection, fingerprint, columns, cache, self.metric)
+        if shelf.places is None:
+            return columns.numbers, np.array(cache.matrix)
+        return columns.numbers, np.concatenate([cache.matrix, shelf.extra[::-1]])[shelf.places]
+
+    def width(self, fingerprint: str) -> int | None:
+        """D, the embeddings' number of values; None where there are no rows."""
+        self._known(fingerprint)
+        with self.catalogue.open() as connection:
+            row = connection.execute(
+                "SELECT octet_length(embedding) FROM ix.checkpoints WHERE architecture = ? LIMIT 1", [fingerprint]
+            ).fetchone()
+        return row[0] // 4 if row else None
 
     def _mask_of(self, shelf: Shelf | None, fingerprint: str, selection: Selection) -> np.ndarray | None:
         """The rows that pass, where that is known from an earlier search."""

@@ -1,0 +1,52 @@
+"""An index of format 1 brought to format 2, in steps that may be interrupted anywhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from weightsearch.index import catalogue, vectors
+from weightsearch.index.catalogue import SCHEMA, Catalogue
+from weightsearch.index.files import FORMAT, read_manifest, write_manifest, write_whole
+
+
+def migrate(path: Path, rows: Catalogue, wait_seconds: float) -> None:
+    """Does nothing to an index of this format.
+
+    Format 1 kept the rows' count, the database's checksum and the FAISS file's in the manifest, which every change of
+    rows would have made wrong. Readers take the database in its old form and in its new one.
+    """
+    manifest = read_manifest(path)
+    if manifest["format"] == 1:
+        for fingerprint in manifest["architectures"]:
+            file = path / fingerprint / "vectors-1.faiss"
+            info = vectors.read_info(file, manifest)
+            if info is not None:
+                write_whole(file.with_suffix(".json"), json.dumps(asdict(info), indent=1).encode())
+        notes = {name: manifest[name] for name in ("dataset", "method", "version", "target") if name in manifest}
+        manifest["architectures"] = {
+            fingerprint: {"layers": entry["layers"], "factory": None, **notes}
+            for fingerprint, entry in manifest["architectures"].items()
+        }
+        manifest["files"] = {name: file for name, file in manifest["files"].items() if "/encoder." in name}
+        manifest.pop("generation", None)
+        manifest["format"] = FORMAT
+        write_manifest(path, manifest)
+    with rows.open() as connection:
+        if catalogue.is_current(connection):
+            return
+    with rows.open(read_only=False, wait_seconds=wait_seconds) as connection:
+        connection.begin()
+        connection.execute("CREATE TEMP TABLE old_rows AS SELECT * FROM ix.checkpoints")
+        connection.execute("CREATE TEMP TABLE old_state AS SELECT * FROM ix.state")
+        connection.execute("DROP TABLE ix.checkpoints; DROP TABLE ix.state")
+        connection.execute(SCHEMA)
+        connection.execute("INSERT INTO ix.checkpoints BY NAME SELECT * FROM old_rows ORDER BY number")
+        connection.execute(
+            "UPDATE ix.state SET generation = (SELECT generation FROM old_state), "
+            "next_number = (SELECT coalesce(max(number) + 1, 0) FROM old_rows)"
+        )
+        catalogue.learn_keys(connection, "ix.checkpoints")
+        connection.execute("DROP TABLE temp.old_rows; DROP TABLE temp.old_state")
+        connection.commit()
