@@ -92,6 +92,12 @@ def test_the_index_needs_no_torch():
         ["tables"],
         ["evaluate"],
         ["demo"],
+        ["remove"],
+        ["update"],
+        ["rebuild"],
+        ["doctor"],
+        ["info"],
+        ["export"],
     ],
 )
 def test_help_imports_nothing_slow_and_holds_an_example(command: list[str]):

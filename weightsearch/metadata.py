@@ -236,6 +236,31 @@ def read_text(path: Path) -> str:
         raise WeightsearchError(f"{path.name} cannot be read ({error})") from None
 
 
+def read_table(path: Path, key: str) -> list[dict[str, Any]]:
+    """The rows, by column, of a .csv, .tsv, .json, .jsonl or .parquet file that has a column `key`.
+
+    Raises WeightsearchError where it cannot be read.
+    """
+    import duckdb
+
+    suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    reader = {"csv": "read_csv", "tsv": "read_csv", "json": "read_json", "jsonl": "read_json", "ndjson": "read_json"}
+    function = reader.get(suffix, "read_parquet" if suffix == "parquet" else None)
+    if function is None:
+        raise UsageError(f"{path}: give a .csv, .json or .parquet file")
+    try:
+        with duckdb.connect() as connection:
+            found = connection.execute(f"SELECT * FROM {function}(?)", [str(path)])
+            names = [column[0] for column in found.description or ()]
+            content = found.fetchall()
+    except duckdb.Error as error:
+        reason = "there is no such file" if not path.exists() else str(error).splitlines()[0]
+        raise WeightsearchError(f"{path} cannot be read: {reason}") from None
+    if key not in names:
+        raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
+    return [dict(zip(names, values, strict=True)) for values in content]
+
+
 class MetadataTable:
     """A table of metadata whose column `key` says which checkpoint file each row is about.
 
@@ -251,36 +276,12 @@ class MetadataTable:
     @classmethod
     def read(cls, path: str | Path, key: str = "path") -> MetadataTable:
         """Reads a .csv, .tsv, .json, .jsonl or .parquet file; raises WeightsearchError where it cannot."""
-        import duckdb
-
         path = Path(path)
-        suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-        reader = {
-            "csv": "read_csv",
-            "tsv": "read_csv",
-            "json": "read_json",
-            "jsonl": "read_json",
-            "ndjson": "read_json",
-        }
-        function = reader.get(suffix, "read_parquet" if suffix == "parquet" else None)
-        if function is None:
-            raise UsageError(f"--metadata {path}: give a .csv, .json or .parquet file")
-        try:
-            with duckdb.connect() as connection:
-                found = connection.execute(f"SELECT * FROM {function}(?)", [str(path)])
-                names = [column[0] for column in found.description or ()]
-                content = found.fetchall()
-        except duckdb.Error as error:
-            reason = "there is no such file" if not path.exists() else str(error).splitlines()[0]
-            raise WeightsearchError(f"--metadata {path} cannot be read: {reason}") from None
-        if key not in names:
-            raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
         rows: dict[str, Metadata] = {}
-        for values in content:
-            row = dict(zip(names, values, strict=True))
+        for row in read_table(path, key):
             name = _trail(str(row.pop(key)))
             if name in rows:
-                raise WeightsearchError(f"--metadata {path} has two rows for {name}; keep one of them")
+                raise WeightsearchError(f"{path} has two rows for {name}; keep one of them")
             rows[name] = interpret(row, "table")
         return cls(path, rows, key)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from weightsearch.answers import Answer
     from weightsearch.calibration import Calibration
+    from weightsearch.index import Finding, IndexInfo
     from weightsearch.intake import Quarantined
     from weightsearch.metrics import Prediction
     from weightsearch.training import TrainSummary
@@ -76,6 +77,36 @@ def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Tabl
     table.add_column("recipe", overflow="fold")
     for row in rows:
         table.add_row(f"{row.distance:.4f}", f"{row.value:.3f}", str(row.epoch), row.run, recipe_text(row.recipe))
+    return table
+
+
+def index_info(info: IndexInfo) -> RenderableType:
+    about = Table.grid(padding=(0, 2))
+    about.add_row("index", f"{info.path} ({info.size / 2**20:.1f} MiB, format {info.format})")
+    about.add_row("generation", f"{info.generation:,}")
+    about.add_row("distance", info.metric)
+    about.add_row("judges by", info.target)
+    about.add_row("filters", "the rows' columns" + "".join(f", {name}" for name in info.keys))
+    parts: list[RenderableType] = [about]
+    for entry in info.architectures:
+        part = Table.grid(padding=(0, 2))
+        part.add_row("architecture", f"{entry.fingerprint}: {entry.description}")
+        part.add_row("encoder", f"{entry.method}, {entry.width} values")
+        datasets = ", ".join(f"{name} {rows:,}" for name, rows in entry.datasets.items())
+        part.add_row("rows", f"{entry.rows:,} of {entry.runs:,} runs ({datasets}); {entry.unknown:,} not judged")
+        part.add_row("good, bad", f"{entry.good:.3f} or better, {entry.bad:.3f} or worse")
+        approximate = f", nprobe {entry.nprobe}, recall@10 {entry.recall:.3f}" if entry.recall is not None else ""
+        behind = f"; {entry.behind:,} rows behind, which readers add" if entry.behind else ""
+        part.add_row("FAISS", f"{entry.faiss}{approximate}{behind}")
+        parts += [Text(), part]
+    return Group(*parts)
+
+
+def findings(findings: Sequence[Finding]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        style = {"ok": "green", "repaired": "yellow", "broken": "red"}[finding.state]
+        table.add_row(Text(finding.state, style=style), finding.what, finding.detail)
     return table
 
 

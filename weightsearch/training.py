@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from weightsearch.fit import (
     target_values,
     usable_checkpoints,
 )
-from weightsearch.index import Rows, check_target, create_index
+from weightsearch.index import Rows, add_architecture, check_addition, check_target, create_index
 from weightsearch.jobs import Protocol
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
@@ -85,6 +86,9 @@ def train(
     workers: int | None = None,
     examples: int = 0,
     replace: bool = False,
+    add: bool = False,
+    metric: Metric = Metric.COSINE,
+    factory: str | None = None,
     quiet: bool = False,
 ) -> TrainSummary:
     """Fits `method` (None: those in `AUTO`, keeping the best on validation runs) and writes an index to `out`.
@@ -95,18 +99,23 @@ def train(
     time; a search that was killed goes on when called again. With `examples` of 1 to 4, that many checkpoints of test
     runs are written to `out/examples/` and their runs are left out of the index; all others are indexed.
     The test part is scored once, with the method that was kept. `target` is what is predicted, and what good and bad
-    mean in the index (None: test accuracy).
+    mean in the index (None: test accuracy). With `add`, the index at `out` gets one more architecture; its card and
+    examples then lie in the architecture's sub-directory. `factory` is FAISS's name for its index's type (None: by
+    size).
     """
     opened, directory = Zoo.open(zoo), Path(out)
     if not 0 <= examples <= len(EXAMPLES):
         raise UsageError(f"--examples {examples}: choose between 0 and {len(EXAMPLES)}")
-    check_target(directory, replace)
+    target = target or Target()
+    if add:
+        check_addition(directory, opened.architecture, target, metric)
+    else:
+        check_target(directory, replace)
     if trials < 0:
         raise UsageError(f"--trials {trials}: choose at least 1, or 0 for the default settings")
     if per_run is not None and per_run < 1:
         raise UsageError(f"--per-run {per_run}: choose at least 1")
     table = opened.table()
-    target = target or Target()
     values = target_values(table, target)
     usable = usable_checkpoints(opened, target)
     split = make_split(table, by=split_by, per_run=per_run, seed=seed, usable=usable)
@@ -131,7 +140,7 @@ def train(
     searchable = np.concatenate([usable, unknown[finite_weights(opened, unknown)]])
     indexed = np.setdiff1d(searchable, np.flatnonzero(np.isin(table.run, table.run[list(held_out.values())])))
     calibration = calibrate_encoder(
-        table, split, embedding, predicted, values, indexed, metric=Metric.COSINE, target=target, seed=seed
+        table, split, embedding, predicted, values, indexed, metric=metric, target=target, seed=seed
     )
 
     summary = TrainSummary(
@@ -144,7 +153,7 @@ def train(
         checkpoints=len(indexed),
         examples=tuple(
             Example(
-                directory / "examples" / f"{name}.pt",
+                (directory / opened.architecture.fingerprint if add else directory) / "examples" / f"{name}.pt",
                 int(table.run[position]),
                 int(table.epoch[position]),
                 float(table.test_accuracy[position]),
@@ -174,12 +183,14 @@ def train(
             weights = opened.weights(np.array([position]))[0]
             write_checkpoint(directory / "examples" / example.path.name, weights, opened.architecture, metadata)
 
-    create_index(
+    make = add_architecture if add else partial(create_index, replace=replace)
+    make(
         summary.index,
         opened.architecture,
         _rows(opened, table, split, indexed, embedding, predicted, descriptions),
         write_extras=write_extras,
-        replace=replace,
+        metric=metric,
+        factory=factory,
         notes={
             "dataset": opened.info.dataset,
             "method": kept.value,

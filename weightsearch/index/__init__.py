@@ -1,23 +1,41 @@
 """The index: checkpoints' rows in DuckDB, their vectors in FAISS. No torch."""
 
 from weightsearch.index.catalogue import Rows
-from weightsearch.index.create import add_architecture, create_index
+from weightsearch.index.contents import IndexInfo, export, info
+from weightsearch.index.create import add_architecture, check_addition, create_index
+from weightsearch.index.doctor import Finding, State, doctor
 from weightsearch.index.files import check_target
 from weightsearch.index.index import Index, Neighbourhood, Row
-from weightsearch.index.writing import AddSummary, add_rows, rebuild, remove_rows, update_rows, update_where
+from weightsearch.index.writing import (
+    AddSummary,
+    add_rows,
+    rebuild,
+    remove_rows,
+    update_rows,
+    update_table,
+    update_where,
+)
 
 __all__ = [
     "AddSummary",
+    "Finding",
     "Index",
+    "IndexInfo",
     "Neighbourhood",
     "Row",
     "Rows",
+    "State",
     "add_architecture",
     "add_rows",
+    "check_addition",
     "check_target",
     "create_index",
+    "doctor",
+    "export",
+    "info",
     "rebuild",
     "remove_rows",
     "update_rows",
+    "update_table",
     "update_where",
 ]

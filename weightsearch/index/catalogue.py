@@ -208,6 +208,12 @@ def rows_sql(connection: duckdb.DuckDBPyConnection) -> str:
     return f"(SELECT *, {nulls} FROM ix.checkpoints)"
 
 
+def first(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> Any:
+    """The first row of a query's result, None where there is none. All are fetched: DuckDB waits for the last one."""
+    found = connection.execute(query, parameters).fetchall()
+    return found[0] if found else None
+
+
 def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether the database has this format's tables."""
     return rows_sql(connection) == "ix.checkpoints"
@@ -215,8 +221,7 @@ def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
 
 def generation(connection: duckdb.DuckDBPyConnection) -> int:
     """Counts the committed changes."""
-    row = connection.execute("SELECT generation FROM ix.state").fetchone()
-    assert row is not None
+    row = first(connection, "SELECT generation FROM ix.state")
     return int(row[0])
 
 
@@ -264,8 +269,7 @@ def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Tar
 
 def hash_of(connection: duckdb.DuckDBPyConnection, text: str) -> np.uint64:
     """As in `Columns.runs`."""
-    row = connection.execute("SELECT hash(?::VARCHAR)", [text]).fetchone()
-    assert row is not None
+    row = first(connection, "SELECT hash(?::VARCHAR)", [text])
     return np.uint64(row[0])
 
 
@@ -328,9 +332,11 @@ def embeddings(
 
 def description(connection: duckdb.DuckDBPyConnection, fingerprint: str, id: str) -> np.ndarray | None:
     """Of one row's layers `(F,)`, where it was made with one."""
-    row = connection.execute(
-        f"SELECT description FROM {rows_sql(connection)} WHERE architecture = ? AND id = ?", [fingerprint, id]
-    ).fetchone()
+    row = first(
+        connection,
+        f"SELECT description FROM {rows_sql(connection)} WHERE architecture = ? AND id = ?",
+        [fingerprint, id],
+    )
     return None if row is None or row[0] is None else np.frombuffer(row[0], "<f4")
 
 
@@ -355,8 +361,7 @@ def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) 
     columns = rows.columns()
     columns["position"] = np.arange(len(rows))
     connection.register("new_rows", columns)
-    before = connection.execute("SELECT next_number FROM ix.state").fetchone()
-    assert before is not None
+    before = first(connection, "SELECT next_number FROM ix.state")
     connection.execute(
         "INSERT INTO ix.checkpoints BY NAME "
         "SELECT ? + row_number() OVER (ORDER BY position) - 1 AS number, ? AS architecture, "
@@ -366,8 +371,7 @@ def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) 
         "(SELECT 1 FROM ix.checkpoints c WHERE c.architecture = ? AND c.id = n.id)",
         [before[0], fingerprint, fingerprint],
     )
-    count_row = connection.execute("SELECT count(*) FROM ix.checkpoints WHERE number >= ?", [before[0]]).fetchone()
-    assert count_row is not None
+    count_row = first(connection, "SELECT count(*) FROM ix.checkpoints WHERE number >= ?", [before[0]])
     added = int(count_row[0])
     if added:
         learn_keys(connection, "new_rows")
@@ -378,9 +382,7 @@ def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) 
 
 def key_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
     """The recipes' keys and the user's columns, by name, with their DuckDB types."""
-    has_keys = connection.execute(
-        "SELECT 1 FROM duckdb_tables() WHERE database_name = 'ix' AND table_name = 'keys'"
-    ).fetchone()
+    has_keys = first(connection, "SELECT 1 FROM duckdb_tables() WHERE database_name = 'ix' AND table_name = 'keys'")
     if has_keys:
         return dict(connection.execute("SELECT name, type FROM ix.keys ORDER BY name").fetchall())
     return _keys_of(connection, rows_sql(connection))
@@ -397,10 +399,11 @@ def learn_keys(connection: duckdb.DuckDBPyConnection, source: str) -> None:
 def _keys_of(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for column in ("recipe", "metadata"):
-        row = connection.execute(
+        row = first(
+            connection,
             f"SELECT json_group_structure(value) FROM (SELECT DISTINCT {column}::JSON AS value FROM {source} "
-            f"WHERE json_valid({column}))"
-        ).fetchone()
+            f"WHERE json_valid({column}))",
+        )
         structure = json.loads(row[0]) if row and row[0] else {}
         for name, kind in structure.items() if isinstance(structure, dict) else ():
             if name.lower() in (*COLUMNS, ARCHITECTURE, "embedding") or '"' in name or not name:

@@ -34,7 +34,7 @@ class Finding:
     detail: str
 
 
-def doctor(path: str | Path, *, check_encoder: Callable[[Path], None] | None = None) -> list[Finding]:
+def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None = None) -> list[Finding]:
     """Checks the index at `path`, repairs what can be repaired, and says for each promise how it stands.
 
     `check_encoder(directory)` loads an encoder and raises `WeightsearchError` where that fails (None: checksums only,
@@ -182,7 +182,7 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
     return [Finding(what, State.REPAIRED, f"{fault}; written anew from {DATABASE} ({len(numbers):,} vectors)")]
 
 
-def _encoders(path: Path, check_encoder: Callable[[Path], None]) -> Iterator[Finding]:
+def _encoders(path: Path, check_encoder: Callable[[Path], object]) -> Iterator[Finding]:
     index = Index.open(path)
     for fingerprint in index.architectures:
         try:

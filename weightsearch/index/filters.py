@@ -41,8 +41,7 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
 
 def check(connection: duckdb.DuckDBPyConnection, where: str) -> None:
     """Refuses whatever is not one expression of one SELECT: statements, subqueries, ORDER BY, parameters."""
-    row = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"]).fetchone()
-    assert row is not None
+    row = catalogue.first(connection, "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"])
     parsed = json.loads(row[0])
     if parsed["error"]:
         fault = parsed["error_message"].splitlines()[0]

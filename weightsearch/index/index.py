@@ -300,9 +300,11 @@ class Index:
         """D, the embeddings' number of values; None where there are no rows."""
         self._known(fingerprint)
         with self.catalogue.open() as connection:
-            row = connection.execute(
-                "SELECT octet_length(embedding) FROM ix.checkpoints WHERE architecture = ? LIMIT 1", [fingerprint]
-            ).fetchone()
+            row = catalogue.first(
+                connection,
+                "SELECT octet_length(embedding) FROM ix.checkpoints WHERE architecture = ? LIMIT 1",
+                [fingerprint],
+            )
         return row[0] // 4 if row else None
 
     def _mask_of(self, shelf: Shelf | None, fingerprint: str, selection: Selection) -> np.ndarray | None:

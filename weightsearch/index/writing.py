@@ -28,6 +28,7 @@ from weightsearch.index import catalogue, filters, migration, vectors
 from weightsearch.index.catalogue import Catalogue, Rows
 from weightsearch.index.files import DATABASE, read_manifest, write_manifest
 from weightsearch.index.index import Index
+from weightsearch.metadata import plain, read_table
 
 LOCK = ".write.lock"
 WRITER_WAIT_SECONDS = 10.0  # for another writer, and for readers to let go
@@ -184,6 +185,28 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
         if changes:
             connection.execute("UPDATE ix.state SET generation = generation + 1")
         return len(changes)
+
+
+def update_table(path: str | Path, table: Path, key: str = "id") -> int:
+    """Sets the columns of a .csv, .json or .parquet file in the rows whose column `key` equals the file's.
+
+    An empty cell leaves what is there. Returns how many rows were changed; raises UsageError for a line about no row.
+    """
+    index = Index.open(path)
+    ids: dict[str, list[str]] = {}
+    for fingerprint in index.architectures:
+        known = index.table(fingerprint, ["id", key])
+        for id, value in zip(known["id"], known[key], strict=True):
+            ids.setdefault(str(value), []).append(id)
+    changes: dict[str, dict[str, Any]] = {}
+    for line in read_table(table, key):
+        value = str(line.pop(key))
+        if value not in ids:
+            raise UsageError(f"{path} holds no checkpoint with {key} {value}, which {table} names")
+        filled = {name: plain(cell) for name, cell in line.items() if cell is not None}
+        for id in ids[value]:
+            changes.setdefault(id, {}).update(filled)
+    return update_rows(path, changes)
 
 
 def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int:
