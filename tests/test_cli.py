@@ -17,8 +17,8 @@ from weightsearch import cli
 from weightsearch.answers import query
 from weightsearch.checkpoints import write_checkpoint
 from weightsearch.index import Index
-from weightsearch.render import recipe_text
 from weightsearch.training import TrainSummary
+from weightsearch.wording import recipe_text
 from weightsearch.zoo.store import Zoo
 
 Run = Callable[..., tuple[int, str, str]]
@@ -228,7 +228,7 @@ def test_one_bad_file_among_several_does_not_stop_the_others(run: Run, trained: 
     assert code == 1
     assert [json.loads(line)["path"] for line in out.splitlines()] == [str(path) for path in good]
     assert "missing.pt" in err
-    assert "1 of 3 files" in err
+    assert "1 of 3 networks" in err
 
 
 def test_a_bug_is_one_line_too(run: Run, trained: TrainSummary, monkeypatch: pytest.MonkeyPatch):

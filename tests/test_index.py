@@ -389,10 +389,9 @@ def test_rows_keep_what_their_layers_are_like(trained: TrainSummary, zoo: Zoo):
     fingerprint = zoo.architecture.fingerprint
     id = str(index.table(fingerprint, ["id"])["id"][7])
     position = np.flatnonzero(zoo.table().id == id)[:1]
-    found = index.description(fingerprint, id)
-    assert found is not None
-    assert np.array_equal(found, describe(zoo.weights(position), zoo.architecture)[0])
-    assert index.description(fingerprint, "0" * 16) is None
+    found = index.descriptions(fingerprint, [id, "0" * 16])
+    assert list(found) == [id]
+    assert np.array_equal(found[id], describe(zoo.weights(position), zoo.architecture)[0])
 
 
 def test_finals_are_the_last_known_accuracies_of_runs(trained: TrainSummary, zoo: Zoo):

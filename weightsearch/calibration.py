@@ -10,15 +10,17 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightsearch.conformal import Conformal, calibrate
-from weightsearch.layers import FAR_QUANTILE, NEAREST, Familiar, describe
-from weightsearch.splits import Split
+from weightsearch.layers import NEAREST, Familiar, describe, far
 from weightsearch.types import Metric, SplitBy, Target
-from weightsearch.zoo.store import CheckpointTable, Zoo
+
+if TYPE_CHECKING:  # a query reads calibrations, and has no use for zoos
+    from weightsearch.splits import Split
+    from weightsearch.zoo.store import CheckpointTable, Zoo
 
 FAMILIAR = "familiar.npz"  # beside the encoder
 HELD_OUT_SAMPLE = 2000  # checkpoints that distances are measured of
@@ -95,7 +97,7 @@ def calibrate_encoder(
     distances = nearest_distances(
         embedding[held_out], table.run[held_out], embedding[indexed], table.run[indexed], metric
     )
-    return Calibration(interval, coverage, len(np.unique(judged)), float(np.quantile(distances, FAR_QUANTILE)))
+    return Calibration(interval, coverage, len(np.unique(judged)), far(distances))
 
 
 def sample_held_out(split: Split, seed: int) -> np.ndarray:

@@ -262,75 +262,72 @@ def train(
 
 @app.command(
     epilog=example(
-        "weightsearch add sweep/ 'more/**/*.ckpt' --index runs/indexes/usps-v1",
-        "weightsearch add sweep/ --metadata runs.csv --key file --run-column run_id",
-        "weightsearch add runs/zoos/usps-v2",
+        "weightsearch query index/examples/good.pt --k 5",
+        "weightsearch query sweep/ --where \"optimizer = 'adam'\" --per-run 1 --json",
+        "weightsearch query --id 1f00c94a --not-run",
     )
 )
-def add(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH...")],
-    index: IndexOption = None,
-    metadata: Metadata = None,
-    key: Key = "path",
-    run_column: RunColumn = None,
-    run_pattern: RunPattern = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
-    ] = None,
-    quarantine: Annotated[
-        Path | None, typer.Option(help="Write the files left out and why to this .csv.", show_default="none")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if anything was left out.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Add checkpoints to an index, with what is known of them. Adding twice adds once."""
-    path = index or runs.own_index()
-    _say(f"index: {path}")
-
-    from weightsearch.adding import add as run
-    from weightsearch.intake import Sources, write_quarantine
-
-    sources = Sources.make(metadata, key, run_column, run_pattern)
-    report = run(paths, path, sources=sources, dataset=dataset, quiet=quiet)
-    from weightsearch import render
-
-    for line in render.left_out(report.quarantined, report.unknown, report.notes):
-        _say(line)
-    if quarantine is not None:
-        write_quarantine(quarantine, report.quarantined)
-    show(render.add_report(report))
-    left_out = len(report.quarantined) + sum(report.unknown.values())
-    if left_out and (strict or report.added + report.already == 0):
-        raise WeightsearchError(
-            f"{left_out:,} of {left_out + report.added + report.already:,} checkpoints were left out; see above"
-        )
-
-
-@app.command(epilog=example("weightsearch query index/examples/good.pt --k 5", "weightsearch query model.pt --json"))
 def query(
-    models: Annotated[list[Path], typer.Argument(help="Checkpoint files.", metavar="MODEL.pt...")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoint files, or folders of them.", metavar="MODEL.pt...")
+    ] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="Of an indexed checkpoint, or how it begins; repeatable.")
+    ] = None,
     k: Annotated[int, typer.Option(help="Rows in each list.")] = 10,
     index: IndexOption = None,
+    where: Annotated[
+        str | None, typer.Option(help='Condition that neighbours meet, in SQL: "epoch > 5 and dropout < 0.1".')
+    ] = None,
+    good: Annotated[
+        str | None, typer.Option(help="Good is at least this: 0.9, or q75 for a quantile.", show_default="q75")
+    ] = None,
+    bad: Annotated[str | None, typer.Option(help="Bad is at most this.", show_default="q25")] = None,
+    within: Annotated[float | None, typer.Option(help="Greatest distance of a neighbour.", show_default="any")] = None,
+    not_run: Annotated[bool, typer.Option("--not-run", help="Leave out neighbours of the network's own run.")] = False,
+    per_run: Annotated[
+        int | None, typer.Option(help="At most this many neighbours of one run.", show_default="any")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="The network's run, where its file does not say.")] = None,
+    epoch: Annotated[int | None, typer.Option(help="The network's epoch, where its file does not say.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="How the search was done, and its time.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")] = False,
 ) -> None:
-    """A network's predicted accuracy and its nearest good and bad neighbours, from its weights alone."""
+    """What a network's weights say: its accuracy, its nearest good and bad neighbours, what became of runs like it."""
     if k < 1:
         raise UsageError(f"--k {k}: choose at least 1")
+    if not models and not id_:
+        raise UsageError("query needs a MODEL file or folder, or the --id of an indexed checkpoint")
     path = index or runs.newest_index()
     _say(f"index: {path}")
 
-    from weightsearch.answers import query as run
-    from weightsearch.index import Index
+    from weightsearch.answers import Index
 
     opened = Index.open(path)
+    asked: list[tuple[Path | None, str | None]] = [(None, id) for id in id_ or ()]
     failures = 0
-    for model in models:
+    if models:
+        from weightsearch.intake import find_files
+
+        files, missing = find_files(models)
+        if not files and len(missing) <= 1:
+            problem = missing[0].reason if missing else "there are no checkpoint files in it"
+            raise WeightsearchError(f"{', '.join(models)}: {problem}")
+        for bad_file in missing:
+            _complain(f"{bad_file.path}: {bad_file.reason}")
+        asked = [*((file.path, None) for file in files), *asked]
+        failures = len(missing)
+    total = len(asked) + failures
+    for number, (model, id) in enumerate(asked):
         try:
-            answer = run(opened, model, k)
+            answer = opened.query(
+                model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run,
+                run=run, epoch=epoch,
+            )  # fmt: skip
         except UsageError:
             raise
         except WeightsearchError as error:  # the others still get their answers
-            if len(models) == 1:
+            if total == 1:
                 raise
             _complain(error)
             failures += 1
@@ -340,9 +337,26 @@ def query(
         else:
             from weightsearch import render
 
-            show(render.answer(answer))
+            if number:
+                print()
+            show(render.answer(answer, explain))
     if failures:
-        raise WeightsearchError(f"{failures} of {len(models)} files could not be answered")
+        raise WeightsearchError(f"{failures} of {total} networks could not be answered")
+
+
+@app.command(epilog=example("weightsearch get 1f00c94a --out model.pt"))
+def get(
+    id: Annotated[str, typer.Argument(help="Of an indexed checkpoint, or how it begins; queries show it.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pt, .pth, .ckpt, .bin or .safetensors.")],
+    index: IndexOption = None,
+) -> None:
+    """Write an indexed checkpoint's weights back as a state dict, from the zoo or the file that they came from."""
+    path = index or runs.newest_index()
+    _say(f"index: {path}")
+
+    from weightsearch.answers import Index
+
+    print(Index.open(path).get(id, out))
 
 
 @app.command(
@@ -512,7 +526,7 @@ def remove(
     """Take checkpoints out of an index."""
     if not ids and not run and where is None:
         raise UsageError("name ids, a --run or a --where; nothing was removed")
-    path = index or runs.own_index()
+    path = index or runs.newest_index()
     _say(f"index: {path}")
 
     from weightsearch.index import remove_rows
@@ -541,7 +555,7 @@ def update(
     pairs = [value.partition("=") for value in values or ()]
     if any(not sign for _, sign, _ in pairs):
         raise UsageError(f"--set {next(name for name, sign, _ in pairs if not sign)}: write NAME=VALUE")
-    path = index or runs.own_index()
+    path = index or runs.newest_index()
     _say(f"index: {path}")
 
     from weightsearch.index import update_table, update_where
@@ -561,7 +575,7 @@ def rebuild(
     ] = None,
 ) -> None:
     """Write an index's FAISS files anew from its database."""
-    path = index or runs.own_index()
+    path = index or runs.newest_index()
     _say(f"index: {path}")
 
     from weightsearch import render

@@ -8,6 +8,7 @@ whether a network is unlike everything that an encoder has seen.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ TINY = 1e-12
 REFERENCE_VALUES = 1_000_000  # kept to measure distances from
 NEAREST = 5  # of them
 FAR_QUANTILE = 0.99  # of held-out networks' distances: what lies farther is unlike everything known
-SHRINKAGE = 1e-3  # added to every direction's variance
+SHRINKAGE = 0.1  # by this over the networks for each number is every direction's variance raised: few say little
 OUTSIDE = 4.0  # spreads for each time the whole known range that a number lies beyond it
 
 
@@ -87,6 +88,12 @@ def _spectrum(scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.log(fourth), np.log(eighth / fourth)
 
 
+def far(distances: Sequence[float] | np.ndarray) -> float:
+    """The distance that a network's is beyond with probability 0.01, by held-out networks' own; of few, the largest."""
+    share = min(1.0, FAR_QUANTILE * (len(distances) + 1) / len(distances))
+    return float(np.quantile(distances, share, method="higher"))
+
+
 @dataclass(frozen=True)
 class LayerDifference:
     """How unlike a layer is that of the nearest good and of the nearest bad neighbour, and in what most.
@@ -132,11 +139,11 @@ class Familiar:
         familiar = cls(centre, spread, ends, np.eye(size), np.empty((0, size)), limit=np.inf)
         scores = familiar.scores(known)
         variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(scores.T)))
-        axes = directions / np.sqrt(np.maximum(variances, 0) + SHRINKAGE) / np.sqrt(size)
+        axes = directions / np.sqrt(np.maximum(variances, 0) + SHRINKAGE * size / len(known)) / np.sqrt(size)
         drawn = np.random.default_rng(seed).permutation(len(known))[: max(NEAREST, REFERENCE_VALUES // size)]
         familiar = replace(familiar, axes=axes, reference=scores[drawn] @ axes)
         distances = [familiar.distance(description) for description in held_out]
-        return replace(familiar, limit=float(np.quantile(distances, FAR_QUANTILE)))
+        return replace(familiar, limit=1.001 * far(distances))  # to be the same in single precision
 
     def scores(self, descriptions: np.ndarray) -> np.ndarray:
         """Descriptions `(..., F)` in spreads from the centre."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from weightsearch.types import Neighbour, Target
+from weightsearch import wording
 
 QUARANTINED_LINES = 20
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from weightsearch.adding import AddReport
     from weightsearch.answers import Answer
     from weightsearch.calibration import Calibration
     from weightsearch.index import Finding, IndexInfo
@@ -27,58 +26,30 @@ if TYPE_CHECKING:
     from weightsearch.zoo.importers import ImportSummary
 
 
-def recipe_text(recipe: dict[str, Any]) -> str:
-    """A recipe in one short line; keys that the zoo's own recipes do not have are written as `key value`."""
-    known = {
-        "optimizer": "{}",
-        "learning_rate": "lr {:.1e}",
-        "weight_decay": "wd {:.0e}",
-        "dropout": "drop {:.2f}",
-        "initializer": "{}",
-        "init_std": "std {:.1e}",
-        "activation": "{}",
-        "train_fraction": "data {:.0%}",
-    }
-    parts = []
-    for key, value in recipe.items():
-        if value is None or key == "seed":
-            continue
-        parts.append(known[key].format(value) if key in known else f"{key} {value}")
-    return ", ".join(parts)
-
-
-def answer(given: Answer) -> RenderableType:
+def answer(given: Answer, explain: bool = False) -> RenderableType:
     head = Table.grid(padding=(0, 2))
-    head.add_row("network", given.path)
-    head.add_row("architecture", given.architecture)
-    stated = f" (the file says {given.stated_accuracy:.3f})" if given.stated_accuracy is not None else ""
-    target = Target(given.target, given.lower_is_better)
-    better, worse = ("≤", "≥") if target.lower_is_better else ("≥", "≤")
-    head.add_row(f"predicted {target.label}", f"[bold]{given.predicted_accuracy:.3f}[/]{stated}")
-    head.add_row("percentile", f"{given.percentile:.0f} of the indexed checkpoints")
-    return Group(
-        head,
-        Text(),
-        _neighbours(f"Nearest {len(given.neighbours)}", given.neighbours, target),
-        _neighbours(
-            f"Nearest {len(given.good)} good ({target.label} {better} {given.good_threshold:.3f})", given.good, target
-        ),
-        _neighbours(
-            f"Nearest {len(given.bad)} bad ({target.label} {worse} {given.bad_threshold:.3f})", given.bad, target
-        ),
-        Text(given.verdict, style="bold"),
-    )
+    head.add_column(no_wrap=True)
+    head.add_column(overflow="fold")
+    for name, text in wording.facts(given, explain):
+        head.add_row(name, Text(text, style="bold" if name.startswith("predicted") else ""))
+    return Group(head, *map(_grid, wording.grids(given)), Text(), Text(given.verdict, style="bold"))
 
 
-def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("distance", target.label, "epoch"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("run", no_wrap=True)
-    table.add_column("recipe", overflow="fold")
-    for row in rows:
-        table.add_row(f"{row.distance:.4f}", f"{row.value:.3f}", str(row.epoch), row.run, recipe_text(row.recipe))
-    return table
+def _grid(grid: wording.Grid) -> RenderableType:
+    parts: list[RenderableType] = [Text(), Text(grid.title, style="bold")]
+    if grid.rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+        for number, column in enumerate(grid.columns):
+            free = column in ("recipe", "most of all")
+            table.add_column(
+                column, justify="right" if number in grid.right else "left", no_wrap=not free, overflow="fold"
+            )
+        for row in grid.rows:
+            table.add_row(*map(Text, row))
+        parts.append(table)
+    if grid.caption:
+        parts.append(Text(grid.caption, style="dim"))
+    return Group(*parts)
 
 
 def index_info(info: IndexInfo) -> RenderableType:
@@ -127,14 +98,6 @@ def import_summary(summary: ImportSummary) -> RenderableType:
     )
 
 
-def add_report(report: AddReport) -> RenderableType:
-    already = f", {report.already:,} were there already" if report.already else ""
-    left = len(report.quarantined) + sum(report.unknown.values())
-    return Text(
-        f"{report.index}: {report.added:,} checkpoints added{already}" + (f", {left:,} left out" if left else "")
-    )
-
-
 def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], notes: Sequence[str]) -> Iterator[str]:
     """Lines for stderr: what was assumed, and which files were left out and why."""
     yield from (f"note: {note}" for note in notes)
@@ -142,8 +105,6 @@ def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], note
         yield f"left out: {count:,} files of another architecture, {name}"
     for bad in quarantined[:QUARANTINED_LINES]:
         yield f"left out: {bad.path}: {bad.reason}"
-    if len(quarantined) > QUARANTINED_LINES:
-        yield f"left out: {len(quarantined) - QUARANTINED_LINES:,} more"
 
 
 def train_summary(summary: TrainSummary) -> RenderableType:

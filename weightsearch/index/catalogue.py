@@ -330,14 +330,14 @@ def embeddings(
     return np.asarray(found["number"], np.int64), vectors.reshape(count, -1 if count else 0)
 
 
-def description(connection: duckdb.DuckDBPyConnection, fingerprint: str, id: str) -> np.ndarray | None:
-    """Of one row's layers `(F,)`, where it was made with one."""
-    row = first(
-        connection,
-        f"SELECT description FROM {rows_sql(connection)} WHERE architecture = ? AND id = ?",
-        [fingerprint, id],
-    )
-    return None if row is None or row[0] is None else np.frombuffer(row[0], "<f4")
+def descriptions(connection: duckdb.DuckDBPyConnection, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """Of the layers `(F,)` of the rows among `ids` that were made with one."""
+    found = connection.execute(
+        f"SELECT id, description FROM {rows_sql(connection)} "
+        "WHERE architecture = ? AND id IN (SELECT unnest(?)) AND description IS NOT NULL",
+        [fingerprint, list(ids)],
+    ).fetchall()
+    return {id: np.frombuffer(description, "<f4") for id, description in found}
 
 
 def finals(

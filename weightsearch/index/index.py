@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 import numpy as np
@@ -66,7 +66,7 @@ class Index:
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> Index:
+    def open(cls, path: str | Path) -> Self:
         """Opens the index directory at `path`; verifies files that changed since the manifest was written."""
         path = Path(path)
         manifest = read_manifest(path)
@@ -135,10 +135,10 @@ class Index:
                 catalogue.embeddings(connection, fingerprint, only)[1][0],
             )
 
-    def description(self, fingerprint: str, id: str) -> np.ndarray | None:
-        """What the layers of the row with this id are like `(F,)` (see `layers`); None where that was not kept."""
+    def descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """What the layers of rows are like (see `layers`), `(F,)` by id, of those for which that was kept."""
         with self.catalogue.open() as connection:
-            return catalogue.description(connection, fingerprint, id)
+            return catalogue.descriptions(connection, fingerprint, ids)
 
     def finals(self, fingerprint: str, runs: Sequence[str]) -> dict[str, tuple[int, float]]:
         """How each of `runs` ended: the last epoch with a known accuracy (or other target), and that."""
