@@ -21,14 +21,14 @@ from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.store import Zoo
 
 
-def sorted_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sorted_weights(weights: np.ndarray, activations: object) -> tuple[np.ndarray, np.ndarray]:
     """An embedding that no permutation changes, and a prediction from it."""
     embedding = np.sort(weights, axis=1)
     return embedding, 0.5 + embedding.mean(axis=1, dtype=np.float64)
 
 
 def embedding_of(represent, zoo: Zoo, positions: np.ndarray) -> np.ndarray:
-    return represent(zoo.weights(positions))[0].astype(np.float64)
+    return represent(zoo.weights(positions), None)[0].astype(np.float64)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,12 +24,13 @@ BINS = 1000  # of similarities, for the AUC
 PAIRS = 2000  # drawn for the median distance between checkpoints of different runs
 EXACT_WIDTH = 4096  # embeddings up to this width are compared in float64: near-copies differ in the last digits
 
-# Flat weights (n, P) -> embeddings (n, D), None for a method that only predicts; and predictions (n,), NaN for one that
-# only embeds.
-Represent = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray]]
+# Flat weights (n, P) and activations (n,) -> embeddings (n, D), None for a method that only predicts; and predictions
+# (n,), NaN for one that only embeds.
+Activations = Sequence[Activation | None]
+Represent = Callable[[np.ndarray, Activations], tuple[np.ndarray | None, np.ndarray]]
 
 
-def raw_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def raw_weights(weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
     """No encoder at all: the weights are the embedding."""
     return weights, np.full(len(weights), np.nan)
 
@@ -43,7 +44,8 @@ def draw_queries(test: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 def predict_only(zoo: Zoo, positions: np.ndarray, represent: Represent) -> np.ndarray:
     """Predictions `(len(positions),)`."""
-    return np.concatenate([represent(zoo.weights(block))[1] for block in _blocks(positions, zoo)])
+    blocks = _blocks(positions, zoo)
+    return np.concatenate([represent(zoo.weights(block), activations_of(zoo, block))[1] for block in blocks])
 
 
 def probe(
@@ -65,7 +67,7 @@ def probe(
     - `noise_shift`: how far noise of 1 % moves the embedding, as a share of the median distance between runs
     - `noise_kept`: the share of the 10 neighbours that stay
     """
-    if represent(zoo.weights(queries[:1]))[0] is None:
+    if represent(zoo.weights(queries[:1]), activations_of(zoo, queries[:1]))[0] is None:
         return {"predicted": predict_only(zoo, queries, represent)}
     stored = _Stored(zoo, np.concatenate([split.train, queries]), represent)
     indexed = len(split.train)
@@ -81,7 +83,8 @@ def probe(
         own = indexed + start + np.arange(len(block))  # where the queries lie among the stored
         start += len(block)
         weights = zoo.weights(block)
-        embedding, predicted = _embedded(represent, weights)
+        known = activations_of(zoo, block)
+        embedding, predicted = _embedded(represent, weights, known)
         similarity = stored.cosine(embedding)  # (b, N)
         to_index = similarity[:, :indexed]
         made = {
@@ -91,7 +94,6 @@ def probe(
             "to_good": to_index[:, good[split.train]].mean(axis=1),
             "to_bad": to_index[:, bad[split.train]].mean(axis=1),
         }
-        known = _activations(zoo, block)
         kinds: dict[str, list[Activation | None]] = {"twin": [None], "rescaled": [*Activation]}
         for name, activations in kinds.items():
             made |= {f"{name}_{key}": np.full(len(block), np.nan) for key in ("first", "drift", "predicted")}
@@ -99,11 +101,11 @@ def probe(
                 chosen = np.flatnonzero([activation is None or its is activation for its in known])
                 if len(chosen):
                     twin = twins(weights[chosen], zoo.architecture, generator, activation)
-                    other, prediction = _embedded(represent, twin)
+                    other, prediction = _embedded(represent, twin, [known[i] for i in chosen])
                     made[f"{name}_first"][chosen] = stored.is_first(other, own[chosen])
                     made[f"{name}_drift"][chosen] = _relative(other, embedding[chosen])
                     made[f"{name}_predicted"][chosen] = np.abs(prediction / predicted[chosen] - 1)
-        noisy, _ = _embedded(represent, with_noise(weights, zoo.architecture, generator))
+        noisy, _ = _embedded(represent, with_noise(weights, zoo.architecture, generator), known)
         before, after = nearest(similarity), nearest(stored.cosine(noisy))
         made["noise_shift"] = np.linalg.norm(noisy - embedding, axis=1) / median
         made["noise_kept"] = np.array([len(np.intersect1d(*pair)) for pair in zip(before, after, strict=True)]) / K
@@ -121,11 +123,12 @@ class _Stored:
     """Embeddings of the indexed checkpoints and the queries; kept in memory unless they are the weights themselves."""
 
     def __init__(self, zoo: Zoo, positions: np.ndarray, represent: Represent) -> None:
-        self._zoo, self._positions, self._represent = zoo, positions, represent
+        self._zoo, self._positions = zoo, positions
         self._ids = zoo.table().id[positions]
         self._kept: np.ndarray | None = None
         if represent is not raw_weights:
-            parts = [_embedded(represent, zoo.weights(block))[0] for block in _blocks(positions, zoo)]
+            blocks = _blocks(positions, zoo)
+            parts = [_embedded(represent, zoo.weights(block), activations_of(zoo, block))[0] for block in blocks]
             self._kept = unit_rows(_wide(np.concatenate(parts)))
             self._length = np.concatenate([np.linalg.norm(_wide(part), axis=1) for part in parts])
 
@@ -194,8 +197,8 @@ def with_noise(weights: np.ndarray, architecture: Architecture, generator: np.ra
     return noisy
 
 
-def _embedded(represent: Represent, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    embedding, predicted = represent(weights)
+def _embedded(represent: Represent, weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
+    embedding, predicted = represent(weights, activations)
     assert embedding is not None
     return embedding, predicted
 
@@ -224,7 +227,7 @@ def _parts(starts: np.ndarray, end: int) -> Iterator[slice]:
         yield slice(start, stop)
 
 
-def _activations(zoo: Zoo, positions: np.ndarray) -> list[Activation | None]:
+def activations_of(zoo: Zoo, positions: np.ndarray) -> list[Activation | None]:
     """Of each checkpoint's recipe; None where it is not known."""
     table = zoo.table()
     names = [table.recipes.get(run, {}).get("activation") for run in table.run[positions].tolist()]

@@ -18,7 +18,15 @@ from threadpoolctl import threadpool_limits
 from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline, load_trees
 from weightsearch.encoders import Encoder, EncoderConfig, build_encoder, load_encoder, save_encoder
 from weightsearch.errors import WeightsearchError
-from weightsearch.evaluation.probe import Represent, draw_queries, predict_only, probe, raw_weights
+from weightsearch.evaluation.probe import (
+    Activations,
+    Represent,
+    activations_of,
+    draw_queries,
+    predict_only,
+    probe,
+    raw_weights,
+)
 from weightsearch.fit import DEFAULTS, fit, target_values
 from weightsearch.jobs import Protocol, features_of, load_protocol, plain, read_result, write_atomically
 from weightsearch.splits import Split
@@ -159,7 +167,7 @@ def _fitted(task: Task, zoo: Zoo, split: Split, values: np.ndarray, out: Path) -
 
 
 def _of_encoder(encoder: Encoder) -> Represent:
-    def represent(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def represent(weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
         embedding, predicted = encoder.embed(torch.from_numpy(weights))
         return embedding.numpy(), predicted.double().numpy()
 
@@ -168,15 +176,16 @@ def _of_encoder(encoder: Encoder) -> Represent:
 
 def _of_trees(zoo: Zoo, predict: Callable[[np.ndarray], np.ndarray]) -> Represent:
     statistics = build_encoder(zoo.architecture, EncoderConfig(Method.STATISTICS), torch.Generator())
-    return lambda weights: (None, predict(statistics.features(torch.from_numpy(weights)).double().numpy()))
+    return lambda weights, _: (None, predict(statistics.features(torch.from_numpy(weights)).double().numpy()))
 
 
 def _speed(zoo: Zoo, represent: Represent) -> float:
     """Checkpoints a second from memory, in one thread."""
-    weights = zoo.weights(np.arange(min(SPEED_ROWS, len(zoo.table()))))
-    represent(weights)
+    positions = np.arange(min(SPEED_ROWS, len(zoo.table())))
+    weights, activations = zoo.weights(positions), activations_of(zoo, positions)
+    represent(weights, activations)
     started, count = time.perf_counter(), 0
     while (seconds := time.perf_counter() - started) < SPEED_SECONDS:
-        represent(weights)
+        represent(weights, activations)
         count += len(weights)
     return count / seconds
