@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-fast lint bench zoos reference-index
+.PHONY: help setup demo test test-all test-fast lint bench zoos reference-index
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -18,8 +18,11 @@ setup: .venv/ready ## .venv with the package and what developers need
 demo: .venv/ready ## The whole path on scikit-learn's digits: build-zoo, train, query, viz
 	$(BIN)/weightsearch demo
 
-test: .venv/ready ## The whole test suite
+test: .venv/ready ## The whole test suite, with a tenth of the kills and damages
 	$(BIN)/python -m pytest
+
+test-all: .venv/ready ## The whole test suite with all kills, damages, mutations and random programs, not a tenth
+	WEIGHTSEARCH_TEST_ALL=1 $(BIN)/python -m pytest
 
 test-fast: .venv/ready ## The tests that take no time
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,12 @@ def index_copy(trained: TrainSummary, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(trained.index, tmp_path / "index"))
+
+
+# `make test` does a tenth of the kills, mutations and random programs, `make test-all` all of them.
+EVERYTHING = bool(os.environ.get("WEIGHTSEARCH_TEST_ALL"))
+
+
+def share(count: int) -> int:
+    """How many of `count` random trials to do."""
+    return count if EVERYTHING else max(1, count // 10)

@@ -13,6 +13,7 @@ from weightsearch.errors import UsageError, WeightsearchError
 FORMAT = 2
 MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as it is
 DATABASE = "index.duckdb"
+SEAL = "checksum"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -34,13 +35,30 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} is of another format than {FORMAT}, which this version reads; "
             "upgrade weightsearch or make the index again with `weightsearch train`"
         )
-    if not {"metric", "architectures", "files"} <= manifest.keys():
-        raise WeightsearchError(f"{path / MANIFEST} is damaged (it lacks entries); restore it from a copy")
+    if manifest["format"] == FORMAT and not is_sealed(manifest):
+        raise WeightsearchError(
+            f"{path / MANIFEST} is damaged (its checksum is another); restore it from a copy or make the index again"
+        )
     return manifest
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    write_whole(path / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_sealed(path / MANIFEST, manifest)
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON with a checksum of itself, for `is_sealed`."""
+    content = {name: value for name, value in content.items() if name != SEAL}
+    write_whole(path, (json.dumps({**content, SEAL: _seal(content)}, indent=1) + "\n").encode())
+
+
+def is_sealed(content: dict[str, Any]) -> bool:
+    """Whether JSON that was read is as `write_sealed` wrote it."""
+    return content.get(SEAL) == _seal({name: value for name, value in content.items() if name != SEAL})
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from weightsearch.index import catalogue, vectors
 from weightsearch.index.catalogue import SCHEMA, Catalogue
-from weightsearch.index.files import FORMAT, read_manifest, write_manifest, write_whole
+from weightsearch.index.files import FORMAT, read_manifest, write_manifest
 
 
 def migrate(path: Path, rows: Catalogue, wait_seconds: float) -> None:
@@ -23,7 +21,7 @@ def migrate(path: Path, rows: Catalogue, wait_seconds: float) -> None:
             file = path / fingerprint / "vectors-1.faiss"
             info = vectors.read_info(file, manifest)
             if info is not None:
-                write_whole(file.with_suffix(".json"), json.dumps(asdict(info), indent=1).encode())
+                vectors.write_info(file, info)
         notes = {name: manifest[name] for name in ("dataset", "method", "version", "target") if name in manifest}
         manifest["architectures"] = {
             fingerprint: {"layers": entry["layers"], "factory": None, **notes}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index.files import describe, is_intact, sync, write_whole
+from weightsearch.index.files import SEAL, describe, is_intact, is_sealed, sync, write_sealed, write_whole
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":
@@ -118,7 +118,7 @@ def save(cache: Cache, path: Path) -> CacheInfo:
     # Not write_index, whose full disk is no OSError.
     write_whole(path, faiss.serialize_index(cache.index).tobytes())
     info = CacheInfo(**{**asdict(cache.info), "file": describe(path)})
-    write_whole(path.with_suffix(".json"), (json.dumps(asdict(info), indent=1) + "\n").encode())
+    write_info(path, info)
     sync(path.parent)
     return info
 
@@ -137,9 +137,18 @@ def read_info(path: Path, manifest: dict[str, Any]) -> CacheInfo | None:
         described = manifest["files"][f"{fingerprint}/{path.name}"]
         return CacheInfo("Flat", manifest["architectures"][fingerprint]["count"], file=described)
     try:
-        return CacheInfo(**json.loads(path.with_suffix(".json").read_text()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(path.with_suffix(".json").read_text())
+        if not is_sealed(content):
+            return None
+        del content[SEAL]
+        return CacheInfo(**content)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def write_info(path: Path, info: CacheInfo) -> None:
+    """Beside the FAISS file `path`."""
+    write_sealed(path.with_suffix(".json"), asdict(info))
 
 
 def load(path: Path, info: CacheInfo | None, *, thorough: bool = False) -> Cache | None:
