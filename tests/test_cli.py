@@ -15,9 +15,10 @@ import torch
 
 from weightsearch import cli
 from weightsearch.answers import query
-from weightsearch.checkpoints import write_checkpoint
+from weightsearch.checkpoints import read_checkpoint, write_checkpoint
 from weightsearch.index import Index
 from weightsearch.training import TrainSummary
+from weightsearch.types import content_hash
 from weightsearch.wording import recipe_text
 from weightsearch.zoo.store import Zoo
 
@@ -271,3 +272,46 @@ def test_another_target_turns_good_and_bad_around_everywhere(run: Run, trained: 
     code, _, err = run("viz", "--index", "losses", "--figure", "distribution", "--figure", "similarity", "--out", "f")
     assert code == 0, err
     fails(run("train", trained.zoo, "--target", "f1"), 2, "--target f1", "test_loss")
+
+
+def test_query_takes_ids_and_folders_and_explains(run: Run, trained: TrainSummary, tmp_path: Path):
+    for example in trained.examples:
+        (tmp_path / "sweep" / example.path.stem).mkdir(parents=True)
+        shutil.copy(example.path, tmp_path / "sweep" / example.path.stem / "model.pt")
+    index = Index.open(trained.index)
+    id = str(index.table(next(iter(index.architectures)), ["id"])["id"][20])
+    code, out, err = run("query", "sweep", "--id", id, "--index", trained.index, "--k", 2, "--json", "--not-run")
+    assert code == 0, err
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert sorted(answer["path"] for answer in answers[:2]) == [
+        f"sweep/{name}/model.pt" for name in ("bad", "very-good")
+    ]
+    assert answers[2]["id"] == id
+    assert all(row["run"] != answers[2]["run"] for row in answers[2]["neighbours"])
+    code, out, _ = run("query", "--id", id[:9], "--index", trained.index, "--where", "epoch > 3", "--explain")
+    assert code == 0
+    passing = int((index.table(next(iter(index.architectures)), ["epoch"])["epoch"] > 3).sum())
+    assert f"{passing:,} of {len(index):,} rows pass" in out
+
+
+def test_get_writes_a_file_and_prints_where(run: Run, trained: TrainSummary, tmp_path: Path):
+    index = Index.open(trained.index)
+    id = str(index.table(next(iter(index.architectures)), ["id"])["id"][20])
+    code, out, err = run("get", id[:9], "--out", "back.pt", "--index", trained.index)
+    assert (code, out.strip()) == (0, "back.pt"), err
+    assert content_hash(read_checkpoint(tmp_path / "back.pt").weights) == id
+
+
+def test_wrong_questions_are_one_line(run: Run, trained: TrainSummary, tmp_path: Path):
+    example, index = trained.examples[0].path, ("--index", trained.index)
+    fails(run("query", *index), 2, "--id")
+    fails(run("query", "--id", "xyz", *index), 2, "xyz", "hexadecimal")
+    fails(run("query", "--id", "0" * 16, *index), 2, "no checkpoint with id")
+    fails(run("query", example, *index, "--where", "epoch >"), 2, "--where")
+    fails(run("query", example, *index, "--good", "excellent"), 2, "--good excellent", "q0")
+    fails(run("query", example, *index, "--within", "-1"), 2, "--within")
+    fails(run("query", example, *index, "--per-run", 0), 2, "--per-run 0")
+    fails(run("get", "0" * 16, "--out", "m.pt", *index), 2, "no checkpoint with id")
+    fails(run("get", "0" * 16, *index), 2, "--out")
+    (tmp_path / "empty").mkdir()
+    fails(run("query", "empty", *index), 1, "empty", "no checkpoint files")

@@ -127,13 +127,7 @@ class Index:
                 what = "no checkpoint" if not found else f"more than one ({', '.join(row[2] for row in found)})"
                 raise UsageError(f"{self.path} holds {what} with id {id}")
             fingerprint, number, _ = found[0]
-            only = np.array([number])
-            row = catalogue.table(connection, fingerprint, catalogue.COLUMNS, {}, only)
-            return Row(
-                fingerprint,
-                {name: values[0] for name, values in row.items()},
-                catalogue.embeddings(connection, fingerprint, only)[1][0],
-            )
+            return Row(fingerprint, *catalogue.row(connection, fingerprint, number))
 
     def descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """What the layers of rows are like (see `layers`), `(F,)` by id, of those for which that was kept."""
