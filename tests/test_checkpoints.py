@@ -25,7 +25,7 @@ import torch
 from conftest import share
 from torch import nn
 
-from weightsearch.checkpoints import from_state_dict, read_checkpoint, to_state_dict, write_checkpoint
+from weightsearch.checkpoints import align, from_state_dict, read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.formats import MAX_FILE_BYTES
 from weightsearch.types import Architecture, Checkpoint, Layer, LayerKind
@@ -71,10 +71,28 @@ def cnn() -> nn.Module:
     )
 
 
+class Video(nn.Module):
+    """What the others lack: three dimensions, recurrence, norms without a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(1, 4, 3)
+        self.bn = nn.BatchNorm3d(4, affine=False)
+        self.group = nn.GroupNorm(2, 4)
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+        self.cell = nn.Bilinear(3, 3, 2)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        hidden = self.group(self.bn(self.stem(frames))).mean(dim=(3, 4)).mT
+        last = self.lstm(hidden)[0][:, -1]
+        return self.cell(last, last)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "mlp": (mlp, torch.randn(4, 7, generator=torch.Generator().manual_seed(1))),
     "cnn": (cnn, torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(2))),
     "transformer": (Tiny, torch.randint(0, 11, (4, 4), generator=torch.Generator().manual_seed(3))),
+    "video": (Video, torch.randn(4, 1, 5, 5, 5, generator=torch.Generator().manual_seed(4))),
 }
 
 
@@ -239,6 +257,32 @@ def test_tensors_that_belong_to_no_layer_are_kept() -> None:
     # A transposed convolution's bias has as many values as its weight has columns, not rows.
     assert layers["up"] == Layer("up", LayerKind.CONV1D, (5, 3, 2), ())
     assert layers["up.bias"] == Layer("up.bias", LayerKind.OTHER, (3,), ())
+
+
+class Residual(nn.Module):
+    """Modules named like a ResNet's, whose order is not their names' order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.layer1 = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+        self.fc = nn.Linear(4, 3)
+
+
+def test_a_file_that_forgot_the_order_is_the_same_network(tmp_path: Path) -> None:
+    state = Residual().state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    known, sorted_by_name = (read_checkpoint(tmp_path / name) for name in ("a.pt", "a.safetensors"))
+    assert sorted_by_name.architecture.fingerprint != known.architecture.fingerprint
+    other = from_state_dict(cnn().state_dict()).architecture
+    aligned = align(sorted_by_name, [other, known.architecture])
+    assert aligned.architecture == known.architecture
+    assert aligned.id == known.id
+    np.testing.assert_array_equal(aligned.weights, known.weights)
+    assert align(known, [known.architecture]) is known
+    assert align(sorted_by_name, [other]) is sorted_by_name
 
 
 def test_a_random_state_dict_survives() -> None:

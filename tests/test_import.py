@@ -380,6 +380,26 @@ def test_a_sweep_told_apart_by_pattern_and_by_column(tmp_path: Path):
     assert len({run for run, _ in each}) == 4  # files of one flat folder are runs of their own
 
 
+def test_files_that_forgot_the_order_of_the_layers_join_the_others(tmp_path: Path):
+    def state(seed: int) -> dict[str, torch.Tensor]:
+        names = {"0": "stem", "4": "head"}  # sorted by name the head comes first
+        tensors = network(seed).state_dict().items()
+        return {f"{names[name[0]]}{name[1:]}": tensor for name, tensor in tensors}
+
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    torch.save(state(0), folder / "a.pt")
+    safetensors.torch.save_file(state(1), folder / "b.safetensors")
+    zoo, summary = imported(folder, tmp_path)
+    assert (summary.runs, summary.others, summary.quarantined) == (2, {}, ())
+    assert [layer.name for layer in zoo.architecture.layers] == ["stem", "head"]
+    expected = [np.concatenate([v.numpy().ravel() for v in state(seed).values()]) for seed in range(2)]
+    np.testing.assert_array_equal(np.sort(zoo.weights(slice(None))), np.sort(expected))
+    arrays = to_state_dict(zoo.weights([1])[0], zoo.architecture)
+    for name, tensor in state(1).items():
+        np.testing.assert_array_equal(arrays[name], tensor.numpy())
+
+
 def test_one_line_for_what_cannot_be_imported(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()

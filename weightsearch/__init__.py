@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "AddReport": "weightsearch.adding",
     "Answer": "weightsearch.answers",
     "Architecture": "weightsearch.types",
     "Checkpoint": "weightsearch.types",
@@ -15,6 +16,7 @@ _PUBLIC = {
     "Selection": "weightsearch.types",
     "WeightsearchError": "weightsearch.errors",
     "Zoo": "weightsearch.zoo.store",
+    "add": "weightsearch.adding",
     "build_zoo": "weightsearch.zoo.build",
     "draw": "weightsearch.viz",
     "evaluate": "weightsearch.evaluation.run",

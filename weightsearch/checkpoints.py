@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,24 @@ def from_state_dict(state_dict: Mapping[Any, Any], source: str = "") -> Checkpoi
                 f"expected a state dict, got a {type(state_dict).__name__}; pass model.state_dict()"
             )
         return _assemble(state_dict, source)
+
+
+def align(checkpoint: Checkpoint, known: Iterable[Architecture]) -> Checkpoint:
+    """The checkpoint with its layers in the order of the known architecture that has the same ones by name, if any.
+
+    `.safetensors` files and shards forget the order, so that a network read from one may have its layers sorted
+    otherwise than the same network from a `.pt`; the names tell that it is the same.
+    """
+    known = list(known)
+    architecture = checkpoint.architecture
+    if architecture.fingerprint in {other.fingerprint for other in known}:
+        return checkpoint
+    for other in known:
+        if len(other.layers) == len(architecture.layers) and set(other.layers) == set(architecture.layers):
+            places = dict(zip(architecture.layers, architecture.slices, strict=True))
+            weights = np.concatenate([checkpoint.weights[places[layer]] for layer in other.layers])
+            return replace(checkpoint, architecture=other, weights=weights)
+    return checkpoint
 
 
 def to_state_dict(weights: np.ndarray, architecture: Architecture) -> dict[str, np.ndarray]:

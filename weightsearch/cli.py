@@ -262,6 +262,52 @@ def train(
 
 @app.command(
     epilog=example(
+        "weightsearch add sweep/ 'more/**/*.ckpt' --index runs/indexes/usps-v1",
+        "weightsearch add sweep/ --metadata runs.csv --key file --run-column run_id",
+        "weightsearch add runs/zoos/usps-v2",
+    )
+)
+def add(
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH...")],
+    index: IndexOption = None,
+    metadata: Metadata = None,
+    key: Key = "path",
+    run_column: RunColumn = None,
+    run_pattern: RunPattern = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
+    ] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(help="Write the files left out and why to this .csv.", show_default="none")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if anything was left out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add checkpoints to an index, with what is known of them. Adding twice adds once."""
+    path = index or runs.own_index()
+    _say(f"index: {path}")
+
+    from weightsearch.adding import add as run
+    from weightsearch.intake import Sources, write_quarantine
+
+    sources = Sources.make(metadata, key, run_column, run_pattern)
+    report = run(paths, path, sources=sources, dataset=dataset, quiet=quiet)
+    from weightsearch import render
+
+    for line in render.left_out(report.quarantined, report.unknown, report.notes):
+        _say(line)
+    if quarantine is not None:
+        write_quarantine(quarantine, report.quarantined)
+    show(render.add_report(report))
+    left_out = len(report.quarantined) + sum(report.unknown.values())
+    if left_out and (strict or report.added + report.already == 0):
+        raise WeightsearchError(
+            f"{left_out:,} of {left_out + report.added + report.already:,} checkpoints were left out; see above"
+        )
+
+
+@app.command(
+    epilog=example(
         "weightsearch query index/examples/good.pt --k 5",
         "weightsearch query sweep/ --where \"optimizer = 'adam'\" --per-run 1 --json",
         "weightsearch query --id 1f00c94a --not-run",
@@ -526,7 +572,7 @@ def remove(
     """Take checkpoints out of an index."""
     if not ids and not run and where is None:
         raise UsageError("name ids, a --run or a --where; nothing was removed")
-    path = index or runs.newest_index()
+    path = index or runs.own_index()
     _say(f"index: {path}")
 
     from weightsearch.index import remove_rows
@@ -555,7 +601,7 @@ def update(
     pairs = [value.partition("=") for value in values or ()]
     if any(not sign for _, sign, _ in pairs):
         raise UsageError(f"--set {next(name for name, sign, _ in pairs if not sign)}: write NAME=VALUE")
-    path = index or runs.newest_index()
+    path = index or runs.own_index()
     _say(f"index: {path}")
 
     from weightsearch.index import update_table, update_where
@@ -575,7 +621,7 @@ def rebuild(
     ] = None,
 ) -> None:
     """Write an index's FAISS files anew from its database."""
-    path = index or runs.newest_index()
+    path = index or runs.own_index()
     _say(f"index: {path}")
 
     from weightsearch import render

@@ -96,7 +96,8 @@ class Sources:
             known.insert(0, row)
         metadata = merge(known)
         run, place = self._run(found, metadata)
-        epoch = _epoch_in(place, alone=run == stem(found.path)) if metadata.epoch is None else metadata.epoch
+        alone = not self.name_runs and place.parent == Path()
+        epoch = _epoch_in(place, alone=alone) if metadata.epoch is None else metadata.epoch
         return Record(checkpoint, replace(metadata, run=run, epoch=epoch), found.path)
 
     def _run(self, found: Found, metadata: Metadata) -> tuple[str, Path]:
@@ -119,7 +120,8 @@ class Sources:
 def find_files(paths: Iterable[str | Path]) -> tuple[list[Found], list[Quarantined]]:
     """The checkpoint files that `paths` mean: files, all below folders, and what glob patterns match; each once.
 
-    In a folder, a sub-folder's files are one run, and each file of the folder itself is a run of its own.
+    In a folder, a sub-folder's files are one run, and each file of the folder itself is a run of its own. A run's name
+    begins with that of the folder, so that those of several folders differ.
     """
     found: dict[Path, Found] = {}
     missing = []
@@ -130,10 +132,14 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Found], list[Quarantin
         for path in matches:
             if path.is_dir():
                 for file in walk(path):
-                    found.setdefault(file.resolve(), Found(file, path, run_of(file, path)))
+                    found.setdefault(file.resolve(), Found(file, path, _below(path, run_of(file, path))))
             else:
-                found.setdefault(path.resolve(), Found(path, path.parent, stem(path)))
+                found.setdefault(path.resolve(), Found(path, path.parent, _below(path.parent, stem(path))))
     return list(found.values()), missing
+
+
+def _below(folder: Path, run: str) -> str:
+    return f"{folder.resolve().name}/{run}".lstrip("/")
 
 
 def _glob(pattern: Path) -> list[Path]:

@@ -300,9 +300,12 @@ class MetadataTable:
         return None
 
     @property
-    def unused(self) -> list[str]:
-        """Keys of the rows that no file was found for."""
-        return [name for name in self._rows if name not in self._taken]
+    def notes(self) -> list[str]:
+        """That some rows are about none of the files that were asked for, if so."""
+        unused = [name for name in self._rows if name not in self._taken]
+        if not unused:
+            return []
+        return [f"{len(unused):,} rows of {self.path.name} are about no file here, such as {unused[0]}"]
 
 
 def _trail(text: str) -> str:

@@ -16,6 +16,7 @@ QUARANTINED_LINES = 20
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from weightsearch.adding import AddReport
     from weightsearch.answers import Answer
     from weightsearch.calibration import Calibration
     from weightsearch.index import Finding, IndexInfo
@@ -98,6 +99,14 @@ def import_summary(summary: ImportSummary) -> RenderableType:
     )
 
 
+def add_report(report: AddReport) -> RenderableType:
+    already = f", {report.already:,} were there already" if report.already else ""
+    left = len(report.quarantined) + sum(report.unknown.values())
+    return Text(
+        f"{report.index}: {report.added:,} checkpoints added{already}" + (f", {left:,} left out" if left else "")
+    )
+
+
 def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], notes: Sequence[str]) -> Iterator[str]:
     """Lines for stderr: what was assumed, and which files were left out and why."""
     yield from (f"note: {note}" for note in notes)
@@ -105,6 +114,8 @@ def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], note
         yield f"left out: {count:,} files of another architecture, {name}"
     for bad in quarantined[:QUARANTINED_LINES]:
         yield f"left out: {bad.path}: {bad.reason}"
+    if len(quarantined) > QUARANTINED_LINES:
+        yield f"left out: {len(quarantined) - QUARANTINED_LINES:,} more"
 
 
 def train_summary(summary: TrainSummary) -> RenderableType:

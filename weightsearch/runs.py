@@ -41,11 +41,17 @@ def new_index(zoo: Path) -> Path:
 def newest_index() -> Path:
     """The index under `runs/indexes` that was made last, else the committed reference index."""
     index = _newest(RUNS / "indexes", ("manifest.json",))
-    if index is not None:
-        return index
-    if (REFERENCE_INDEX / "manifest.json").exists():
+    if index is None and (REFERENCE_INDEX / "manifest.json").exists():
         return REFERENCE_INDEX
-    raise WeightsearchError(f"no index in {RUNS / 'indexes'}; make one with `weightsearch train` or give --index")
+    return own_index() if index is None else index
+
+
+def own_index() -> Path:
+    """The newest under `runs/indexes`, to be changed: the reference index stays as it is."""
+    index = _newest(RUNS / "indexes", ("manifest.json",))
+    if index is None:
+        raise WeightsearchError(f"no index in {RUNS / 'indexes'}; make one with `weightsearch train` or give --index")
+    return index
 
 
 def _newest(directory: Path, markers: tuple[str, ...]) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from weightsearch.adding import run_name, zoo_rows
 from weightsearch.calibration import FAMILIAR, Calibration, calibrate_encoder, describe_zoo, familiar_layers
 from weightsearch.card import index_card
 from weightsearch.checkpoints import write_checkpoint
@@ -28,13 +28,13 @@ from weightsearch.fit import (
     target_values,
     usable_checkpoints,
 )
-from weightsearch.index import Rows, add_architecture, check_addition, check_target, create_index
+from weightsearch.index import add_architecture, check_addition, check_target, create_index
 from weightsearch.jobs import Protocol
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
 from weightsearch.splits import Split, make_split
 from weightsearch.tune import search, validation_loss
-from weightsearch.types import Method, Metric, SplitBy, Target, content_hash
+from weightsearch.types import Method, Metric, SplitBy, Target
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
 log = logging.getLogger("weightsearch")
@@ -187,7 +187,9 @@ def train(
     make(
         summary.index,
         opened.architecture,
-        _rows(opened, table, split, indexed, embedding, predicted, descriptions),
+        zoo_rows(
+            opened, indexed, embedding[indexed], predicted[indexed], descriptions[indexed], split.names(table)[indexed]
+        ),
         write_extras=write_extras,
         metric=metric,
         factory=factory,
@@ -199,11 +201,6 @@ def train(
         },
     )
     return summary
-
-
-def run_name(zoo: Zoo, run: int) -> str:
-    """A run's name in an index, unique among zoos: `usps-v1/17`, or `sweep/lr-0.1` where its maker named it."""
-    return f"{zoo.info.name}/{zoo.table().names.get(run, run)}"
 
 
 def _fit(zoo: Zoo, split: Split, method: Method, target: Target, seed: int, quiet: bool) -> Fit:
@@ -244,37 +241,6 @@ def _choose_examples(table: CheckpointTable, quality: np.ndarray, test: np.ndarr
         distance = np.abs(quality - np.quantile(quality, EXAMPLES[name]))
         chosen[name] = int(test[np.argmin(np.where(free, distance, np.inf))])
     return chosen
-
-
-def _rows(
-    zoo: Zoo,
-    table: CheckpointTable,
-    split: Split,
-    indexed: np.ndarray,
-    embedding: np.ndarray,
-    predicted: np.ndarray,
-    descriptions: np.ndarray,
-) -> Rows:
-    recipes = {run: json.dumps(recipe) for run, recipe in table.recipes.items()}
-    ids = [content_hash(zoo.weights(np.array([position]))[0]) for position in indexed]
-    runs = table.run[indexed].tolist()
-    return Rows(
-        id=np.array(ids),
-        run=np.array([run_name(zoo, run) for run in runs]),
-        epoch=table.epoch[indexed],
-        train_loss=table.train_loss[indexed],
-        train_accuracy=table.train_accuracy[indexed],
-        test_loss=table.test_loss[indexed],
-        test_accuracy=table.test_accuracy[indexed],
-        predicted_accuracy=predicted[indexed],
-        split=split.names(table)[indexed],
-        recipe=np.array([recipes[run] for run in runs]),
-        embedding=embedding[indexed],
-        dataset=zoo.info.dataset,
-        description=descriptions[indexed],
-        metadata=np.array([json.dumps(table.user_columns(position)) for position in indexed.tolist()], object),
-        source=np.array([f"{zoo.path}#{run}/{epoch}" for run, epoch in zip(runs, table.epoch[indexed], strict=True)]),
-    )
 
 
 def _notes(summary: TrainSummary, best: Fit, split: Split, zoo: Zoo, seed: int) -> dict[str, Any]:

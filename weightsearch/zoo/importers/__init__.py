@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightsearch.checkpoints import read_checkpoint
+import numpy as np
+
+from weightsearch.checkpoints import align, read_checkpoint
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.formats import natural
 from weightsearch.intake import Found, Quarantined, Sources, reason_of
@@ -70,11 +72,17 @@ def import_zoo(
     listed = _runs([file.found for file in seen], known, quarantined)[:runs]
     told = {metadata.dataset for metadata in known} - {None}
     dataset = dataset or (told.pop() if len(told) == 1 else None) or "unknown"
-    if sources is not None and sources.table is not None and sources.table.unused:
-        unused = sources.table.unused
-        notes.append(f"{len(unused):,} rows of {sources.table.path.name} are about no file here, such as {unused[0]}")
+    if sources is not None and sources.table is not None:
+        notes += sources.table.notes
     info = zoo_info(out, survey.architectures[chosen], layout, dataset, "imported")
-    added = write_runs(out, info, listed, lambda source: read_checkpoint(source).weights, quarantined, quiet=quiet)
+
+    def read(source: str) -> np.ndarray:
+        checkpoint = align(read_checkpoint(source), [info.architecture])
+        if checkpoint.architecture.fingerprint != chosen:
+            raise WeightsearchError(f"{source}: it changed while it was imported")
+        return checkpoint.weights
+
+    added = write_runs(out, info, listed, read, quarantined, quiet=quiet)
     counts = Counter(file.fingerprint for file in survey.files)
     others = {
         f"{name}: {survey.architectures[name].describe()}": count
@@ -125,8 +133,9 @@ def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Sur
                 except WeightsearchError as error:
                     quarantined.append(Quarantined(str(file.path), reason_of(error, file.path)))
                     continue
-                fingerprint = record.checkpoint.architecture.fingerprint
-                architectures.setdefault(fingerprint, record.checkpoint.architecture)
+                architecture = align(record.checkpoint, architectures.values()).architecture
+                fingerprint = architecture.fingerprint
+                architectures.setdefault(fingerprint, architecture)
                 files.append(_Seen(file, record.metadata, fingerprint))
         except KeyboardInterrupt:
             raise Interrupted("stopped while reading; nothing was imported, run the same command again") from None

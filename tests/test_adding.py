@@ -1,0 +1,182 @@
+"""Anyone's checkpoints into an index: found again by what they are, with what is known of them, each once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weightsearch import runs
+from weightsearch.adding import add
+from weightsearch.checkpoints import write_checkpoint
+from weightsearch.encoders import load_encoder
+from weightsearch.errors import WeightsearchError
+from weightsearch.index import Index
+from weightsearch.intake import Sources
+from weightsearch.training import TrainSummary
+from weightsearch.types import Selection
+from weightsearch.zoo.store import Zoo
+
+pytestmark = pytest.mark.slow  # the index that these tests add to is trained once for all
+
+
+def noisy(zoo: Zoo, position: int, seed: int = 0) -> np.ndarray:
+    """Weights `(P,)` that are in no zoo."""
+    weights = zoo.weights([position])[0]
+    return weights + np.random.default_rng([seed, position]).normal(scale=1e-3, size=weights.shape).astype(np.float32)
+
+
+def column(index: Path, fingerprint: str, name: str) -> dict[str, object]:
+    """A column by the name of the file that the row came from."""
+    table = Index.open(index).table(fingerprint, ["source", name])
+    return {Path(source).name: value for source, value in zip(table["source"], table[name], strict=True)}
+
+
+@pytest.fixture
+def sweep(zoo: Zoo, tmp_path: Path) -> Path:
+    """Two runs in folders, one lone file, a broken one, and one of another architecture."""
+    folder = tmp_path / "sweep"
+    for run in range(2):
+        (folder / f"run-{run}").mkdir(parents=True)
+        for epoch in range(2):
+            metadata = {"val_acc": 50.0 + 10 * run + epoch, "epoch": epoch, "hparams": {"lr": run}}
+            path = folder / f"run-{run}" / f"r{run}e{epoch}.pt"
+            write_checkpoint(path, noisy(zoo, 2 * run + epoch), zoo.architecture, metadata)
+    (folder / "run-1" / "r1e1.json").write_text('{"team": "red", "cost": 2.5}')
+    write_checkpoint(folder / "lone.safetensors", noisy(zoo, 9), zoo.architecture)
+    (folder / "broken.pt").write_bytes(b"PK\x03\x04")
+    torch.save({"0.weight": torch.ones(3, 2)}, folder / "other.pt")
+    return folder
+
+
+def test_files_are_found_again_with_what_is_known_of_them(zoo: Zoo, index_copy: Path, sweep: Path):
+    fingerprint = zoo.architecture.fingerprint
+    before = Index.open(index_copy).count(fingerprint)
+    report = add([sweep], index_copy, dataset="toy", quiet=True)
+    assert (report.added, report.already) == (5, 0)
+    assert [Path(bad.path).name for bad in report.quarantined] == ["broken.pt"]
+    assert report.unknown == {"dense 3x2 (6 parameters)": 1}
+    assert sorted(note.partition(" ")[2] for note in report.notes) == [
+        "val_acc goes up to 61: taken as per cent and divided by 100",
+        "val_acc stands in for test_accuracy (4 files)",
+    ]
+    index = Index.open(index_copy)
+    assert index.count(fingerprint) == before + 5
+
+    accuracies = column(index_copy, fingerprint, "test_accuracy")
+    assert [accuracies[f"r{run}e{epoch}.pt"] for run in range(2) for epoch in range(2)] == [0.5, 0.51, 0.6, 0.61]
+    assert np.isnan(accuracies["lone.safetensors"])
+    assert column(index_copy, fingerprint, "run")["r1e0.pt"] == "sweep/run-1"
+    assert column(index_copy, fingerprint, "run")["lone.safetensors"] == "sweep/lone"
+    assert column(index_copy, fingerprint, "epoch")["r1e1.pt"] == 1
+    assert np.isnan(column(index_copy, fingerprint, "epoch")["lone.safetensors"])
+    assert column(index_copy, fingerprint, "dataset")["r1e1.pt"] == "toy"
+    assert json.loads(column(index_copy, fingerprint, "recipe")["r1e1.pt"]) == {"lr": 1}
+    assert json.loads(column(index_copy, fingerprint, "metadata")["r1e1.pt"]) == {
+        "team": "red", "cost": 2.5, "val_acc": 61.0,
+    }  # fmt: skip
+
+    encoder = load_encoder(index.encoder_directory(fingerprint))
+    for position in (0, 1, 2, 3, 9):
+        embedding, predicted = encoder.embed(torch.from_numpy(noisy(zoo, position)[None]))
+        nearest = index.search(fingerprint, embedding[0].numpy(), 1).neighbours[0]
+        assert nearest.distance == pytest.approx(0, abs=1e-5)
+        if position == 9:
+            assert (nearest.run, nearest.epoch, nearest.test_accuracy, nearest.value) == (
+                "sweep/lone",
+                None,
+                None,
+                None,
+            )
+        else:
+            name = f"r{position // 2}e{position % 2}.pt"
+            assert (nearest.run, nearest.epoch) == (f"sweep/run-{position // 2}", position % 2)
+            assert column(index_copy, fingerprint, "predicted_accuracy")[name] == pytest.approx(
+                predicted[0].item(), abs=1e-5
+            )
+    expensive = index.search(fingerprint, embedding[0].numpy(), 5, Selection(where="cost > 2 and lr = 1")).neighbours
+    assert [row.metadata["team"] for row in expensive] == ["red"]
+
+
+def test_adding_twice_adds_once(zoo: Zoo, index_copy: Path, sweep: Path, tmp_path: Path):
+    add([sweep / "run-0"], index_copy, quiet=True)
+    again = add([sweep / "run-0" / "r0e0.pt", sweep], index_copy, quiet=True)
+    assert (again.added, again.already) == (3, 2)
+    shutil.copy(sweep / "lone.safetensors", tmp_path / "copy.safetensors")  # the same network elsewhere
+    assert add([tmp_path / "copy.safetensors"], index_copy, quiet=True).already == 1
+
+
+def test_a_whole_zoo(zoo: Zoo, index_copy: Path):
+    """The index lacks the held-out examples' runs; adding its own zoo brings just them."""
+    index = Index.open(index_copy)
+    fingerprint = zoo.architecture.fingerprint
+    held = index.count(fingerprint)
+    distinct = len(set(zoo.table().id))
+    report = add([zoo.path], index_copy, quiet=True)
+    assert report.added == distinct - held > 0
+    table = index.table(fingerprint, ["id", "run", "epoch", "test_accuracy", "recipe", "dataset", "source"])
+    known = zoo.table()
+    rows = {
+        (run, epoch): i for i, (run, epoch) in enumerate(zip(known.run.tolist(), known.epoch.tolist(), strict=True))
+    }
+    for i in range(held, held + report.added):
+        run, epoch = table["run"][i].rpartition("/")[2], int(table["epoch"][i])
+        position = rows[int(run), epoch]
+        assert table["id"][i] == known.id[position]
+        assert table["test_accuracy"][i] == known.test_accuracy[position]
+        assert json.loads(table["recipe"][i]) == known.recipes[int(run)]
+        assert (table["dataset"][i], table["source"][i]) == ("digits", f"{zoo.path}#{run}/{epoch}")
+    assert add([zoo.path], index_copy, quiet=True).added == 0
+
+
+def test_the_command(zoo: Zoo, trained: TrainSummary, index_copy: Path, sweep: Path, tmp_path: Path):
+    rows = "\n".join(f"r{run}e{epoch}.pt,{run / 10 + 0.1},x{run}" for run in range(2) for epoch in range(2))
+    (tmp_path / "runs.csv").write_text(f"file,accuracy,group\n{rows}\n")
+
+    def run_cli(*arguments: object) -> tuple[int, str, str]:
+        code = "from weightsearch.cli import main; main()"
+        command = [sys.executable, "-c", code, "add", *map(str, arguments), "--index", str(index_copy)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        return done.returncode, " ".join(done.stdout.split()), done.stderr
+
+    table = ("--metadata", "runs.csv", "--key", "file", "--run-column", "group")
+    code, out, err = run_cli("sweep/run-*/*.pt", *table)
+    assert (code, out.endswith("4 checkpoints added")) == (0, True), err
+    assert column(index_copy, zoo.architecture.fingerprint, "test_accuracy")["r1e0.pt"] == 0.2
+    assert column(index_copy, zoo.architecture.fingerprint, "run")["r1e0.pt"] == "x1"
+
+    code, out, err = run_cli("sweep", "--quarantine", "bad.csv")
+    assert "1 checkpoints added, 4 were there already, 2 left out" in out
+    assert code == 0
+    assert "left out: 1 files of another architecture, dense 3x2 (6 parameters)" in err
+    assert "left out: sweep/broken.pt: " in err
+    assert (tmp_path / "bad.csv").read_text().splitlines()[0] == "path,reason"
+    assert (tmp_path / "bad.csv").read_text().splitlines()[1].startswith("sweep/broken.pt,")
+    assert run_cli("sweep", "--strict")[0] == 1
+    code, _, err = run_cli("sweep/broken.pt", "nothing.pt")
+    assert code == 1
+    assert "nothing.pt: there is no such file or folder" in err
+    assert err.splitlines()[-1] == "error: 2 of 2 checkpoints were left out; see above"
+
+
+def test_without_an_index_of_ones_own_nothing_is_added_to_the_reference_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsearchError, match="no index in runs/indexes; make one with"):
+        runs.own_index()
+    assert runs.newest_index() == runs.REFERENCE_INDEX
+
+
+def test_sources_that_cannot_be_used_are_one_line(index_copy: Path, sweep: Path, tmp_path: Path):
+    with pytest.raises(WeightsearchError, match="does not exist"):
+        add([sweep], tmp_path / "no-index", quiet=True)
+    report = add([sweep], index_copy, sources=Sources.make(run_column="nobody"), quiet=True)
+    assert report.added == 0
+    assert any("its metadata has no nobody" in bad.reason for bad in report.quarantined)

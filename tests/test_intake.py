@@ -1,0 +1,233 @@
+"""What is known of a checkpoint, from wherever its maker wrote it: keys, sidecars, tables, names of files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.intake import Found, Sources, find_files
+from weightsearch.metadata import Measured, Metadata, MetadataTable, as_fractions, interpret, merge
+
+STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)}
+
+
+def values(metadata: Metadata) -> dict[str, float]:
+    return {column: measured.value for column, measured in metadata.metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "metrics", "extras"),
+    [
+        ({"test_acc": 0.9, "train_acc": 0.95}, {"test_accuracy": 0.9, "train_accuracy": 0.95}, {}),
+        ({"Test Accuracy": "0.9", "test/loss": 2}, {"test_accuracy": 0.9, "test_loss": 2}, {}),
+        ({"eval_accuracy": 0.7, "eval_loss": 0.1}, {"test_accuracy": 0.7, "test_loss": 0.1}, {}),
+        ({"metrics": {"test": {"acc": 0.8}, "f1": 0.5}}, {"test_accuracy": 0.8}, {"f1": 0.5}),
+        ({"accuracy": 0.99, "test_acc": 0.8}, {"test_accuracy": 0.8}, {"accuracy": 0.99}),  # the surer name
+        (
+            {"val_acc": 0.6, "val_loss": 1.0},
+            {"test_accuracy": 0.6, "test_loss": 1.0},
+            {"val_acc": 0.6, "val_loss": 1.0},
+        ),
+        ({"val_acc": 0.6, "test_acc": 0.5}, {"test_accuracy": 0.5}, {"val_acc": 0.6}),
+        ({"val_acc": 0.6, "test_acc": float("nan")}, {"test_accuracy": 0.6}, {"val_acc": 0.6}),
+        ({"test_acc": [0.1, 0.9]}, {}, {"test_acc": [0.1, 0.9]}),  # a history, not this checkpoint's
+        ({"accuracy": True, "acc": "high"}, {}, {"accuracy": True, "acc": "high"}),
+        ({"loss": 0.1, "note": None, "bad": float("inf")}, {}, {"loss": 0.1}),  # whose loss, nobody knows
+        ({"split": "a", "source": 1}, {}, {"split_": "a", "source_": 1}),  # the index's own columns' names
+    ],
+)
+def test_metrics_by_their_many_names(given: dict, metrics: dict, extras: dict):
+    found = interpret(given, "file")
+    assert values(found) == metrics
+    assert found.extras == extras
+
+
+def test_epoch_run_dataset_and_recipe():
+    given = {
+        "epoch": 3.0, "run": 7, "dataset": "usps", "hyper_parameters": {"lr": 0.1, "optim": {"name": "sgd"}},
+        "config.batch": 32, "args": {"lr": 5},
+    }  # fmt: skip
+    found = interpret(given, "file")
+    assert (found.epoch, found.run, found.dataset, found.extras) == (3, "7", "usps", {})
+    assert found.recipe == {"lr": 0.1, "optim.name": "sgd", "batch": 32}
+    assert interpret({"epoch": 2.5}, "file").epoch is None
+
+
+def test_the_surest_source_counts():
+    table = interpret({"val_acc": 0.5, "team": "red"}, "table")
+    sidecar = interpret({"epoch": 4, "team": "blue", "recipe": {"lr": 1}}, "sidecar")
+    file = interpret({"test_acc": 0.9, "epoch": 5, "recipe": {"lr": 2, "wd": 3}}, "file")
+    merged = merge([table, sidecar, file])
+    assert (merged.epoch, merged.recipe) == (4, {"lr": 1, "wd": 3})
+    assert merged.extras == {"val_acc": 0.5, "team": "red"}
+    assert merged.metrics == {"test_accuracy": Measured(0.9, "file's test_acc")}  # a test accuracy, not a stand-in
+
+
+def accuracies(*numbers: float, origin: str = "file's acc") -> list[Metadata]:
+    return [Metadata({"test_accuracy": Measured(number, origin)}) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "warns"),
+    [
+        ([0.1, 0.5, 1.0], [0.1, 0.5, 1.0], None),
+        ([0.5, 55.0, 100.0], [0.005, 0.55, 1.0], "goes up to 100: taken as per cent and divided by 100"),
+        ([0.5, 120.0], [None, None], "is no accuracy"),
+        ([-1.0, 0.5], [None, None], "is no accuracy"),
+    ],
+)
+def test_per_cent_is_judged_over_all_that_have_one_origin(given: list, expected: list, warns: str | None):
+    others = accuracies(0.9, origin="sidecar's acc")
+    found, warnings = as_fractions([*accuracies(*given), *others])
+    assert [values(metadata).get("test_accuracy") for metadata in found] == [*expected, 0.9]
+    assert [warns in warning for warning in warnings] == ([True] if warns else [])
+
+
+def save(path: Path, **content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": STATE, **content}, path)
+    return path
+
+
+def read(path: Path, sources: Sources | None = None) -> Metadata:
+    return (sources or Sources()).read(Found(path, path.parent.parent, path.parent.name)).metadata
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.pt.json"])
+def test_a_sidecar_counts_before_the_file_itself(tmp_path: Path, name: str):
+    path = save(tmp_path / "run" / "model.pt", test_acc=0.5, epoch=3)
+    (path.parent / name).write_text('{"test_acc": 0.75, "lr": NaN, "tags": ["a"], "recipe": {"lr": 0.1}}')
+    found = read(path)
+    assert (values(found), found.epoch, found.run) == ({"test_accuracy": 0.75}, 3, "run")
+    assert (found.extras, found.recipe) == ({"tags": ["a"]}, {"lr": 0.1})
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '"text"', "\x00"])
+def test_a_broken_sidecar_is_one_line(tmp_path: Path, text: str):
+    path = save(tmp_path / "run" / "model.pt")
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(WeightsearchError, match=r"^model\.json "):
+        read(path)
+
+
+TABLE = """path,test_acc,lr,run_id
+a/model.pt,0.1,0.01,one
+b/model.pt,0.2,0.02,two
+solo,0.3,0.03,three
+gone.pt,0.4,0.04,four
+"""
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "parquet", "csv.gz"])
+def test_tables(tmp_path: Path, suffix: str):
+    import duckdb
+
+    (tmp_path / "source.csv").write_text(TABLE)
+    target = tmp_path / f"runs.{suffix}"
+    if suffix == "csv":
+        target.write_text(TABLE)
+    else:
+        kind = {"json": "(FORMAT json)", "parquet": "(FORMAT parquet)", "csv.gz": "(HEADER)"}[suffix]
+        duckdb.connect().execute(f"COPY (FROM '{tmp_path}/source.csv') TO '{target}' {kind}")
+    sources = Sources.make(target, run_column="run_id")
+    paths = [save(tmp_path / name, test_acc=0.9) for name in ("a/model.pt", "b/model.pt", "c/solo.pt")]
+    found = [read(path, sources) for path in paths]
+    assert [values(metadata)["test_accuracy"] for metadata in found] == [0.1, 0.2, 0.3]
+    assert [metadata.run for metadata in found] == ["one", "two", "three"]
+    assert [metadata.extras["lr"] for metadata in found] == [0.01, 0.02, 0.03]
+    assert sources.table is not None
+    assert sources.table.notes == [f"1 rows of runs.{suffix} are about no file here, such as gone.pt"]
+    with pytest.raises(WeightsearchError, match=r"the row solo of .* is also about .*solo.pt: give more of the path"):
+        read(save(tmp_path / "d" / "solo.pt"), sources)
+    with pytest.raises(WeightsearchError, match="its metadata has no run_id, which --run-column asks for"):
+        read(save(tmp_path / "d" / "unlisted.pt"), sources)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "says"),
+    [
+        ("a,b\n1,2\n", {}, "--key path: runs.csv has no such column; it has a, b"),
+        ("path,b\nx,2\n./x,3\n", {}, "has two rows for x"),
+        (None, {}, "there is no such file"),
+        ("path\nx\n", {"run_pattern": "("}, "is no regular expression"),
+        ("path\nx\n", {"run_pattern": "a", "run_column": "b"}, "give one of them"),
+    ],
+)
+def test_wrong_tables_and_flags_are_one_line(tmp_path: Path, content: str | None, options: dict, says: str):
+    path = tmp_path / "runs.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(WeightsearchError) as caught:
+        Sources.make(path, **options)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"give a \.csv, \.json or \.parquet file"):
+        MetadataTable.read(tmp_path / "runs.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch"),
+    [
+        ("run/epoch=12-step=400.ckpt", 12),
+        ("run/model_epoch12.pt", 12),
+        ("run/model_12.pt", 12),
+        ("run/12.pt", 12),
+        ("run/checkpoint_000012/model.pt", 12),
+        ("run/resnet18.pt", None),  # no separator: part of the name
+        ("run/best.pt", None),
+        ("seed_7.pt", None),  # a run of its own: the number is rather the run's
+        ("seed_7_epoch_2.pt", 2),
+    ],
+)
+def test_epochs_in_names(tmp_path: Path, name: str, epoch: int | None):
+    save(tmp_path / name)
+    ((found,), _) = find_files([tmp_path])
+    assert Sources().read(found).metadata.epoch == epoch
+
+
+def test_what_a_pattern_took_as_the_run_is_no_epoch(tmp_path: Path):
+    save(tmp_path / "sweep" / "lr_7.pt")
+    ((found,), _) = find_files([tmp_path])
+    metadata = Sources.make(run_pattern=r"lr_(\d+)").read(found).metadata
+    assert (metadata.run, metadata.epoch) == ("7", None)
+    with pytest.raises(WeightsearchError, match=r"--run-pattern x.z does not match its path"):
+        Sources.make(run_pattern="x.z").read(found)
+
+
+def test_files_folders_and_patterns(tmp_path: Path):
+    root = tmp_path / "zoo"
+    for name in ("b.pt", "run-10/m.ckpt", "run-2/m.ckpt", "run-2/optimizer.pt", ".hidden/m.pt", "run-2/notes.txt"):
+        save(root / name)
+    shards = root / "big"
+    shards.mkdir()
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (shards / name).write_bytes(b"")
+    (shards / "model.safetensors.index.json").write_text("{}")
+    found, missing = find_files([root, root / "b.pt", root / "run-*" / "*.ckpt", root / "none.pt", root / "*.xyz"])
+    assert [(file.path.relative_to(root).as_posix(), file.run) for file in found] == [
+        ("b.pt", "zoo/b"),
+        ("big/model.safetensors.index.json", "zoo/big"),
+        ("run-2/m.ckpt", "zoo/run-2"),
+        ("run-10/m.ckpt", "zoo/run-10"),
+    ]
+    assert [Path(bad.path).name for bad in missing] == ["none.pt", "*.xyz"]
+
+
+def test_a_run_the_file_names_counts_before_its_folder(tmp_path: Path):
+    assert read(save(tmp_path / "examples" / "good.pt", run="usps-v1/7")).run == "usps-v1/7"
+    assert read(save(tmp_path / "examples" / "bad.pt")).run == "examples"
+
+
+def test_numbers_survive_json(tmp_path: Path):
+    """What DuckDB and NumPy make of numbers becomes plain JSON."""
+    (tmp_path / "runs.csv").write_text("path,day,cost,flag\nx.pt,2024-05-01,1.50,true\n")
+    table = MetadataTable.read(tmp_path / "runs.csv")
+    row = table.find(tmp_path / "x.pt")
+    assert row is not None
+    assert json.loads(json.dumps(row.extras)) == {"day": "2024-05-01", "cost": 1.5, "flag": True}
+    assert interpret({"x": np.float64(1.5)}, "file").extras == {"x": 1.5}
