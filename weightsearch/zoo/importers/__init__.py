@@ -22,6 +22,8 @@ from weightsearch.zoo.importers.writing import Checkpoint, ImportSummary, Run, w
 from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.store import ZooInfo, connect
 
+KEPT_BYTES = 128 * 2**20  # of weights from the first reading
+
 
 def import_zoo(
     path: str | Path,
@@ -36,9 +38,9 @@ def import_zoo(
 ) -> ImportSummary:
     """Imports a folder of checkpoints as a zoo in the directory `out`, which `train` takes as it takes our own.
 
-    Weights are read twice, one checkpoint at a time: first to learn what there is, then to copy it, some runs at a
-    time. A killed import goes on when called again, and a later one adds the runs that are new. Files that cannot be
-    read, and checkpoints that are not finite, are left out and listed in `out/quarantine.csv`.
+    All but the first files are read twice, one checkpoint at a time: first to learn what there is, then to copy it,
+    some runs at a time. A killed import goes on when called again, and a later one adds the runs that are new. Files
+    that cannot be read, and checkpoints that are not finite, are left out and listed in `out/quarantine.csv`.
 
     Args:
         layout: None to recognise it.
@@ -77,6 +79,8 @@ def import_zoo(
     info = zoo_info(out, survey.architectures[chosen], layout, dataset, "imported")
 
     def read(source: str) -> np.ndarray:
+        if source in survey.weights:
+            return survey.weights.pop(source)
         checkpoint = align(read_checkpoint(source), [info.architecture])
         if checkpoint.architecture.fingerprint != chosen:
             raise WeightsearchError(f"{source}: it changed while it was imported")
@@ -117,11 +121,14 @@ class _Survey:
     files: list[_Seen]
     architectures: dict[str, Architecture]
     quarantined: list[Quarantined]
+    weights: dict[str, np.ndarray]  # by source, of the first files, which need not be read again
 
 
 def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Survey:
-    """Opens every file once, keeping all but the weights."""
+    """Opens every file once, keeping all but the weights, and those of the first `KEPT_BYTES`."""
     found, quarantined = find(folder, layout)
+    weights: dict[str, np.ndarray] = {}
+    kept = 0
     files: list[_Seen] = []
     architectures: dict[str, Architecture] = {}
     with progress_bar("reading", len(found), unit="files", quiet=quiet) as advance:
@@ -133,16 +140,19 @@ def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Sur
                 except WeightsearchError as error:
                     quarantined.append(Quarantined(str(file.path), reason_of(error, file.path)))
                     continue
-                architecture = align(record.checkpoint, architectures.values()).architecture
-                fingerprint = architecture.fingerprint
-                architectures.setdefault(fingerprint, architecture)
+                checkpoint = align(record.checkpoint, architectures.values())
+                fingerprint = checkpoint.architecture.fingerprint
+                architectures.setdefault(fingerprint, checkpoint.architecture)
+                kept += checkpoint.weights.nbytes
+                if kept <= KEPT_BYTES:
+                    weights[str(file.path.resolve())] = checkpoint.weights
                 files.append(_Seen(file, record.metadata, fingerprint))
         except KeyboardInterrupt:
             raise Interrupted("stopped while reading; nothing was imported, run the same command again") from None
     if not files:
         first = f"; {len(quarantined):,} cannot be read, such as {_told(quarantined[0])}" if quarantined else ""
         raise WeightsearchError(f"{folder} holds no checkpoints to import{first}")
-    return _Survey(files, architectures, quarantined)
+    return _Survey(files, architectures, quarantined, weights)
 
 
 def _told(bad: Quarantined) -> str:
