@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from weightsearch import runs
 from weightsearch.adding import add
-from weightsearch.checkpoints import write_checkpoint
+from weightsearch.answers import Index as AnswerIndex
+from weightsearch.checkpoints import read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import Index
 from weightsearch.intake import Sources
-from weightsearch.training import TrainSummary
-from weightsearch.types import Selection
+from weightsearch.training import TrainSummary, train
+from weightsearch.types import Method, Selection
+from weightsearch.zoo.importers import import_zoo
 from weightsearch.zoo.store import Zoo
 
 pytestmark = pytest.mark.slow  # the index that these tests add to is trained once for all
@@ -180,3 +183,31 @@ def test_sources_that_cannot_be_used_are_one_line(index_copy: Path, sweep: Path,
     report = add([sweep], index_copy, sources=Sources.make(run_column="nobody"), quiet=True)
     assert report.added == 0
     assert any("its metadata has no nobody" in bad.reason for bad in report.quarantined)
+
+
+def test_a_file_that_forgot_the_order_of_its_layers_is_added_queried_and_got_back(tmp_path: Path):
+    """`.safetensors` sorts by name, and this network's head sorts before its stem."""
+
+    def state(seed: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        scale = 0.2 + torch.rand((), generator=generator)
+        shapes = {"stem.weight": (4, 3), "stem.bias": (4,), "head.weight": (2, 4), "head.bias": (2,)}
+        return {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    for run in range(12):
+        content = {"state_dict": state(run), "test_acc": float(state(run)["stem.weight"].abs().mean())}
+        (tmp_path / "sweep").mkdir(exist_ok=True)
+        torch.save(content, tmp_path / "sweep" / f"{run}.pt")
+    import_zoo(tmp_path / "sweep", tmp_path / "zoo", quiet=True)
+    train(tmp_path / "zoo", tmp_path / "index", method=Method.STATISTICS, quiet=True)
+    for name, seed in (("known.safetensors", 3), ("new.safetensors", 50)):
+        safetensors.torch.save_file(state(seed), tmp_path / name)
+    report = add([tmp_path / "known.safetensors", tmp_path / "new.safetensors"], tmp_path / "index", quiet=True)
+    assert (report.added, report.already, report.unknown) == (1, 1, {})
+    index = AnswerIndex.open(tmp_path / "index")
+    nearest = index.query(tmp_path / "new.safetensors", k=1).neighbours[0]
+    assert nearest.distance == pytest.approx(0, abs=1e-5)
+    back = read_checkpoint(index.get(nearest.id, tmp_path / "back.pt"))
+    assert [layer.name for layer in back.architecture.layers] == ["stem", "head"]
+    for name, array in to_state_dict(back.weights, back.architecture).items():
+        np.testing.assert_array_equal(array, state(50)[name].numpy())

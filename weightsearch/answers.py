@@ -194,7 +194,9 @@ class Index(engine.Index):
         from weightsearch.sources import read_source
 
         row = self.find(id)
-        checkpoint = read_source(row.columns["id"], row.columns["source"], self.path)
+        checkpoint = read_source(
+            row.columns["id"], row.columns["source"], self.path, self.architectures[row.fingerprint]
+        )
         write_checkpoint(out, checkpoint.weights, checkpoint.architecture)
         return Path(out)
 
@@ -206,7 +208,9 @@ class Index(engine.Index):
         return beside[fingerprint]
 
     def _read(self, model: Any) -> _Subject:
-        checkpoint = _checkpoint(model)
+        from weightsearch.checkpoints import align
+
+        checkpoint = align(_checkpoint(model), self.architectures.values())
         fingerprint = checkpoint.architecture.fingerprint
         if fingerprint not in self.architectures:
             raise WeightsearchError(_unknown(checkpoint, self.path, self.architectures))

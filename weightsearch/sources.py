@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from weightsearch.checkpoints import read_checkpoint
+from weightsearch.checkpoints import align, read_checkpoint
 from weightsearch.errors import WeightsearchError
-from weightsearch.types import Checkpoint
+from weightsearch.types import Architecture, Checkpoint
 
 
-def read_source(id: str, source: str | None, index: Path) -> Checkpoint:
+def read_source(id: str, source: str | None, index: Path, architecture: Architecture) -> Checkpoint:
     """The checkpoint with this id, with the names that its tensors had there.
 
     A relative source is looked for below the working directory, then below each directory that `index` lies in.
@@ -27,7 +27,8 @@ def read_source(id: str, source: str | None, index: Path) -> Checkpoint:
     if found is None:
         where = f"{path} (run {run}, epoch {epoch})" if run else str(path)
         raise WeightsearchError(f"{id}: its weights should be in {where}, which is not here; put it back there")
-    checkpoint = read_checkpoint(found) if run is None else _from_zoo(found, id, run, epoch)
+    # The id is of the weights in the order of layers that the index knows.
+    checkpoint = align(read_checkpoint(found), [architecture]) if run is None else _from_zoo(found, id, run, epoch)
     if checkpoint.id != id:
         raise WeightsearchError(f"{id}: {found} holds other weights by now; the index was made from an earlier state")
     return checkpoint
