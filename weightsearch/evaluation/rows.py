@@ -62,7 +62,7 @@ def rows_of(
     on: str | None = None,
     against: str | None = None,
 ) -> list[Row]:
-    """One row per seed, and one of all pooled: the mean over seeds, in each bootstrap sample of runs."""
+    """One row per seed, and one of all pooled: the mean over seeds (of a worst case, the worst) in each sample."""
 
     def one(draws: np.ndarray, seed: int | None) -> Row:
         low = high = None
@@ -70,7 +70,8 @@ def rows_of(
             low, high = (float(end) for end in np.nanquantile(draws[1:], [0.025, 0.975]))
         return Row(zoo, method, metric, float(draws[0]), low, high, seed, on, against)
 
-    pooled = np.mean([draws for _, draws in seeds], axis=0)
+    pool = np.max if metric.endswith("worst") else np.mean
+    pooled = pool([draws for _, draws in seeds], axis=0)
     return [*(one(draws, seed) for seed, draws in seeds), one(pooled, None)]
 
 
