@@ -205,6 +205,7 @@ def test_bad_flags_are_one_line_and_exit_code_2(run: Run, trained: TrainSummary,
     fails(run("viz", index, "--projection", "mds"), 2, "mds", "umap")
     fails(run("viz", index, "--part", "half"), 2, "half", "test")
     fails(run("viz", index, "--figure", "efficiency"), 2, "tables.json")
+    fails(run("viz", index, "--interactive", "--out", example), 1, example.name)
     fails(run("viz", index, "--run", "99", "--figure", "training"), 2, "--run 99")
     fails(run("build-zoo", "--preset", "v9"), 2, "v9")
     fails(run("build-zoo", "--runs", 0), 2, "runs")

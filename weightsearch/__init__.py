@@ -19,6 +19,7 @@ _PUBLIC = {
     "add": "weightsearch.adding",
     "build_zoo": "weightsearch.zoo.build",
     "draw": "weightsearch.viz",
+    "draw_map": "weightsearch.viz",
     "evaluate": "weightsearch.evaluation.run",
     "import_zoo": "weightsearch.zoo.importers",
     "load_dataset": "weightsearch.datasets",

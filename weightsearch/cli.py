@@ -409,7 +409,8 @@ def get(
     epilog=example(
         "weightsearch viz",
         "weightsearch viz runs/zoos/usps-v1 runs/zoos/mnist-v1 --figure embedding --figure similarity",
-        "weightsearch viz --index index --figure embedding --network model.pt --format svg --dark",
+        "weightsearch viz index --figure embedding --network model.pt --format svg --dark",
+        "weightsearch viz index --interactive",
     )
 )
 def viz(
@@ -431,6 +432,9 @@ def viz(
     out: Annotated[Path | None, typer.Option(help="Directory for the files.", show_default="runs/figures/NAME")] = None,
     format: Annotated[str, typer.Option(help="png or svg.")] = "png",
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Write a map to explore in a browser, offline: one HTML file.")
+    ] = False,
     projection: Annotated[str, typer.Option(help="umap, tsne or pca, of the embedding.")] = "umap",
     part: Annotated[
         str | None,
@@ -453,7 +457,7 @@ def viz(
     quiet: Quiet = False,
 ) -> None:
     """Draw zoos and indexes: accuracies, embeddings, their similarity, a run's path, the trials of a search."""
-    from weightsearch.viz import Format, Part, Projection, draw
+    from weightsearch.viz import Format, Part, Projection, draw, draw_map
 
     chosen = _choice(Format, format, "--format")
     projected = _choice(Projection, projection, "--projection")
@@ -462,11 +466,20 @@ def viz(
     if not paths:
         paths = [runs.newest_index()]
         _say(f"index: {paths[0]}")
-    for written in draw(
-        paths, out or runs.figures(*paths), figure, format=chosen, dark=dark, projection=projected, part=drawn,
-        methods=method, networks=network or (), run=run, seed=seed, quiet=quiet,
-    ):  # fmt: skip
-        print(written)
+    folder = out or runs.figures(*paths)
+    if interactive:
+        print(
+            draw_map(
+                paths, folder / "map.html", dark=dark, part=drawn, projection=projected, methods=method, seed=seed,
+                quiet=quiet,
+            )
+        )  # fmt: skip
+    if figure or not interactive:
+        for written in draw(
+            paths, folder, figure, format=chosen, dark=dark, projection=projected, part=drawn, methods=method,
+            networks=network or (), run=run, seed=seed, quiet=quiet,
+        ):  # fmt: skip
+            print(written)
 
 
 @app.command(

@@ -15,6 +15,7 @@ from weightsearch.progress import progress_bar
 from weightsearch.viz import figures as drawn
 from weightsearch.viz.curves import efficiency, is_tables, trials_in, trials_on
 from weightsearch.viz.figures import Options
+from weightsearch.viz.interactive import interactive
 from weightsearch.viz.projection import Projection
 from weightsearch.viz.sources import Part, Source, ZooSource, open_sources
 from weightsearch.viz.style import Format, save, theme
@@ -68,16 +69,7 @@ def draw(
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out takes a directory for the figures")
     root = root or runs.RUNS
-    given = [sources] if isinstance(sources, Drawable) else list(sources)
-    tables = [Path(one) for one in given if isinstance(one, str | Path) and is_tables(Path(one))]
-    opened = [
-        source
-        for one in given
-        if not (isinstance(one, str | Path) and Path(one) in tables)
-        for source in open_sources(one, methods, seed=seed, root=root / "fits")
-    ]
-    if not given:
-        raise UsageError("name at least one zoo or index to draw")
+    tables, opened = _open(sources, methods, seed, root)
     if not opened:
         names = tuple(name for name in names if FIGURES[name] is None)
     groups = []
@@ -110,6 +102,56 @@ def draw(
             written.append(path)
             advance()
     return written
+
+
+def draw_map(
+    sources: Drawable | Sequence[Drawable],
+    path: str | Path,
+    *,
+    dark: bool = False,
+    part: Part | None = None,
+    projection: Projection = Projection.UMAP,
+    methods: Sequence[str] | None = None,
+    seed: int = 0,
+    root: Path | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Writes a map of zoos and indexes to explore, one HTML file that needs no network. See `draw` for the arguments.
+
+    Of more than 100,000 networks it shows a sample, and says so.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; a map is one HTML file")
+    _, opened = _open(sources, methods, seed, root or runs.RUNS)
+    if not opened:
+        raise UsageError("a map is drawn of zoos and indexes: name one")
+    for source in opened:
+        source.prepare(source.methods, quiet=quiet)
+    options = Options(part, projection, seed)
+    total = sum(len(source.methods) for source in opened)
+    with progress_bar("mapping", total, unit="maps", quiet=quiet) as advance:
+        content = interactive(opened, options, partial(_note, advance, "map"), dark=dark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def _open(
+    sources: Drawable | Sequence[Drawable], methods: Sequence[str] | None, seed: int, root: Path
+) -> tuple[list[Path], list[Source]]:
+    """What is given, as files of tables and as things to draw."""
+    given = [sources] if isinstance(sources, Drawable) else list(sources)
+    if not given:
+        raise UsageError("name at least one zoo or index to draw")
+    tables = [Path(one) for one in given if isinstance(one, str | Path) and is_tables(Path(one))]
+    opened = [
+        source
+        for one in given
+        if not (isinstance(one, str | Path) and Path(one) in tables)
+        for source in open_sources(one, methods, seed=seed, root=root / "fits")
+    ]
+    return tables, opened
 
 
 def _note(advance: Callable[..., None], name: str, text: str) -> None:

@@ -161,7 +161,7 @@ def _pictures(
     more: Callable[[Source], str] = lambda _: "",
 ) -> Figure:
     """A row per source, a picture per method, coloured by accuracy; `marks` draws into each."""
-    samples = [_sample(source, options, EMBEDDING_SAMPLE) for source in sources]
+    samples = [sample_of(source, options, EMBEDDING_SAMPLE) for source in sources]
     headings = [
         f"{source.title}: {sample.label}{more(source)}" for source, sample in zip(sources, samples, strict=True)
     ]
@@ -197,7 +197,7 @@ def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figur
 
     Under each: its means over the pairs of two good networks, of two bad ones, and of a good with a bad one.
     """
-    samples = [_sample(source, options, SIMILARITY_SAMPLE) for source in sources]
+    samples = [sample_of(source, options, SIMILARITY_SAMPLE) for source in sources]
     headings = [
         f"{source.title}: {sample.label}, {_good_and_bad(source)}"
         for source, sample in zip(sources, samples, strict=True)
@@ -239,7 +239,8 @@ def _width(sources: Sequence[Source]) -> float:
     return max(5.2, max(len(source.methods) for source in sources) * PANEL + 1.0)
 
 
-def _sample(source: Source, options: Options, most: int) -> Sample:
+def sample_of(source: Source, options: Options, most: int) -> Sample:
+    """What is drawn of a source; fewer than `most` where raw weights would fill the memory."""
     if RAW in source.methods:
         most = min(most, RAW_BYTES // (4 * source.architecture.size))
     return source.sample(options.part, most, options.seed)

@@ -137,9 +137,12 @@ class IndexSource(Source):
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        names = ("run", "epoch", *METRICS, "split", "recipe", "id")
-        found = self._index.table(self._fingerprint, tuple(dict.fromkeys((*names, self.target.column))))
-        return {**found, self.target.column: self._index.accuracies(self._fingerprint)}
+        names = ("id", "run", "epoch", *METRICS, "predicted_accuracy", "dataset", "split", "recipe")
+        found = self._index.table(self._fingerprint, names)
+        in_recipes = {key for text in set(found["recipe"]) if text for key in json.loads(text)}
+        own = [name for name in self._index.keys() if name not in in_recipes]  # noqa: SIM118 - not a dict
+        values = self._index.accuracies(self._fingerprint)
+        return {**found, **self._index.table(self._fingerprint, own), self.target.column: values}
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -187,6 +190,7 @@ class ZooSource(Source):
         recipes = {run: json.dumps(recipe) for run, recipe in table.recipes.items()}
         named = {name: getattr(table, name) for name in ("id", "epoch", *METRICS)}
         return {
+            **table.extras,
             **named,
             "run": np.array([f"{self.zoo.info.name}/{run}" for run in table.run.tolist()]),
             "split": split.names(table),

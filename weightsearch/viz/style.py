@@ -17,6 +17,8 @@ from weightsearch.types import Target
 COLOURS = "viridis"  # perceptually uniform, and legible to colour-blind readers
 DPI = 150
 MARK = "#E8590C"  # what a picture is to point out: apart from all of viridis, in dark and in light
+LIGHT = ("#ffffff", "#24292f", "#d5d9de")  # ground, ink, lines
+DARK = ("#14171c", "#d7dce2", "#3a414b")
 ROW_HEADING = 0.36  # inches
 
 
@@ -30,7 +32,7 @@ class Format(StrEnum):
 @contextmanager
 def theme(dark: bool) -> Iterator[None]:
     """Colours and sizes of everything drawn inside."""
-    ground, ink, faint = ("#14171c", "#d7dce2", "#3a414b") if dark else ("#ffffff", "#24292f", "#d5d9de")
+    ground, ink, faint = DARK if dark else LIGHT
     settings: dict[Any, Any] = {
         "figure.facecolor": ground, "axes.facecolor": ground, "savefig.facecolor": ground, "text.color": ink,
         "axes.edgecolor": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "grid.color": faint,
