@@ -107,6 +107,49 @@ def zoos() -> str:
     return "\n".join(rows)
 
 
+def evaluation() -> str:
+    """The main metrics of benchmarks/results/evaluation/evaluation.json, a table a zoo: means over seeds."""
+    content = json.loads((RESULTS / "evaluation" / "evaluation.json").read_text())
+    columns = {
+        "prediction.r2": "R²",
+        "prediction.tau": "tau",
+        "precision@10.good": "good @10",
+        "precision@10.bad": "bad @10",
+        "neighbours.r2": "neighbours' R²",
+        "twin.recall": "twins",
+        "rescaled.recall": "twins, rescaled",
+        "noise.shift": "noise",
+        "interval.coverage": "90 % interval",
+    }
+    pooled = [r for r in content["rows"] if r["seed"] is None and r["on"] is None and r["against"] is None]
+    parts = []
+    for zoo in dict.fromkeys(row["zoo"] for row in pooled):
+        own = {(row["method"], row["metric"]): row for row in pooled if row["zoo"] == zoo}
+        lines = [f"{zoo}, {content['settings']['seeds']} seed(s):", "", f"| method | {' | '.join(columns.values())} |"]
+        lines.append("|---|" + "---:|" * len(columns))
+        for method in dict.fromkeys(method for method, metric in own if metric in columns):
+            cells = [f"{own[method, m]['value']:.3f}" if (method, m) in own else "–" for m in columns]
+            lines.append(f"| `{method}` | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def peers() -> str:
+    """benchmarks/results/peers.json: means over the seeds that were run."""
+    results = json.loads((RESULTS / "peers.json").read_text())
+    lines = [
+        "| zoo | method | seeds | R² | tau | parameters | seconds an epoch |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for zoo, method in sorted({(one["zoo"], one["method"]) for one in results}):
+        own = [one for one in results if (one["zoo"], one["method"]) == (zoo, method)]
+        r2, tau, seconds = (sum(o[key] for o in own) / len(own) for key in ("r2", "tau", "seconds_per_epoch"))
+        lines.append(
+            f"| {zoo} | `{method}` | {len(own)} | {r2:.3f} | {tau:.3f} | {own[0]['parameters']:,} | {seconds:.2g} |"
+        )
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "reference": reference,
