@@ -202,7 +202,7 @@ def markdown(rows: Sequence[Row], settings: dict[str, int]) -> str:
         "",
         f"Made by `weightsearch evaluate` {version('weightsearch')}. Each zoo is split by run: the training runs "
         "(70 %) are the index, checkpoints of the test runs (15 %) the queries. Encoders are fitted with their default "
-        f"settings, at most {settings['epochs']} epochs; {settings['seeds']} seeds share the test part and deal the "
+        f"settings, at most {settings['epochs']} epochs; {settings['seeds']} seed(s) share the test part and deal the "
         "rest into training and validation anew. Values are means over seeds, with the 95 % interval of a bootstrap "
         "over test runs.",
     ]
