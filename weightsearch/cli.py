@@ -32,6 +32,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 IndexOption = Annotated[
     Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/, else index/")
 ]
+OwnIndexOption = Annotated[
+    Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/indexes")
+]
 
 
 Metadata = Annotated[
@@ -269,7 +272,7 @@ def train(
 )
 def add(
     paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH...")],
-    index: IndexOption = None,
+    index: OwnIndexOption = None,
     metadata: Metadata = None,
     key: Key = "path",
     run_column: RunColumn = None,
@@ -580,7 +583,7 @@ def remove(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of checkpoints, as queries show them.")] = None,
     run: Annotated[list[str] | None, typer.Option(help="All checkpoints of this run; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="All checkpoints for which this holds.")] = None,
-    index: IndexOption = None,
+    index: OwnIndexOption = None,
 ) -> None:
     """Take checkpoints out of an index."""
     if not ids and not run and where is None:
@@ -606,7 +609,7 @@ def update(
     key: Annotated[str, typer.Option(help="The column that says which checkpoints a line is about.")] = "id",
     values: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="Which checkpoints get what --set says.")] = None,
-    index: IndexOption = None,
+    index: OwnIndexOption = None,
 ) -> None:
     """Change what is known of indexed checkpoints: accuracies, epoch, run, dataset, and columns of your own."""
     if (table is None) == (not values) or (not values) != (where is None):
@@ -628,7 +631,7 @@ def update(
 
 @app.command(epilog=example("weightsearch rebuild", "weightsearch rebuild --factory HNSW32"))
 def rebuild(
-    index: IndexOption = None,
+    index: OwnIndexOption = None,
     factory: Annotated[
         str | None, typer.Option(help="FAISS's name for its index's type; auto: by size.", show_default="as it was")
     ] = None,
