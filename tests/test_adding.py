@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import share
 
 from weightsearch import runs
 from weightsearch.adding import add
 from weightsearch.answers import Index as AnswerIndex
-from weightsearch.checkpoints import read_checkpoint, to_state_dict, write_checkpoint
+from weightsearch.checkpoints import align, read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import Index
@@ -183,6 +184,45 @@ def test_sources_that_cannot_be_used_are_one_line(index_copy: Path, sweep: Path,
     report = add([sweep], index_copy, sources=Sources.make(run_column="nobody"), quiet=True)
     assert report.added == 0
     assert any("its metadata has no nobody" in bad.reason for bad in report.quarantined)
+
+
+def test_damaged_files_enter_whole_or_not_at_all(zoo: Zoo, index_copy: Path, tmp_path: Path):
+    """Flipped bits and truncations: each file is either quarantined, unknown, or a row that agrees with its file."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    arrays = to_state_dict(noisy(zoo, 5), zoo.architecture)
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    samples = {
+        "pt": lambda path: torch.save({"state_dict": state, "test_acc": 0.5, "epoch": 3}, path),
+        "pth": lambda path: torch.save(state, path, _use_new_zipfile_serialization=False),
+        "safetensors": lambda path: safetensors.torch.save_file(state, path),
+        "npz": lambda path: np.savez(path, **arrays),
+    }
+    total = 0
+    for suffix, save in samples.items():
+        save(tmp_path / f"whole.{suffix}")
+        content = (tmp_path / f"whole.{suffix}").read_bytes()
+        for i in range(share(2000) // len(samples)):
+            mutated = bytearray(content)
+            for _ in range(rng.integers(1, 4)):
+                end = len(content) if rng.random() < 0.5 else 1500
+                mutated[rng.integers(end)] ^= 1 << rng.integers(8)
+            cut = rng.integers(len(content)) if i % 4 == 0 else len(content)
+            (folder / f"{i}.{suffix}").write_bytes(mutated[:cut])
+            total += 1
+    fingerprint = zoo.architecture.fingerprint
+    before = Index.open(index_copy).count(fingerprint)
+    report = add([folder], index_copy, quiet=True)
+    assert report.added + report.already + len(report.quarantined) + sum(report.unknown.values()) == total
+    assert len(report.quarantined) > total // 4
+    assert all(bad.reason and "\n" not in bad.reason for bad in report.quarantined)
+    index = Index.open(index_copy)
+    assert index.count(fingerprint) == before + report.added
+    assert np.isfinite(index.embeddings(fingerprint)).all()
+    table = index.table(fingerprint, ["id", "source"])
+    for id, source in zip(table["id"][before:], table["source"][before:], strict=True):
+        assert align(read_checkpoint(source), [zoo.architecture]).id == id
 
 
 def test_a_file_that_forgot_the_order_of_its_layers_is_added_queried_and_got_back(tmp_path: Path):

@@ -404,7 +404,10 @@ def test_one_line_for_what_cannot_be_imported(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "model.pt").write_text("text")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "zoo.json").write_text("{}")
     for folder, says in (
+        (tmp_path / "done", "is a zoo already; train on it as it is"),
         (tmp_path / "missing", "does not exist"),
         (tmp_path / "empty", "holds no checkpoints to import"),
         (tmp_path / "bad", "1 cannot be read, such as"),

@@ -216,6 +216,8 @@ def test_files_folders_and_patterns(tmp_path: Path):
         ("run-10/m.ckpt", "zoo/run-10"),
     ]
     assert [Path(bad.path).name for bad in missing] == ["none.pt", "*.xyz"]
+    (tmp_path / "empty").mkdir()
+    assert [bad.reason.partition(" .")[0] for bad in find_files([tmp_path / "empty"])[1]] == ["it holds no"]
 
 
 def test_a_run_the_file_names_counts_before_its_folder(tmp_path: Path):

@@ -131,7 +131,10 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Found], list[Quarantin
             missing.append(Quarantined(str(given), "there is no such file or folder"))
         for path in matches:
             if path.is_dir():
-                for file in walk(path):
+                files = list(walk(path))
+                if not files:
+                    missing.append(Quarantined(str(path), f"it holds no {', '.join(SUFFIXES)} file"))
+                for file in files:
                     found.setdefault(file.resolve(), Found(file, path, _below(path, run_of(file, path))))
             else:
                 found.setdefault(path.resolve(), Found(path, path.parent, _below(path.parent, stem(path))))

@@ -57,6 +57,8 @@ def import_zoo(
     if not folder.is_dir():
         what = "is a file; give the folder that it lies in" if folder.exists() else "does not exist"
         raise UsageError(f"{folder} {what}")
+    if (folder / "zoo.json").is_file():
+        raise UsageError(f"{folder} is a zoo already; train on it as it is")
     if runs is not None and runs < 1:
         raise UsageError(f"--runs {runs}: choose at least 1")
     layout = layout or recognise(folder)
