@@ -217,7 +217,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a search was done: exactly over all or over the passing rows, or by FAISS's approximate index."""
+    """How a search was done: exactly over all or over the passing rows, or by FAISS's approximate index.
+
+    `seconds` until the rows and distances of all lists were known, a filter's work included.
+    """
 
     name: str
     rows_passing: int

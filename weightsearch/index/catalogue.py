@@ -209,15 +209,15 @@ def rows_sql(connection: duckdb.DuckDBPyConnection) -> str:
     return f"(SELECT *, {nulls} FROM ix.checkpoints)"
 
 
+def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the database has this format's tables."""
+    return rows_sql(connection) == "ix.checkpoints"
+
+
 def first(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> Any:
     """The first row of a query's result, None where there is none. All are fetched: DuckDB waits for the last one."""
     found = connection.execute(query, parameters).fetchall()
     return found[0] if found else None
-
-
-def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the database has this format's tables."""
-    return rows_sql(connection) == "ix.checkpoints"
 
 
 def generation(connection: duckdb.DuckDBPyConnection) -> int:
@@ -248,24 +248,25 @@ class Columns:
     values: np.ndarray  # float64 of the target, NaN where unknown
     datasets: np.ndarray  # uint64, hash of the dataset's name
     runs: np.ndarray  # uint64, hash of the run's name
+    table: str  # the rows as SQL
 
     def __len__(self) -> int:
         return len(self.numbers)
 
 
 def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target) -> Columns:
+    table = rows_sql(connection)
     found = connection.execute(
         f"SELECT number, coalesce({target_sql(target)}, 'NaN') AS value, hash(dataset) AS dataset, "
-        f"hash(coalesce(run, id)) AS run FROM {rows_sql(connection)} WHERE architecture = ? ORDER BY number",
+        f"hash(coalesce(run, id)) AS run FROM {table} WHERE architecture = ?",
         [fingerprint],
     ).fetchnumpy()
-    return Columns(
-        generation(connection),
-        np.asarray(found["number"], np.int64),
-        np.asarray(found["value"], np.float64),
-        np.asarray(found["dataset"], np.uint64),
-        np.asarray(found["run"], np.uint64),
-    )
+    numbers, values = np.asarray(found["number"], np.int64), np.asarray(found["value"], np.float64)
+    datasets, runs = (np.asarray(found[name], np.uint64) for name in ("dataset", "run"))
+    if not (numbers[1:] > numbers[:-1]).all():  # they mostly come sorted, and DuckDB's sorting takes long
+        order = np.argsort(numbers)
+        numbers, values, datasets, runs = numbers[order], values[order], datasets[order], runs[order]
+    return Columns(generation(connection), numbers, values, datasets, runs, table)
 
 
 def row(connection: duckdb.DuckDBPyConnection, fingerprint: str, number: int) -> tuple[dict[str, Any], np.ndarray]:
@@ -399,8 +400,7 @@ def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) 
 
 def key_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
     """The recipes' keys and the user's columns, by name, with their DuckDB types."""
-    has_keys = first(connection, "SELECT 1 FROM duckdb_tables() WHERE database_name = 'ix' AND table_name = 'keys'")
-    if has_keys:
+    if is_current(connection):
         return dict(connection.execute("SELECT name, type FROM ix.keys ORDER BY name").fetchall())
     return _keys_of(connection, rows_sql(connection))
 

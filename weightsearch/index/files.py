@@ -35,7 +35,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} is of another format than {FORMAT}, which this version reads; "
             "upgrade weightsearch or make the index again with `weightsearch train`"
         )
-    if manifest["format"] == FORMAT and not is_sealed(manifest):
+    sound = {"metric", "architectures", "files"} <= manifest.keys()
+    if not sound or (manifest["format"] == FORMAT and not is_sealed(manifest)):
         raise WeightsearchError(
             f"{path / MANIFEST} is damaged (its checksum is another); restore it from a copy or make the index again"
         )

@@ -13,8 +13,9 @@ from weightsearch.index.catalogue import Columns
 from weightsearch.index.vectors import Cache
 from weightsearch.types import Metric
 
-# Share of rows passing below which an approximate index is left aside for an exact search of just those rows.
-FEW = 0.1
+# Share of rows passing below which an approximate index is left aside for an exact search of just those rows, and
+# below which an exact search looks at just those rows rather than at all, which lie in a row.
+FEW, SOME = 0.1, 0.3
 BLOCK = 64
 
 
@@ -86,20 +87,23 @@ def search(
         mask: `(n,)` bool, the rows that pass the filter; None for all.
         grades: `(n,)`, 1 where good, -1 where bad.
     """
-    few = mask is not None and np.count_nonzero(mask) <= FEW * len(shelf)
+    passing = len(shelf) if mask is None else int(np.count_nonzero(mask))
+    few = passing <= FEW * len(shelf)
     if not shelf.cache.is_exact and not few:
         everything = np.ones(len(shelf), bool) if mask is None else mask
         masks = (mask, everything & (grades > 0), everything & (grades < 0))
         lists = [_pick(_growing(shelf, query, k, part), k, within, per_run, shelf.columns.runs) for part in masks]
         return f"{shelf.cache.info.factory}{'' if mask is None else ' with a selector'}", lists
-    if mask is None:
-        rows, name = None, "exact, all rows"
-    else:
+    rows, name = None, "exact, all rows"
+    if mask is not None and passing <= SOME * len(shelf):
         rows, name = np.flatnonzero(mask), "exact, passing rows"
-        grades = grades[rows]
+        mask, grades = None, grades[rows]
     away = shelf.distances(query, rows)
+    if mask is not None:
+        away[~mask] = np.inf
+        grades = np.where(mask, grades, 0)
     lists = []
-    for wanted in (None, grades > 0, grades < 0):
+    for wanted in (mask, grades > 0, grades < 0):
         found = _nearest(away, wanted, k)
         mapped = ((part if rows is None else rows[part], away[part], done) for part, done in found)
         lists.append(_pick(mapped, k, within, per_run, shelf.columns.runs))

@@ -201,7 +201,12 @@ def distances(query: np.ndarray, vectors: np.ndarray, metric: Metric, at: np.nda
     else:
         at = np.ascontiguousarray(at, np.int64)
         by_index = faiss.fvec_inner_products_by_idx if cosine else faiss.fvec_L2sqr_by_idx
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(
+            1
+        )  # of this thread's calls: one query gives others no work, but makes it wait for them
         by_index(*pointers, faiss.swig_ptr(at), width, 1, count)
+        faiss.omp_set_num_threads(threads)
     np.subtract(1.0, out, out=out) if cosine else np.sqrt(out, out=out)
     return np.maximum(out, 0.0, out=out)
 
