@@ -527,7 +527,10 @@ def test_an_imported_sweep_trains_from_the_command_line(tmp_path: Path):
     assert "epoch9.pt: it is a text file, not a checkpoint" in done.stderr
     assert "1 left out in all: zoo/quarantine.csv" in done.stderr
     assert "note: file's test_acc goes up to" in done.stderr
-    assert run_cli("zoo", "info", "zoo").returncode == 0
+    facts = " ".join(run_cli("zoo", "info", "zoo").stdout.split())
+    assert "imported as folder" in facts
+    assert "own columns f1, team" in facts
+    assert "accuracy at epoch 3 median 0." in facts
     done = run_cli("train", "zoo", "--method", "statistics", "--out", "index")
     assert done.returncode == 0, done.stderr
     done = run_cli("query", folder / "run-5" / "epoch2.pt", "--index", "index", "--k", 3, "--json")

@@ -17,8 +17,8 @@ def index_card(summary: TrainSummary, zoo: Zoo, encoder: Encoder) -> str:
     info, test, runs = zoo.info, summary.test, summary.runs
     parts = [
         f"# Index of {info.name}",
-        f"{summary.checkpoints:,} checkpoints of a zoo of {info.dataset} networks (preset {info.preset}, zoo seed "
-        f"{info.seed}), made by `weightsearch train`, version {version('weightsearch')}. Each network is\n"
+        f"{summary.checkpoints:,} checkpoints of a zoo of {info.dataset} networks ({info.origin}), made by "
+        f"`weightsearch train`, version {version('weightsearch')}. Each network is\n"
         f"{zoo.architecture.describe()}.",
         f"The encoder is `{summary.method}`: {encoder.parameters_count:,} parameters, an embedding of "
         f"{encoder.embedding_width} values. The split into training,\nvalidation and test is {summary.split}; these "

@@ -44,6 +44,12 @@ class ZooInfo:
     settings: dict[str, Any]
     version: str  # of the package that made the zoo
 
+    @property
+    def origin(self) -> str:
+        """For people: how the zoo came to be."""
+        layout = self.settings.get("layout")
+        return f"imported as {layout}" if layout else f"preset {self.preset}, zoo seed {self.seed}"
+
     def to_dict(self) -> dict[str, Any]:
         plain = {key: getattr(self, key) for key in ("name", "dataset", "preset", "seed", "dtype", "version")}
         return {

@@ -19,7 +19,7 @@ CHOICES = ("optimizer", "activation", "initializer", "train_fraction")
 
 @dataclass(frozen=True)
 class ChoiceAccuracy:
-    """Test accuracy at the last epoch over the good runs that made one choice."""
+    """Test accuracy at their last epoch over the good runs that made one choice."""
 
     runs: int
     mean: float
@@ -28,7 +28,7 @@ class ChoiceAccuracy:
 
 @dataclass(frozen=True)
 class ZooSummary:
-    """A zoo in numbers; the accuracies are those of the good runs on the test split at the last epoch."""
+    """A zoo in numbers; the accuracies are those of the good runs at their last epoch, where they are known."""
 
     path: Path
     info: ZooInfo
@@ -36,9 +36,10 @@ class ZooSummary:
     failed: int
     checkpoints: int
     size_bytes: int
-    last_epoch: int | None  # None where there is no good run yet
+    last_epoch: int | None  # None where there is no good run yet, or runs end at different epochs
     quartiles: tuple[float, ...]  # minimum, quartiles and maximum, or empty
     choices: dict[str, dict[str, ChoiceAccuracy]]  # e.g. ["optimizer"]["adam"]
+    columns: tuple[str, ...] = ()  # the users' own
 
 
 def zoo_summary(path: str | Path) -> ZooSummary:
@@ -48,8 +49,9 @@ def zoo_summary(path: str | Path) -> ZooSummary:
     with connect(zoo.path, read_only=True) as connection:
         status = dict(connection.execute("SELECT run, status FROM runs").fetchall())
     good = np.array([status.get(int(run)) == "ok" for run in table.run], bool)
-    last_epoch = int(table.epoch[good].max()) if good.any() else None
-    final = good & (table.epoch == last_epoch)
+    ends = np.append(table.run[1:] != table.run[:-1], True)[: len(table)]  # ordered by run, then epoch
+    epochs = np.unique(table.epoch[good & ends])
+    final = good & ends & np.isfinite(table.test_accuracy)
     runs, accuracy = table.run[final], table.test_accuracy[final]
     groups: dict[str, dict[str, list[float]]] = {choice: defaultdict(list) for choice in CHOICES}
     for run, value in zip(runs, accuracy, strict=True):
@@ -64,7 +66,7 @@ def zoo_summary(path: str | Path) -> ZooSummary:
         failed=sum(value == "failed" for value in status.values()),
         checkpoints=len(table),
         size_bytes=sum(file.stat().st_size for file in zoo.path.rglob("*") if file.is_file()),
-        last_epoch=last_epoch,
+        last_epoch=int(epochs[0]) if len(epochs) == 1 else None,
         quartiles=tuple(map(float, np.quantile(accuracy, [0, 0.25, 0.5, 0.75, 1]))) if len(accuracy) else (),
         choices={
             choice: {
@@ -74,6 +76,7 @@ def zoo_summary(path: str | Path) -> ZooSummary:
             for choice, members in groups.items()
             if members
         },
+        columns=tuple(table.extras),
     )
 
 
@@ -84,16 +87,18 @@ def render_summary(summary: ZooSummary) -> RenderableType:
 
     info = summary.info
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("zoo", f"{summary.path} ({info.name}, seed {info.seed}, {info.dtype})")
+    facts.add_row("zoo", f"{summary.path} ({info.name}, {info.origin}, {info.dtype})")
     facts.add_row("network", info.architecture.describe())
     facts.add_row("runs", f"{summary.runs:,}" + (f", {summary.failed:,} of them failed" if summary.failed else ""))
     facts.add_row("checkpoints", f"{summary.checkpoints:,}")
     facts.add_row("size", f"{summary.size_bytes / 1e6:,.1f} MB")
-    if summary.last_epoch is None:
+    if summary.columns:
+        facts.add_row("own columns", ", ".join(summary.columns))
+    if not summary.quartiles:
         return facts
     low, lower, median, upper, high = summary.quartiles
     facts.add_row(
-        f"accuracy at epoch {summary.last_epoch}",
+        "accuracy at the end" if summary.last_epoch is None else f"accuracy at epoch {summary.last_epoch}",
         f"median {median:.3f}, middle half {lower:.3f} to {upper:.3f}, from {low:.3f} to {high:.3f}",
     )
     table = Table("choice", "value", "runs", "mean accuracy", "median accuracy", box=None, pad_edge=False)
