@@ -59,6 +59,7 @@ def probe(
     - `predicted`
     - `neighbours (Q, 10)`, `run_neighbours (Q, 10)`: positions of the nearest, and of the nearest one of each of the 10
       nearest runs; by cosine distance, -1 where the index has no more
+    - `epoch_neighbours (Q, 10)`: of the nearest 10 runs, too, but among checkpoints of about the query's epoch
     - `to_good`, `to_bad`: mean cosine to the index's good and bad ones
     - `same (R, BINS)`, `different (R, BINS)`: counts of pairs by cosine, for each of the queries' runs, ascending
     - `twin_first`, `twin_drift`, `twin_predicted` for permuted units, `rescaled_*` for permuted and rescaled or flipped
@@ -71,7 +72,7 @@ def probe(
         return {"predicted": predict_only(zoo, queries, represent)}
     stored = _Stored(zoo, np.concatenate([split.train, queries]), represent)
     indexed = len(split.train)
-    run = zoo.table().run
+    run, epoch = zoo.table().run, zoo.table().epoch
     good, bad = is_good(quality, split.train), is_bad(quality, split.train)
     twinnable = _can_have_twins(zoo.architecture)
     median = stored.median_distance(run[split.train], np.random.default_rng(seed))
@@ -91,6 +92,9 @@ def probe(
             "predicted": predicted,
             "neighbours": _positions(split.train, nearest(to_index)),
             "run_neighbours": _positions(split.train, nearest_runs(to_index, run[split.train])),
+            "epoch_neighbours": _positions(
+                split.train, nearest_in_time(to_index, run[split.train], epoch[split.train], epoch[block])
+            ),
             "to_good": to_index[:, good[split.train]].mean(axis=1),
             "to_bad": to_index[:, bad[split.train]].mean(axis=1),
         }
@@ -185,6 +189,23 @@ def nearest_runs(similarity: np.ndarray, run: np.ndarray, k: int = K) -> np.ndar
     chosen = nearest(np.take_along_axis(similarity, best, axis=1), min(k, len(names)))
     found = np.full((len(similarity), k), -1)
     found[:, : chosen.shape[1]] = np.take_along_axis(best, chosen, axis=1)
+    return found
+
+
+def nearest_in_time(
+    similarity: np.ndarray, run: np.ndarray, epoch: np.ndarray, asked: np.ndarray, k: int = K
+) -> np.ndarray:
+    """As `nearest_runs`, among the columns whose `epoch (N,)` is about that of the row, `asked (b,)`.
+
+    That is within a quarter of it, as `query` forecasts a network's end.
+    """
+    found = np.full((len(similarity), k), -1)
+    for one in np.unique(asked):
+        slack = 0 if one <= 0 else max(1, one // 4)
+        columns, rows = np.flatnonzero(np.abs(epoch - one) <= slack), asked == one
+        if len(columns):
+            near = nearest_runs(similarity[np.ix_(rows, columns)], run[columns], k)
+            found[rows] = np.where(near >= 0, columns[near], -1)
     return found
 
 

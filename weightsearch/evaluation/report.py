@@ -104,8 +104,9 @@ SECTIONS = (
     ),
 )
 FORECAST = (
-    "Mean absolute error of a run's final accuracy, guessed from a checkpoint at an earlier epoch: from its 10 "
-    "neighbours' final accuracies (no data needed), beside what its own measured accuracies alone would say."
+    "Mean absolute error of a run's final accuracy, guessed from an earlier checkpoint: the median of how the 10 runs "
+    "ended that it is most like at its epoch (any epoch: at whatever epoch). That needs no data; the last two rows do, "
+    "to measure the run's own accuracies so far."
 )
 DIFFERENCE = (
     "The method's value minus that of {against}: better where above 0, certainly so where the whole interval is. "
@@ -165,7 +166,8 @@ def _forecast_section(rows: Sequence[Row]) -> Section:
     epochs = sorted({int(row.metric.split("@")[1]) for row in rows if row.metric.startswith("forecast.mae@")})
     if len(epochs) > MOST_EPOCHS:
         epochs = [epochs[round(i * (len(epochs) - 1) / (MOST_EPOCHS - 1))] for i in range(MOST_EPOCHS)]
-    columns = {"forecast.mae": "all"} | {f"forecast.mae@{epoch}": f"from epoch {epoch}" for epoch in epochs}
+    columns = {"forecast.mae_any_epoch": "any epoch", "forecast.mae": "all"}
+    columns |= {f"forecast.mae@{epoch}": f"epoch {epoch}" for epoch in epochs}
     return Section("Forecast", FORECAST, columns)
 
 

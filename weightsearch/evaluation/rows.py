@@ -105,8 +105,10 @@ def draws(arrays: Mapping[str, np.ndarray], judged: Judged, indexed: np.ndarray,
                 }
         found["noise.shift"] = mean(arrays["noise_shift"], run, weights)
         found["noise.kept"] = mean(arrays["noise_kept"], run, weights)
-        own = mean_of_neighbours(arrays["run_neighbours"], judged.final())
-        found |= forecast(own, judged, queries, weights)
+        ends = judged.final()
+        found |= forecast(middle_of_neighbours(arrays["epoch_neighbours"], ends), judged, queries, weights)
+        of_any = forecast(mean_of_neighbours(arrays["run_neighbours"], ends), judged, queries, weights)
+        found["forecast.mae_any_epoch"] = of_any["forecast.mae"]
     return {metric: values for metric, values in found.items() if np.isfinite(values[0])}
 
 
@@ -210,6 +212,15 @@ def interval(predicted: np.ndarray, truth: np.ndarray, run: np.ndarray, weights:
 def mean_of_neighbours(neighbours: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The mean of `values (n,)` at `neighbours (Q, k)`, positions or -1 for none."""
     return np.nanmean(np.where(neighbours >= 0, values[neighbours], np.nan), axis=1)
+
+
+def middle_of_neighbours(neighbours: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The median of `values (n,)` at `neighbours (Q, k)`; NaN where there is none."""
+    found = np.full(len(neighbours), np.nan)
+    some = (neighbours >= 0).any(axis=1)
+    own = neighbours[some]
+    found[some] = np.nanmedian(np.where(own >= 0, values[own], np.nan), axis=1)
+    return found
 
 
 def _numbers(run: np.ndarray) -> np.ndarray:

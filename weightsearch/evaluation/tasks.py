@@ -33,7 +33,7 @@ from weightsearch.splits import Split
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.store import Zoo
 
-FORMAT = 1  # counts changes of the code after which older results are not comparable
+FORMAT = 2  # counts changes of the code after which older results are not comparable
 RAW = "raw-weights"
 TREES = Baseline.STATISTICS_TREES.value
 METHODS = (RAW, *(method.value for method in Method if method is not Method.FC), TREES)
