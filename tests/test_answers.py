@@ -152,7 +152,9 @@ def test_a_forecast_is_how_the_most_similar_runs_ended(index: Index):
     assert (found.median, found.low, found.high) == pytest.approx((np.median(values), values.min(), values.max()))
     assert found.good == (values >= answer.good_threshold).sum()
     assert found.bad == (values <= answer.bad_threshold).sum()
-    assert f"{found.good} ended good" in answer.verdict
+    assert f"at {found.median:.3f} in the median" in answer.verdict
+    for good, bad, words in ((10, 0, "all ended good"), (0, 10, "all ended bad"), (3, 2, "3 ended good and 2 bad")):
+        assert words in wording.verdict(replace(answer, novelty=None, forecast=replace(found, good=good, bad=bad)))
 
 
 def test_no_forecast_without_an_epoch_or_after_the_last(index: Index, example: Path):

@@ -41,7 +41,7 @@ def _grid(grid: wording.Grid) -> RenderableType:
     if grid.rows:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
         for number, column in enumerate(grid.columns):
-            free = column in ("recipe", "most of all")
+            free = column in ("recipe", "it has")
             table.add_column(
                 column, justify="right" if number in grid.right else "left", no_wrap=not free, overflow="fold"
             )

@@ -122,11 +122,11 @@ def _layers(answer: Answer) -> Grid:
     )
     few = "" if len(shown) == len(answer.layers) else f" ({len(shown)} of {len(answer.layers)}, the least alike)"
     return Grid(
-        f"Layers, and how unlike {' and '.join(sides)} they are{few}",
-        ("layer", "good", "most of all", "bad", "most of all"),
+        f"Layers, unlike {' and '.join(sides)}{few}",
+        ("layer", "unlike good", "it has", "unlike bad", "it has"),
         texts,
         right=(1, 3),
-        caption="0 is alike, 1 about as unlike as networks of two runs; the order of units does not count.",
+        caption="0 is alike; networks of two runs are about 1.3 apart. The order of units does not count.",
     )
 
 
@@ -182,8 +182,11 @@ def _nearest(answer: Answer) -> str:
 def _forecast(answer: Answer) -> str:
     found = answer.forecast
     assert found is not None
+    ended = f"{found.good} ended good and {found.bad} bad"
+    if found.runs in (found.good, found.bad):
+        ended = f"all ended {'good' if found.good else 'bad'}"
     return (
-        f"of the {found.runs} runs most like it at epoch {found.epoch}, {found.good} ended good and {found.bad} bad, "
+        f"of the {found.runs} runs most like it at epoch {found.epoch}, {ended}, "
         f"at {found.median:.3f} in the median ({found.low:.3f} to {found.high:.3f})"
     )
 
