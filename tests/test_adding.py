@@ -139,6 +139,35 @@ def test_a_whole_zoo(zoo: Zoo, index_copy: Path):
     assert add([zoo.path], index_copy, quiet=True).added == 0
 
 
+def test_folders_laid_out_as_public_zoos(zoo: Zoo, index_copy: Path, tmp_path: Path):
+    fingerprint = zoo.architecture.fingerprint
+    trial = tmp_path / "ray" / "trial-0"
+    for epoch in range(2):
+        arrays = to_state_dict(noisy(zoo, epoch), zoo.architecture)
+        (trial / f"checkpoint_{epoch:06d}").mkdir(parents=True)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        torch.save(tensors, trial / f"checkpoint_{epoch:06d}" / "checkpoints")
+    (trial / "params.json").write_text('{"optim::lr": 0.5}')
+    (trial / "result.json").write_text('{"epoch": 0, "test_acc": 0.25}\n{"epoch": 1, "test_acc": 0.5, "pid": 7}')
+    old = tmp_path / "old"
+    for i, (seed, epoch) in enumerate([(1, 0), (2, 0), (1, 1)]):
+        content = {"epoch": epoch, "seed": seed, "test_acc": i / 10}
+        old.mkdir(exist_ok=True)
+        write_checkpoint(old / f"2022041012304{i}_{epoch}.pt", noisy(zoo, 10 + i), zoo.architecture, content)
+    before = Index.open(index_copy).count(fingerprint)
+    assert add([tmp_path / "ray", old], index_copy, quiet=True).added == 5
+    names = ["run", "epoch", "test_accuracy", "recipe", "metadata"]
+    table = Index.open(index_copy).table(fingerprint, names)
+    rows = [tuple(table[name][i] for name in names) for i in range(before, before + 5)]
+    assert rows == [
+        ("ray/trial-0", 0, 0.25, '{"learning_rate": 0.5}', "{}"),
+        ("ray/trial-0", 1, 0.5, '{"learning_rate": 0.5}', "{}"),
+        ("old/seed-1-20220410123040", 0, 0.0, "{}", '{"seed": 1}'),
+        ("old/seed-2-20220410123041", 0, 0.1, "{}", '{"seed": 2}'),
+        ("old/seed-1-20220410123040", 1, 0.2, "{}", '{"seed": 1}'),
+    ]
+
+
 def test_the_command(zoo: Zoo, trained: TrainSummary, index_copy: Path, sweep: Path, tmp_path: Path):
     rows = "\n".join(f"r{run}e{epoch}.pt,{run / 10 + 0.1},x{run}" for run in range(2) for epoch in range(2))
     (tmp_path / "runs.csv").write_text(f"file,accuracy,group\n{rows}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from weightsearch.encoders import Encoder, load_encoder
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.fit import embed_zoo, finite_weights
 from weightsearch.index import Index, Rows, add_rows
-from weightsearch.intake import Found, Quarantined, Sources, find_files, reason_of
+from weightsearch.intake import Found, Quarantined, Sources, below, find_files, reason_of
 from weightsearch.layers import describe
 from weightsearch.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture, content_hash
-from weightsearch.zoo.importers.layouts import Layout, find, recognise
+from weightsearch.zoo.importers.layouts import Layout, comvex_runs, find, recognise
 from weightsearch.zoo.store import Zoo
 
 CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
@@ -92,11 +92,21 @@ def _split(paths: Iterable[str | Path], quarantined: list[Quarantined]) -> tuple
             reason = "it is a Small CNN Zoo; make a zoo of it with `weightsearch import` and add that"
             quarantined.append(Quarantined(str(path), reason))
             continue
-        found, missing = find_files([path]) if layout is Layout.FOLDER else find(path, layout)
+        if layout is Layout.FOLDER:
+            found, missing = find_files([path])
+        else:
+            found, missing = find(path, layout)
+            found = [_under(path, file) for file in found]
         quarantined += missing
         for file in found:
             files.setdefault(file.path.resolve(), file)
     return zoos, list(files.values())
+
+
+def _under(folder: Path, file: Found) -> Found:
+    """With the folder's name before its run's, so that those of several folders differ; runs told later have none."""
+    run = file.run and below(folder, file.run)
+    return replace(file, run=run, metadata=replace(file.metadata, run=file.metadata.run and run))
 
 
 @dataclass
@@ -120,6 +130,13 @@ class _Batch:
         self.weights.append(weights)
         if len(self.weights) >= min(BATCH_ROWS, max(1, BATCH_BYTES // weights.nbytes)):
             self.embed()
+
+    def name_runs(self) -> None:
+        """Tells the runs of files in the ComVeX layout, whose names do not."""
+        nameless = [i for i, metadata in enumerate(self.known) if not metadata.run]
+        runs = comvex_runs([self.paths[i].name for i in nameless], [self.known[i] for i in nameless])
+        for i, run in zip(nameless, runs, strict=True):
+            self.known[i] = replace(self.known[i], run=below(self.paths[i].parent, run))
 
     def embed(self) -> None:
         if self.weights:
@@ -161,6 +178,8 @@ class _Adder:
             if batch is None:
                 batch = batches[fingerprint] = _Batch(architecture, self._encoder(fingerprint))
             batch.add(checkpoint.weights, file.path, record.metadata)
+        for batch in batches.values():
+            batch.name_runs()
         known, notes = as_fractions([metadata for batch in batches.values() for metadata in batch.known])
         self.notes += notes + stand_ins(known)
         position = 0

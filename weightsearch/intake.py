@@ -135,13 +135,14 @@ def find_files(paths: Iterable[str | Path]) -> tuple[list[Found], list[Quarantin
                 if not files:
                     missing.append(Quarantined(str(path), f"it holds no {', '.join(SUFFIXES)} file"))
                 for file in files:
-                    found.setdefault(file.resolve(), Found(file, path, _below(path, run_of(file, path))))
+                    found.setdefault(file.resolve(), Found(file, path, below(path, run_of(file, path))))
             else:
-                found.setdefault(path.resolve(), Found(path, path.parent, _below(path.parent, stem(path))))
+                found.setdefault(path.resolve(), Found(path, path.parent, below(path.parent, stem(path))))
     return list(found.values()), missing
 
 
-def _below(folder: Path, run: str) -> str:
+def below(folder: Path, run: str) -> str:
+    """A run's name with the folder's before it."""
     return f"{folder.resolve().name}/{run}".lstrip("/")
 
 

@@ -15,6 +15,23 @@ from weightsearch.metadata import Metadata, interpret, json_object, merge, read_
 
 UNKNOWN = -999  # what the ModelZoos project logs for a training metric before the first epoch
 RENAMED = {"lr": "learning_rate", "wd": "weight_decay", "nlin": "activation", "init_type": "initializer"}
+# What Ray logs of itself in `result.json`.
+BOOKKEEPING = {
+    *(
+        "config",
+        "done",
+        "trial_id",
+        "experiment_id",
+        "experiment_tag",
+        "date",
+        "timestamp",
+        "pid",
+        "hostname",
+        "node_ip",
+    ),
+    *("training_iteration", "epoch", "iterations_since_restore", "time_since_restore", "timesteps_since_restore"),
+    *("timesteps_total", "episodes_total", "warmup_time", "should_checkpoint"),
+}
 COMVEX_NAME = re.compile(r"(\d{8,})_(\d{1,9})\.pt")
 
 
@@ -117,14 +134,17 @@ def _results(path: Path) -> dict[int, Metadata]:
                 break
             raise WeightsearchError(f"line {i + 1}: {error}") from None
         number = row.get("training_iteration", row.get("epoch", i))
-        row = {key: value for key, value in row.items() if key not in ("config", "epoch") and value != UNKNOWN}
+        row = {key: value for key, value in row.items() if key not in BOOKKEEPING and value != UNKNOWN}
         if isinstance(number, int):
             results[number] = interpret(row, "result.json")
     return results
 
 
 def _comvex(folder: Path, _: list[Quarantined]) -> Iterator[Found]:
-    """The files of https://github.com/chrisliu298/comvex: `<timestamp>_<epoch>.pt`, by the time of saving."""
+    """The files of https://github.com/chrisliu298/comvex: `<timestamp>_<epoch>.pt`, by the time of saving.
+
+    Their runs are told by `comvex_runs` when all have been read.
+    """
     for path in sorted(folder.glob("*.pt"), key=lambda path: natural(path.name)):
         if match := COMVEX_NAME.fullmatch(path.name):
             yield Found(path, folder, "", Metadata(epoch=int(match[2])))
