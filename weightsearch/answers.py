@@ -216,14 +216,15 @@ class Index(engine.Index):
             raise WeightsearchError(_unknown(checkpoint, self.path, self.architectures))
         import torch
 
-        from weightsearch.encoders import load_encoder
+        from weightsearch.encoders import activation_code, load_encoder
         from weightsearch.metadata import as_fractions, interpret
 
         tools = self._tools(fingerprint)
         if tools.encoder is None:
             tools.encoder = load_encoder(self.encoder_directory(fingerprint))
-        embedding, predicted = tools.encoder.embed(torch.from_numpy(checkpoint.weights[None]))
         (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
+        activations = torch.tensor([activation_code(known.recipe.get("activation"))])
+        embedding, predicted = tools.encoder.embed(torch.from_numpy(checkpoint.weights[None]), activations)
         stated = known.value(self.target.column)
         if np.isnan(stated):
             other = checkpoint.metadata.get(self.target.column)

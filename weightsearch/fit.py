@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightsearch.encoders import Encoder, EncoderConfig, build_encoder
+from weightsearch.encoders import Encoder, EncoderConfig, activation_code, build_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.metrics import Prediction, score
 from weightsearch.splits import Split
@@ -53,6 +54,7 @@ class FitSettings:
     epochs: int = 300
     patience: int = 20  # epochs without a better validation loss before stopping
     optimizer: Optimizer = Optimizer.ADAMW
+    one_cycle: bool = False  # the learning rate rises, then falls to nothing at the last epoch
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
     Method.STATISTICS: (
         EncoderConfig(Method.STATISTICS, embedding_size=64, hidden_layers=2, hidden_size=256, input_noise=0.1),
         FitSettings(),
+    ),
+    Method.INVARIANT: (
+        EncoderConfig(Method.INVARIANT, embedding_size=64, hidden_layers=2, hidden_size=256, input_noise=0.1),
+        FitSettings(learning_rate=2e-3, weight_decay=1e-2, epochs=40, patience=40, one_cycle=True),
     ),
 }
 
@@ -130,6 +136,12 @@ def _blocks(zoo: Zoo, positions: np.ndarray) -> Iterator[np.ndarray]:
             read = 0
 
 
+def activation_codes(table: CheckpointTable) -> Tensor:
+    """The activation of each checkpoint's network as its recipe names it `(n,)`, as `encoders.activation_code`s."""
+    codes = {run: activation_code(recipe.get("activation")) for run, recipe in table.recipes.items()}
+    return torch.tensor([codes[run] for run in table.run.tolist()])
+
+
 @contextmanager
 def _threads(zoo: Zoo) -> Iterator[None]:
     """One thread for small networks: their steps are so short that a second thread costs more than it helps.
@@ -157,12 +169,18 @@ class Features:
         self._zoo, self._read = zoo, 0
         smallest = EncoderConfig(method, embedding_size=1, hidden_layers=0, hidden_size=1)
         self._encoder = build_encoder(zoo.architecture, smallest, torch.Generator())
-        stride = max(1, -(-self._encoder.features_bytes * len(train) // SAMPLE_BYTES))
-        self._encoder.calibrate(self._raw(train[::stride]))
-        self._kept: Tensor | None = None
+        self._activations = activation_codes(zoo.table())
+        self._row = torch.zeros(len(zoo.table()), dtype=torch.int64)
+        self._row[positions] = torch.arange(len(positions))
+        self._summaries: Tensor | None = None  # (len(positions), S)
+        self._kept: Tensor | None = None  # (len(positions), F), normalised
+        if width := self._encoder.summary_width:
+            self._summaries = torch.cat([self._raw(block)[:, :width] for block in _blocks(zoo, positions)])
+            self._encoder.calibrate(self._summaries[self._row[train]])
+        else:
+            stride = max(1, -(-self._encoder.features_bytes * len(train) // SAMPLE_BYTES))
+            self._encoder.calibrate(self._raw(train[::stride]))
         if self._encoder.features_bytes * len(positions) <= cache_bytes:
-            self._row = torch.zeros(len(zoo.table()), dtype=torch.int64)
-            self._row[positions] = torch.arange(len(positions))
             self._kept = torch.empty(len(positions), self._encoder.features_bytes // 4)
             for block in _blocks(zoo, positions):
                 self._kept[self._row[block]] = self._encoder.normalise(self._raw(block))
@@ -185,7 +203,11 @@ class Features:
         if self._read > RELEASE_BYTES:
             self._zoo.release()
             self._read = 0
-        blocks = [self._encoder.features(torch.from_numpy(self._zoo.weights(b))) for b in _blocks(self._zoo, positions)]
+        blocks = []
+        for block in _blocks(self._zoo, positions):
+            summaries = None if self._summaries is None else self._summaries[self._row[block]]
+            weights = torch.from_numpy(self._zoo.weights(block))
+            blocks.append(self._encoder.features(weights, self._activations[block], summaries))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
@@ -239,6 +261,10 @@ def fit(
                 batch = order[start : start + settings.batch_size]
                 error = (encoder(features(batch)) - truth[batch]) / (high - low)
                 loss = error.square().mean()
+                if settings.one_cycle:
+                    share = (epoch - 1 + start / len(order)) / settings.epochs
+                    for group in optimizer.param_groups:
+                        group["lr"] = settings.learning_rate * one_cycle(share)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -276,6 +302,15 @@ def _target_range(zoo: Zoo, training: np.ndarray, target: Target) -> tuple[float
     quantiles = (0.0, 0.99) if target.lower_is_better else (0.01, 1.0)
     low, high = (float(value) for value in np.quantile(training, quantiles))
     return (low, high) if high > low else (float(training.min()), float(training.max()))
+
+
+def one_cycle(share: float) -> float:
+    """The learning rate after this `share` of a fit, in [0, 1], relative to its highest: up in a tenth, then a cosine.
+
+    Smith and Topin 2017, "Super-convergence", https://arxiv.org/abs/1708.07120.
+    """
+    rising = 0.1
+    return (share / rising + 0.01) / 1.01 if share < rising else (1 + math.cos(math.pi * (share - rising) / 0.9)) / 2
 
 
 def make_optimizer(encoder: Encoder, settings: FitSettings) -> torch.optim.Optimizer:
@@ -337,9 +372,10 @@ def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.n
 def embed_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings `(n, D)` float32 and predicted accuracies (or other targets) `(n,)` of those checkpoints."""
     embeddings, predictions = [], []
+    activations = activation_codes(zoo.table())
     with _threads(zoo):
         for block in _blocks(zoo, positions):
-            embedding, predicted = encoder.embed(torch.from_numpy(zoo.weights(block)))
+            embedding, predicted = encoder.embed(torch.from_numpy(zoo.weights(block)), activations[block])
             embeddings.append(embedding.numpy())
             predictions.append(predicted.double().numpy())
     return np.concatenate(embeddings), np.concatenate(predictions)

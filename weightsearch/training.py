@@ -39,7 +39,7 @@ from weightsearch.zoo.store import CheckpointTable, Zoo
 
 log = logging.getLogger("weightsearch")
 
-AUTO = (Method.COMVEX_CONV, Method.STATISTICS)  # tried when no method is named
+AUTO = (Method.COMVEX_CONV, Method.STATISTICS, Method.INVARIANT)  # tried when no method is named
 
 # Where the held-out examples lie among the test runs' checkpoints, by quantile of test accuracy or of another target.
 EXAMPLES = {"very-good": 1.0, "bad": 0.1, "good": 0.85, "middling": 0.5}

@@ -35,6 +35,7 @@ class Method(StrEnum):
     COMVEX_LINEAR = "comvex-linear"
     COMVEX_CONV = "comvex-conv"
     STATISTICS = "statistics"
+    INVARIANT = "invariant"
 
 
 class Baseline(StrEnum):

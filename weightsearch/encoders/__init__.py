@@ -2,11 +2,13 @@
 
 from weightsearch.encoders.base import Encoder, EncoderConfig, WeightInit
 from weightsearch.encoders.files import build_encoder, config_from_dict, load_encoder, save_encoder
+from weightsearch.encoders.invariant import activation_code
 
 __all__ = [
     "Encoder",
     "EncoderConfig",
     "WeightInit",
+    "activation_code",
     "build_encoder",
     "config_from_dict",
     "load_encoder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from weightsearch.types import Architecture, Method
 
 NORMAL_IQR = 1.349  # interquartile range of a standard normal distribution
+KNOTS = 257  # points of the empirical distribution kept for each statistic
+EMBED_BLOCK = 2**20  # weights at a time: more would not stay in cache
 CLIP = 10.0  # standardised weights beyond this are outliers of runs that all but diverged
 
 
@@ -32,6 +35,7 @@ class EncoderConfig:
     `embedding_size` is E, the encoding's width per layer of the network (`fc-linear`: times the number of layers,
     `statistics`: of the whole); `fc` has none, its first layer is one more hidden layer of `hidden_size`.
     `input_noise` is the standard deviation of Gaussian noise on the normalised features while fitting.
+    `probes` are the learned inputs of `invariant`.
     `target` is the column that is predicted, always between `target_low` and `target_high`.
     """
 
@@ -41,6 +45,7 @@ class EncoderConfig:
     hidden_size: int = 256
     dropout: float = 0.1
     input_noise: float = 0.0
+    probes: int = 16
     initializer: WeightInit = WeightInit.PYTORCH
     target: str = "test_accuracy"
     target_low: float = 0.0
@@ -67,9 +72,18 @@ class Encoder(nn.Module, ABC):
     def embedding_width(self) -> int:
         """D."""
 
-    def features(self, weights: Tensor) -> Tensor:
-        """Weights `(B, P)` -> features `(B, F)`; the weights themselves unless a subclass says otherwise."""
+    def features(self, weights: Tensor, activations: Tensor | None = None, summaries: Tensor | None = None) -> Tensor:
+        """Weights `(B, P)` -> features `(B, F)`; the weights themselves unless a subclass says otherwise.
+
+        `activations (B,)` are the networks' activations as numbers, and `summaries (B, S)` the features' first columns
+        where they are known already; most encoders need neither.
+        """
         return weights
+
+    @property
+    def summary_width(self) -> int:
+        """S, how many of the first features cost so much to make that a fit always keeps them in memory."""
+        return 0
 
     @property
     def features_bytes(self) -> int:
@@ -98,10 +112,14 @@ class Encoder(nn.Module, ABC):
         return low + (high - low) * torch.sigmoid(self.predictor(embedding)).squeeze(-1)
 
     @torch.no_grad()
-    def embed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, weights: Tensor, activations: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weights `(B, P)` -> embedding `(B, D)` and predicted accuracy `(B,)`, dropout and noise off."""
         self.eval()
-        embedding = self.encode(self.normalise(self.features(weights)))
+        embeddings = []
+        for start in range(0, len(weights), size := max(1, EMBED_BLOCK // self.architecture.size)):
+            known = None if activations is None else activations[start : start + size]
+            embeddings.append(self.encode(self.normalise(self.features(weights[start : start + size], known))))
+        embedding = torch.cat(embeddings)
         return embedding, self.predict(embedding)
 
     @property
@@ -182,3 +200,29 @@ def centre_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
     scale = np.where(scale > 1e-6, scale, values.std(dim=0, correction=0).numpy())
     scale = np.where(scale > 1e-6, scale, 1.0)
     return torch.from_numpy(centre), torch.from_numpy(scale)
+
+
+def normal_scores(values: Tensor, knots: Tensor) -> Tensor:
+    """Each column of `values (B, F)` mapped to a standard normal by its quantiles `knots (F, KNOTS)`, ascending.
+
+    Linear in between the knots; beyond the outermost, as at them.
+    """
+    values = values.T.contiguous()  # (F, B)
+    right = torch.searchsorted(knots, values).clamp(1, KNOTS - 1)
+    low, high = knots.gather(1, right - 1), knots.gather(1, right)
+    share = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    rank = (right - 1 + share) / (KNOTS - 1)
+    edge = 0.5 / KNOTS
+    return math.sqrt(2) * torch.erfinv(2 * rank.clamp(edge, 1 - edge) - 1).T
+
+
+def seven_statistics(block: Tensor) -> Tensor:
+    """The seven statistics of each row of `block (B, n)` -> `(B, 7)`; quartiles interpolate linearly."""
+    ordered = block.sort(dim=1).values
+    position = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]) * (block.shape[1] - 1)
+    below = position.floor().long()
+    above = position.ceil().long()
+    share = position - below
+    five = torch.lerp(ordered[:, below], ordered[:, above], share)
+    spread = block.std(dim=1, correction=0)
+    return torch.cat([five, block.mean(dim=1, keepdim=True), spread[:, None]], dim=1)

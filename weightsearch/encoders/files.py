@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from weightsearch.encoders.base import Encoder, EncoderConfig, WeightInit
 from weightsearch.encoders.comvex import ComvexConv
 from weightsearch.encoders.dense import ComvexLinear, Fc, FcLinear
+from weightsearch.encoders.invariant import Invariant
 from weightsearch.encoders.statistics import Statistics
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Method
@@ -23,6 +24,7 @@ ENCODERS: dict[Method, type[Encoder]] = {
     Method.COMVEX_LINEAR: ComvexLinear,
     Method.COMVEX_CONV: ComvexConv,
     Method.STATISTICS: Statistics,
+    Method.INVARIANT: Invariant,
 }
 FORMAT = 1
 

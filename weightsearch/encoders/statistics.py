@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from weightsearch.encoders.base import Encoder, EncoderConfig
+from weightsearch.encoders.base import KNOTS, Encoder, EncoderConfig, normal_scores, seven_statistics
 from weightsearch.types import Architecture
 
 STATISTICS = ("minimum", "quartile 1", "median", "quartile 3", "maximum", "mean", "standard deviation")
-KNOTS = 257  # points of the empirical distribution kept for each statistic
 
 
 class Statistics(Encoder):
@@ -39,14 +36,14 @@ class Statistics(Encoder):
     def embedding_width(self) -> int:
         return self.config.embedding_size
 
-    def features(self, weights: Tensor) -> Tensor:
+    def features(self, weights: Tensor, activations: Tensor | None = None, summaries: Tensor | None = None) -> Tensor:
         blocks = []
         for part, layer in zip(self.architecture.slices, self.architecture.layers, strict=True):
             matrix = weights[:, part].view(len(weights), layer.rows, layer.columns)
             own = layer.columns - len(layer.extras)
             blocks.append(matrix[:, :, :own].flatten(1))  # (B, rows * own)
             blocks += [matrix[:, :, own + i] for i in range(len(layer.extras))]  # (B, rows) each
-        return torch.cat([_seven(block) for block in blocks], dim=1)  # (B, F)
+        return torch.cat([seven_statistics(block) for block in blocks], dim=1)  # (B, F)
 
     def calibrate(self, features: Tensor) -> None:
         probabilities = torch.linspace(0, 1, KNOTS, dtype=features.dtype)
@@ -56,23 +53,4 @@ class Statistics(Encoder):
         return self.body(self._noisy(normalised))
 
     def normalise(self, features: Tensor) -> Tensor:
-        """Features `(B, F)` -> standard normal scores, by linear interpolation between the knots."""
-        values = features.T.contiguous()  # (F, B)
-        right = torch.searchsorted(self.knots, values).clamp(1, KNOTS - 1)
-        low, high = self.knots.gather(1, right - 1), self.knots.gather(1, right)
-        share = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-        rank = (right - 1 + share) / (KNOTS - 1)
-        edge = 0.5 / KNOTS
-        return math.sqrt(2) * torch.erfinv(2 * rank.clamp(edge, 1 - edge) - 1).T
-
-
-def _seven(block: Tensor) -> Tensor:
-    """The seven statistics of each row of `block (B, n)` -> `(B, 7)`; quartiles interpolate linearly."""
-    ordered = block.sort(dim=1).values
-    position = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]) * (block.shape[1] - 1)
-    below = position.floor().long()
-    above = position.ceil().long()
-    share = position - below
-    five = torch.lerp(ordered[:, below], ordered[:, above], share)
-    spread = block.std(dim=1, correction=0)
-    return torch.cat([five, block.mean(dim=1, keepdim=True), spread[:, None]], dim=1)
+        return normal_scores(features, self.knots)

@@ -244,7 +244,11 @@ class ZooSource(Source):
 def _embed(encoder: Encoder, checkpoint: Checkpoint) -> np.ndarray:
     import torch
 
-    return encoder.embed(torch.from_numpy(checkpoint.weights[None]))[0][0].numpy()
+    from weightsearch.encoders import activation_code
+
+    recipe = checkpoint.metadata.get("recipe")
+    activation = activation_code(recipe.get("activation") if isinstance(recipe, dict) else None)
+    return encoder.embed(torch.from_numpy(checkpoint.weights[None]), torch.tensor([activation]))[0][0].numpy()
 
 
 def open_sources(

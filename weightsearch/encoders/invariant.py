@@ -1,0 +1,232 @@
+"""An encoder that sees what a network computes, not how its units happen to be ordered, scaled or signed.
+
+1. Each hidden unit gets a canonical scale (ReLU: a row of norm 1) or sign (tanh), undone in the next layer.
+2. Each layer is summed up by moments, extremes and singular values, which no order of rows and columns changes.
+3. Learned probes, inputs that the fit finds, go through the layers; what comes out is a function of the function alone
+   (after Kahana et al. 2024, "Deep linear probe generators for weight space learning", arXiv:2410.10811).
+
+An MLP on both gives the embedding, on which the predictor is linear, so that distance follows accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from weightsearch.encoders.base import KNOTS, Encoder, EncoderConfig, normal_scores, seven_statistics
+from weightsearch.errors import WeightsearchError
+from weightsearch.symmetry import Hidden, hidden_units
+from weightsearch.types import Architecture
+from weightsearch.zoo.recipes import Activation
+
+FEWEST_SPREAD = 0.02  # that quantiles are drawn apart by at least, in shares of what lies between the outer tenths
+SINGULAR_VALUES = 12  # of each layer, evenly spaced from the largest to the smallest
+PROBE_SCALE = 2.5  # probes move this much faster than the other parameters
+PROBE_PRODUCTS = 2**28  # multiplications that the probes of one network may take; larger networks share patches
+PROBE_BLOCK = 2**20  # values of a layer at a time: more would not stay in cache
+CODES = {Activation.RELU: 1.0, Activation.TANH: -1.0}  # 0 where the activation is unknown
+
+
+def activation_code(name: object) -> float:
+    """The number that stands for an activation's name; 0 for unknown ones."""
+    return next((code for activation, code in CODES.items() if activation == name), 0.0)
+
+
+class Invariant(Encoder):
+    """Canonical scale, summaries of layers, learned probes. B networks of P weights each, S summaries.
+
+    Features are `[summaries (S), activation's code, canonical weights (P)]`. Probes are patches of the first layer's
+    inputs; a later layer's patch is put together from outputs of the one before, so neither strides nor image sizes
+    need be known. Where layers do not follow one another (`chain` is empty), there are summaries alone.
+    """
+
+    knots: Tensor
+
+    def __init__(self, architecture: Architecture, config: EncoderConfig) -> None:
+        super().__init__(architecture, config)
+        self.chain = chain_of(architecture)
+        self.register_buffer("knots", torch.zeros(self.summary_width, KNOTS))  # ascending once calibrated
+        width = self.summary_width
+        if self.chain:
+            self.patches = _patches(architecture, self.chain, config.probes)
+            first = architecture.layers[0]
+            inputs = first.columns - len(first.extras)
+            self.probes = nn.Parameter(torch.randn(inputs, self.patches[0] * config.probes) * 0.7 / PROBE_SCALE)
+            width += len(Activation) + config.probes * architecture.layers[-1].rows
+        layers: list[nn.Module] = []
+        for _ in range(config.hidden_layers):
+            layers += [nn.Linear(width, config.hidden_size), nn.ReLU(), nn.Dropout(config.dropout)]
+            width = config.hidden_size
+        self.body = nn.Sequential(*layers, nn.Linear(width, config.embedding_size))
+        self.predictor = nn.Sequential(nn.Linear(config.embedding_size, 1))
+
+    @property
+    def embedding_width(self) -> int:
+        return self.config.embedding_size
+
+    @property
+    def summary_width(self) -> int:
+        """S."""
+        return sum(
+            7 * (1 + len(layer.extras)) + 4 + min(SINGULAR_VALUES, layer.rows, layer.columns - len(layer.extras))
+            for layer in self.architecture.layers
+        )
+
+    def features(self, weights: Tensor, activations: Tensor | None = None, summaries: Tensor | None = None) -> Tensor:
+        """`activations (B,)` are codes (see `CODES`; None: all unknown); `summaries (B, S)` saves computing them."""
+        if activations is None:
+            activations = torch.zeros(len(weights))
+        weights = canonical(weights, self.architecture, self.chain, activations) if self.chain else weights
+        if summaries is None:
+            summaries = self._summaries(weights)
+        return torch.cat([summaries, activations[:, None], weights], dim=1)
+
+    def calibrate(self, features: Tensor) -> None:
+        probabilities = torch.linspace(0, 1, KNOTS, dtype=features.dtype)
+        knots = torch.quantile(features[:, : self.summary_width], probabilities, dim=0).T
+        # Where many networks have almost the same value, knots lie so close that rounding would move one past many.
+        spread = knots[:, KNOTS * 9 // 10] - knots[:, KNOTS // 10]
+        spread = torch.where(spread > 1e-6, spread, knots[:, -1] - knots[:, 0]).clamp_min(1e-6)
+        self.knots.copy_(knots + FEWEST_SPREAD * spread[:, None] * (probabilities - 0.5))
+
+    def normalise(self, features: Tensor) -> Tensor:
+        width = self.summary_width
+        return torch.cat([normal_scores(features[:, :width], self.knots), features[:, width:]], dim=1)
+
+    def encode(self, normalised: Tensor) -> Tensor:
+        summaries, codes, weights = normalised.split([self.summary_width, 1, self.architecture.size], dim=1)
+        if not self.chain:
+            return self.body(self._noisy(summaries))
+        kinds = torch.cat([codes == CODES[activation] for activation in Activation], dim=1).float()
+        size = max(1, PROBE_BLOCK // (self.patches[0] * self.config.probes * self.architecture.layers[0].rows))
+        blocks = zip(weights.split(size), codes[:, :, None].split(size), strict=True)
+        outputs = torch.cat([self._probe(*block) for block in blocks])
+        return self.body(torch.cat([self._noisy(torch.cat([summaries, outputs], dim=1)), kinds], dim=1))
+
+    @torch.no_grad()
+    def embed(self, weights: Tensor, activations: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As the base class says; a network of unknown activation gets the mean of its embeddings with each of them."""
+        if activations is None:
+            activations = torch.zeros(len(weights))
+        embedding, predicted = super().embed(weights, activations)
+        unknown = activations == 0
+        if self.chain and (n := int(unknown.sum())):
+            tried = [
+                super(Invariant, self).embed(weights[unknown], torch.full((n,), code))[0] for code in CODES.values()
+            ]
+            embedding[unknown] = torch.stack(tried).mean(dim=0)
+            predicted = self.predict(embedding)
+        return embedding, predicted
+
+    def _summaries(self, weights: Tensor) -> Tensor:
+        """Weights `(B, P)` -> summaries `(B, S)`."""
+        found = []
+        for part, layer in zip(self.architecture.slices, self.architecture.layers, strict=True):
+            matrix = weights[:, part].view(len(weights), layer.rows, layer.columns)
+            own = layer.columns - len(layer.extras)
+            found += [_moments(matrix[:, :, :own].flatten(1)), _spectrum(matrix[:, :, :own])]
+            found += [seven_statistics(matrix[:, :, own + number]) for number in range(len(layer.extras))]
+        return torch.cat(found, dim=1)
+
+    def _probe(self, weights: Tensor, codes: Tensor) -> Tensor:
+        """Canonical weights `(B, P)`, codes `(B, 1, 1)` -> the last layer's outputs for all probes, compressed.
+
+        `(B, probes * rows of the last layer)`; `tanh` where the code is negative, else `relu`.
+        """
+        count, values = len(weights), self.probes * PROBE_SCALE  # (inputs, patches * probes)
+        for number, (part, layer) in enumerate(zip(self.architecture.slices, self.architecture.layers, strict=True)):
+            matrix = weights[:, part].view(count, layer.rows, layer.columns)
+            own = layer.columns - len(layer.extras)
+            values = matrix[:, :, :own] @ values  # (B, rows, patches * probes)
+            if layer.extras:
+                values = values + matrix[:, :, own:]
+            if number == len(self.chain):
+                break
+            values = torch.where(codes < 0, values.tanh(), values.relu())
+            # The reader's patch, of `block` columns a unit, holds that unit's outputs for as many patches.
+            block, patches, wanted = self.chain[number].block, self.patches[number], self.patches[number + 1]
+            if block * wanted > patches:  # too many to have one each
+                values = values.view(count, layer.rows, patches, -1)[:, :, torch.arange(block * wanted) % patches]
+            values = values.reshape(count, layer.rows * block, -1)
+        values = values.flatten(1)
+        return values.sign() * torch.log1p(values.abs())
+
+
+def chain_of(architecture: Architecture) -> tuple[Hidden, ...]:
+    """The hidden units between the layers; empty where layers do not follow one another, and where norms stand."""
+    try:
+        chain = hidden_units(architecture)
+    except WeightsearchError:
+        return ()
+    return () if any(hidden.norms for hidden in chain) else chain
+
+
+def canonical(weights: Tensor, architecture: Architecture, chain: Sequence[Hidden], codes: Tensor) -> Tensor:
+    """The same functions `(B, P)` with each hidden unit scaled to a row of norm 1 (ReLU) or a positive sum (tanh).
+
+    Where the activation is unknown, units stay as they are.
+    """
+    weights, codes = weights.clone(), codes[:, None]
+    matrices = [
+        weights[:, part].view(len(weights), layer.rows, layer.columns)
+        for part, layer in zip(architecture.slices, architecture.layers, strict=True)
+    ]
+    for hidden in chain:
+        rows, reader = matrices[hidden.made_by], matrices[hidden.read_by]
+        norm = rows.double().norm(dim=2).clamp_min(1e-30).float()  # (B, units); dead units may be that small
+        sign = torch.where(rows.sum(dim=2) < 0, -1.0, 1.0)
+        factor = torch.where(codes > 0, 1 / norm, torch.where(codes < 0, sign, torch.ones_like(norm)))
+        rows *= factor[:, :, None]
+        reader[:, :, : hidden.units * hidden.block] /= factor.repeat_interleave(hidden.block, dim=1)[:, None]
+    return weights
+
+
+def _patches(architecture: Architecture, chain: Sequence[Hidden], probes: int) -> list[int]:
+    """How many patches of each layer's input one probe has: one of the last, a block's worth for each before it."""
+    for limit in (4**power for power in range(8, -1, -1)):
+        patches = [1]
+        for hidden in reversed(chain):
+            patches.insert(0, min(limit, patches[0] * hidden.block))
+        products = sum(layer.size * count for layer, count in zip(architecture.layers, patches, strict=True))
+        if products * probes <= PROBE_PRODUCTS:
+            break
+    return patches
+
+
+def _moments(values: Tensor) -> Tensor:
+    """Mean, standard deviation, skewness, kurtosis, mean size, minimum and maximum of `values (B, n)`: `(B, 7)`."""
+    mean = values.mean(dim=1, keepdim=True)
+    centred = values - mean
+    squares = centred.square()
+    deviation = squares.mean(dim=1, keepdim=True).sqrt()
+    scale = deviation.clamp_min(1e-12)
+    third = (squares * centred).mean(dim=1, keepdim=True) / scale**3
+    fourth = squares.square().mean(dim=1, keepdim=True) / scale**4
+    low, high = values.aminmax(dim=1, keepdim=True)
+    return torch.cat([mean, deviation, third, fourth, values.abs().mean(dim=1, keepdim=True), low, high], dim=1)
+
+
+def _spectrum(matrix: Tensor) -> Tensor:
+    """Of each matrix `(B, rows, columns)`: log norm, stable rank, entropy, participation, and singular values.
+
+    In float64, since the small ones come from the difference of large numbers. Singular values are shares of their sum.
+    """
+    matrix = matrix.double()
+    gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+    squares = torch.linalg.eigvalsh(gram).clamp_min(0).flip(1)  # (B, n), descending
+    total = squares.sum(dim=1, keepdim=True).clamp_min(1e-24)
+    share = squares / total
+    values = squares.sqrt()
+    chosen = torch.linspace(0, values.shape[1] - 1, min(SINGULAR_VALUES, values.shape[1])).round().long()
+    return torch.cat(
+        [
+            total.log() / 2,
+            total / squares[:, :1].clamp_min(1e-24),
+            -(share * share.clamp_min(1e-12).log()).sum(dim=1, keepdim=True),
+            1 / share.square().sum(dim=1, keepdim=True).clamp_min(1e-12),
+            torch.log(values[:, chosen] / values.sum(dim=1, keepdim=True).clamp_min(1e-12) + 1e-3),
+        ],
+        dim=1,
+    ).float()
