@@ -58,7 +58,7 @@ def draw_trial(
         return {}, asdict(_draw_trees(generator) if number else TreeSettings())
     if number == 0:
         config, settings = DEFAULTS[method]
-        return asdict(config), asdict(replace(settings, epochs=epochs))
+        return asdict(config), asdict(replace(settings, epochs=min(epochs, settings.epochs)))
 
     def uniform(low: float, high: float) -> float:
         return float(generator.uniform(low, high))
@@ -80,8 +80,14 @@ def draw_trial(
         optimizer=list(Optimizer)[generator.integers(len(Optimizer))],
         epochs=epochs,
     )
-    if method is Method.STATISTICS:  # not one of the paper's: its depth and noise are searched where it works at all
+    if method in (Method.STATISTICS, Method.INVARIANT):  # not the paper's: searched where they work at all
         config = replace(config, hidden_layers=int(generator.integers(1, 5)), input_noise=uniform(0.0, 0.3))
+    if method is Method.INVARIANT:
+        usual = DEFAULTS[method][1]
+        settings = replace(
+            settings, learning_rate=logarithmic(5e-4, 5e-3), optimizer=usual.optimizer, one_cycle=True,
+            epochs=min(epochs, usual.epochs), patience=usual.patience,
+        )  # fmt: skip
     return asdict(config), asdict(settings)
 
 
