@@ -218,7 +218,7 @@ def normal_scores(values: Tensor, knots: Tensor) -> Tensor:
 
 def seven_statistics(block: Tensor) -> Tensor:
     """The seven statistics of each row of `block (B, n)` -> `(B, 7)`; quartiles interpolate linearly."""
-    ordered = block.sort(dim=1).values
+    ordered = torch.from_numpy(np.sort(block.numpy(), axis=1))  # several times faster than torch's sort
     position = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]) * (block.shape[1] - 1)
     below = position.floor().long()
     above = position.ceil().long()
