@@ -16,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline, load_trees
-from weightsearch.encoders import Encoder, EncoderConfig, build_encoder, load_encoder, save_encoder
+from weightsearch.encoders import Encoder, EncoderConfig, activation_code, build_encoder, load_encoder, save_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.evaluation.probe import (
     Activations,
@@ -168,7 +168,8 @@ def _fitted(task: Task, zoo: Zoo, split: Split, values: np.ndarray, out: Path) -
 
 def _of_encoder(encoder: Encoder) -> Represent:
     def represent(weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
-        embedding, predicted = encoder.embed(torch.from_numpy(weights))
+        codes = torch.tensor([activation_code(activation) for activation in activations])
+        embedding, predicted = encoder.embed(torch.from_numpy(weights), codes)
         return embedding.numpy(), predicted.double().numpy()
 
     return represent
