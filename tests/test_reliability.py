@@ -218,6 +218,19 @@ def test_the_doctor_finds_vectors_that_are_not_the_catalogues(tmp_path: Path):
     check(path, by_id(rows))
 
 
+def test_the_doctor_removes_what_killed_writers_left(tmp_path: Path):
+    path, rows = tmp_path / "index", make_rows(50)
+    make_index(path, rows)
+    left = [path / ".manifest.json.77.tmp", path / FINGERPRINT / ".vectors-2.faiss.77.tmp"]
+    left += [path / FINGERPRINT / "vectors-3.faiss", path / FINGERPRINT / "vectors-4.json"]  # one without the other
+    for file in left:
+        file.write_text("half")
+    assert [finding.state for finding in doctor(path) if finding.what == "leftovers"] == [State.REPAIRED]
+    assert not any(file.exists() for file in left)
+    assert {finding.state for finding in doctor(path)} == {State.OK}
+    check(path, by_id(rows))
+
+
 @contextmanager
 def process(code: str, *arguments: str) -> Iterator[subprocess.Popen]:
     """A process that has said that it is ready; ended afterwards."""

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from test_index import DENSE, make_index, make_rows, write_encoder_files
 
+from weightsearch.answers import query
+from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import (
     Index,
@@ -32,7 +34,10 @@ from weightsearch.index import (
     writing,
 )
 from weightsearch.index.files import FORMAT, describe
-from weightsearch.types import Architecture, Layer, LayerKind, Metric, Selection
+from weightsearch.training import TrainSummary, train
+from weightsearch.types import Architecture, Layer, LayerKind, Method, Metric, Selection
+from weightsearch.zoo.build import build_zoo
+from weightsearch.zoo.store import Zoo
 
 WIDE = Architecture((Layer("dense", LayerKind.DENSE, (4, 3)),))
 FINGERPRINT = DENSE.fingerprint
@@ -342,3 +347,23 @@ def test_commands(index_copy: Path, tmp_path: Path):
         )
         assert done.returncode == 0, done.stderr
         assert says in done.stdout
+
+
+@pytest.mark.slow
+def test_train_adds_an_architecture_and_each_query_meets_only_its_own(
+    trained: TrainSummary, index_copy: Path, tmp_path: Path
+):
+    other = tmp_path / "zoos" / "small"
+    build_zoo(out=other, dataset="digits", runs=16, epochs=6, filters=8, batch_size=64, seed=5, quiet=True)
+    with pytest.raises(UsageError, match="--target and --metric"):
+        train(other, index_copy, method=Method.STATISTICS, add=True, metric=Metric.L2, quiet=True)
+    summary = train(other, index_copy, method=Method.STATISTICS, add=True, examples=1, quiet=True)
+    index = Index.open(index_copy)
+    assert len(index.architectures) == 2
+    for example in (summary.examples[0], trained.examples[0]):
+        answer = query(index, example.path, k=3)
+        assert {row.id for row in answer.neighbours} < set(index.table(answer.fingerprint, ["id"])["id"])
+    assert answer.fingerprint != Zoo.open(other).architecture.fingerprint
+    with pytest.raises(UsageError, match="already holds"):
+        train(other, index_copy, method=Method.STATISTICS, add=True, quiet=True)
+    assert {finding.state for finding in doctor(index_copy, check_encoder=load_encoder)} == {State.OK}

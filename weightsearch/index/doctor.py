@@ -14,7 +14,7 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.index import catalogue, vectors
 from weightsearch.index.files import DATABASE, MANIFEST, is_intact, read_manifest, write_manifest
 from weightsearch.index.index import Index
-from weightsearch.index.writing import Writer, publish, remove_leftovers, writing
+from weightsearch.index.writing import Writer, leftovers, publish, writing
 
 TOLERANCE = 1e-4  # of a vector in the FAISS file against the catalogue's
 
@@ -53,25 +53,20 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
         return findings  # nothing to repair from, or no encoder to search with
     if manifest["format"] == 1:
         findings.append(Finding("format", State.REPAIRED, "brought from format 1 to 2"))
-    leftovers = remove_leftovers(path) if _writable(path) else []
-    names = ", ".join(sorted(file.name for file in leftovers))
-    findings.append(
-        Finding("leftovers", State.REPAIRED, f"removed {names}, which a killed writer left")
-        if leftovers
-        else Finding("leftovers", State.OK, "none")
-    )
-    with writing(path) as writer:
+    left = leftovers(path)
+    with writing(path) as writer:  # which removes them
+        gone = ", ".join(sorted(file.name for file in left if not file.exists()))
+        findings.append(
+            Finding("leftovers", State.REPAIRED, f"removed {gone}, which a killed writer left")
+            if gone
+            else Finding("leftovers", State.OK, "none")
+        )
         findings += _strangers(writer)
         for fingerprint in Index.open(path).architectures:
             findings += _vectors(writer, fingerprint)
     if check_encoder is not None:
         findings += _encoders(path, check_encoder)
     return findings
-
-
-def _writable(path: Path) -> bool:
-    with writing(path):
-        return True
 
 
 def _files(path: Path) -> Iterator[Finding]:

@@ -80,7 +80,8 @@ def writing(path: str | Path) -> Iterator[Writer]:
     try:
         with _lock(path):
             writer = Writer(path, Catalogue(path / DATABASE))
-            remove_leftovers(path)
+            for leftover in leftovers(path):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
             migration.migrate(path, writer.catalogue, WRITER_WAIT_SECONDS)
             yield writer
     except OSError as error:
@@ -315,7 +316,7 @@ def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
             older.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> list[Path]:
+def leftovers(path: Path) -> list[Path]:
     """Of killed writers: temporary files, FAISS files without their description and the other way round."""
     found = [*path.glob(".*.tmp"), *path.glob("*/.*.tmp"), *path.glob(".*.partial")]
     if read_manifest(path)["format"] != 1:
@@ -324,8 +325,6 @@ def remove_leftovers(path: Path) -> list[Path]:
             file for file in path.glob("*/vectors-*")
             if file.suffix in ends and not file.with_suffix(ends[file.suffix]).exists()
         ]  # fmt: skip
-    for leftover in found:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return found
 
 
