@@ -162,9 +162,9 @@ def test_folders_laid_out_as_public_zoos(zoo: Zoo, index_copy: Path, tmp_path: P
     assert rows == [
         ("ray/trial-0", 0, 0.25, '{"learning_rate": 0.5}', "{}"),
         ("ray/trial-0", 1, 0.5, '{"learning_rate": 0.5}', "{}"),
-        ("old/seed-1-20220410123040", 0, 0.0, "{}", '{"seed": 1}'),
-        ("old/seed-2-20220410123041", 0, 0.1, "{}", '{"seed": 2}'),
-        ("old/seed-1-20220410123040", 1, 0.2, "{}", '{"seed": 1}'),
+        ("old/seed-1-20220410123040", 0, 0.0, '{"seed": 1}', "{}"),
+        ("old/seed-2-20220410123041", 0, 0.1, '{"seed": 2}', "{}"),
+        ("old/seed-1-20220410123040", 1, 0.2, '{"seed": 1}', "{}"),
     ]
 
 

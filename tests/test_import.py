@@ -275,9 +275,8 @@ def test_comvex_files(tmp_path: Path):
         runs.setdefault(run, []).append(round(float(table.test_accuracy[i]) * 10))
         assert_runs_like(zoo, i, round(float(table.test_accuracy[i]) * 10))
     assert sorted(runs.values()) == [[0, 2], [1, 3], [4], [5]]  # the first seed was used again
-    assert table.extras["seed"].tolist() == [
-        {0: 1, 1: 2, 2: 1, 3: 2, 4: 3, 5: 1}[i] for run in runs.values() for i in run
-    ]
+    seeds = {run: {0: 1, 1: 2, 2: 1, 3: 2, 4: 3, 5: 1}[own[0]] for run, own in runs.items()}
+    assert table.recipes == {run: {"seed": seed} for run, seed in seeds.items()}
 
 
 # --- Folders such as the Hugging Face hub has -------------------------------------------------------------------------

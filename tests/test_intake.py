@@ -50,11 +50,12 @@ def test_metrics_by_their_many_names(given: dict, metrics: dict, extras: dict):
 def test_epoch_run_dataset_and_recipe():
     given = {
         "epoch": 3.0, "run": 7, "dataset": "usps", "hyper_parameters": {"lr": 0.1, "optim": {"name": "sgd"}},
-        "config.batch": 32, "args": {"lr": 5},
+        "config.batch": 32, "args": {"lr": 5}, "optimizer": "adam", "seed": 3, "scheduler": {"state": 1},
     }  # fmt: skip
     found = interpret(given, "file")
-    assert (found.epoch, found.run, found.dataset, found.extras) == (3, "7", "usps", {})
-    assert found.recipe == {"lr": 0.1, "optim.name": "sgd", "batch": 32}
+    assert (found.epoch, found.run, found.dataset) == (3, "7", "usps")
+    assert found.recipe == {"lr": 0.1, "optim.name": "sgd", "batch": 32, "optimizer": "adam", "seed": 3}
+    assert found.extras == {"scheduler": {"state": 1}}
     assert interpret({"epoch": 2.5}, "file").epoch is None
 
 
@@ -139,7 +140,7 @@ def test_tables(tmp_path: Path, suffix: str):
     found = [read(path, sources) for path in paths]
     assert [values(metadata)["test_accuracy"] for metadata in found] == [0.1, 0.2, 0.3]
     assert [metadata.run for metadata in found] == ["one", "two", "three"]
-    assert [metadata.extras["lr"] for metadata in found] == [0.01, 0.02, 0.03]
+    assert [metadata.recipe["lr"] for metadata in found] == [0.01, 0.02, 0.03]
     assert sources.table is not None
     assert sources.table.notes == [f"1 rows of runs.{suffix} are about no file here, such as gone.pt"]
     with pytest.raises(WeightsearchError, match=r"the row solo of .* is also about .*solo.pt: give more of the path"):

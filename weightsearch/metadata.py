@@ -19,6 +19,23 @@ from weightsearch.errors import UsageError, WeightsearchError
 
 MAX_JSON_BYTES = 16 * 2**20
 RECIPE_KEYS = ("recipe", "hyper_parameters", "hyperparameters", "hparams", "config", "params", "args")
+HYPERPARAMETERS = frozenset(  # of the recipe wherever they stand
+    {
+        *("lr", "learning_rate", "optimizer", "optim", "momentum", "nesterov", "beta1", "beta2", "scheduler"),
+        *("wd", "weight_decay", "l2", "l2reg", "dropout", "label_smoothing", "batch_size", "batchsize", "augmentation"),
+        *(
+            "activation",
+            "initializer",
+            "init",
+            "init_type",
+            "init_std",
+            "train_fraction",
+            "epochs",
+            "max_epochs",
+            "seed",
+        ),
+    }
+)
 GROUP_KEYS = ("metrics", "results", "result", "evaluation", "eval", "scores")  # of metrics, maybe of more groups
 
 # A column and its other names, the surest first; compared in lower case, all but letters and digits as one `_`.
@@ -102,6 +119,8 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
             recipe |= {k: v for k, v in flat(value).items() if k not in recipe}
         elif rest and prefix.lower() in RECIPE_KEYS:  # a table's column `config.lr`
             recipe[rest] = value
+        elif name in HYPERPARAMETERS and isinstance(value, str | int | float | Decimal) and value == value:
+            recipe.setdefault(key, value)
         elif name in GROUP_KEYS and isinstance(value, Mapping):
             for inner, item in flat(value, "_").items():
                 take(inner, item)
@@ -209,6 +228,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return plain(float(value))
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 

@@ -155,7 +155,7 @@ def comvex_runs(names: Sequence[str], known: Sequence[Metadata]) -> list[str]:
     runs = [""] * len(names)
     latest: dict[Any, tuple[str, int]] = {}  # seed -> the run that goes on, and its epoch
     for i in sorted(range(len(names)), key=lambda i: natural(names[i])):
-        seed, epoch = known[i].extras.get("seed"), known[i].epoch or 0
+        seed, epoch = known[i].recipe.get("seed"), known[i].epoch or 0
         run, before = latest.get(seed, ("", epoch))
         if epoch <= before:
             started = names[i].partition("_")[0]
