@@ -343,7 +343,7 @@ class Index(engine.Index):
         like = self.search(subject.fingerprint, subject.embedding, min(FORECAST_RUNS, count), selection).neighbours
         last = self.finals(subject.fingerprint, [row.run for row in like if row.run is not None])
         went_on = any(last[row.run][0] > row.epoch for row in like if row.run in last and row.epoch is not None)
-        ends = [last[row.run][1] for row in like if row.run in last]
+        ends = sorted(last[row.run][1] for row in like if row.run in last)
         if len(ends) < FEWEST_RUNS or not went_on:
             return None
         quality = self.target.quality
@@ -351,9 +351,9 @@ class Index(engine.Index):
         return Forecast(
             epoch=subject.epoch,
             runs=len(ends),
-            median=float(np.median(ends)),
-            low=min(ends),
-            high=max(ends),
+            median=(ends[(len(ends) - 1) // 2] + ends[len(ends) // 2]) / 2,
+            low=ends[0],
+            high=ends[-1],
             good=int((ended >= quality(good)).sum()),
             bad=int((ended <= quality(bad)).sum()),
         )

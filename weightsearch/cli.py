@@ -359,9 +359,8 @@ def query(
         from weightsearch.intake import find_files
 
         files, missing = find_files(models)
-        if not files and len(missing) <= 1:
-            problem = missing[0].reason if missing else "there are no checkpoint files in it"
-            raise WeightsearchError(f"{', '.join(models)}: {problem}")
+        if not files and not asked and len(missing) == 1:
+            raise WeightsearchError(f"{missing[0].path}: {missing[0].reason}")
         for bad_file in missing:
             _complain(f"{bad_file.path}: {bad_file.reason}")
         asked = [*((file.path, None) for file in files), *asked]
@@ -384,11 +383,9 @@ def query(
         if as_json:
             print(json.dumps(answer.to_dict()), flush=True)
         else:
-            from weightsearch import render
-
             if number:
                 print()
-            show(render.answer(answer, explain))
+            _show_answer(answer, explain)
     if failures:
         raise WeightsearchError(f"{failures} of {total} networks could not be answered")
 
@@ -776,6 +773,18 @@ def _say(text: str) -> None:
 
 def _complain(error: object) -> None:
     print(f"error: {error}", file=sys.stderr)
+
+
+def _show_answer(answer: Any, explain: bool) -> None:
+    """Tables of the terminal's width; into a pipe or a file, which have none, text as wide as it is, without rich."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        from weightsearch import render
+
+        show(render.answer(answer, explain))
+    else:
+        from weightsearch import wording
+
+        print(wording.as_text(answer, explain), flush=True)
 
 
 def show(renderable: Any) -> None:

@@ -33,6 +33,7 @@ EXTRA = (
 )
 LARGEST_GRAM = 2048  # rows or columns, whichever are fewer; the spectrum of a larger layer is left out
 TINY = 1e-12
+CACHED = 2**20  # weights that are described together: as many as stay in a processor's cache, thrice as fast
 REFERENCE_VALUES = 1_000_000  # kept to measure distances from
 NEAREST = 5  # of them
 FAR_QUANTILE = 0.99  # of held-out networks' distances: what lies farther is unlike everything known
@@ -53,6 +54,10 @@ def slices(architecture: Architecture) -> tuple[slice, ...]:
 
 def describe(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
     """Weights `(n, P)` -> descriptions `(n, F)` float32, the numbers of `WEIGHTS` and `EXTRA` for every layer."""
+    size = max(1, CACHED // max(1, architecture.size))
+    if len(weights) > size:
+        blocks = [weights[start : start + size] for start in range(0, len(weights), size)]
+        return np.concatenate([describe(block, architecture) for block in blocks])
     numbers: list[np.ndarray] = []
     for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
         own = layer.columns - len(layer.extras)

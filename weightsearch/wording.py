@@ -214,9 +214,9 @@ def _target(answer: Answer) -> Target:
     return Target(answer.target, answer.lower_is_better)
 
 
-def as_text(answer: Answer) -> str:
+def as_text(answer: Answer, explain: bool = False) -> str:
     """Aligned columns, as wide as they need to be."""
-    said = facts(answer)
+    said = facts(answer, explain)
     width = max(len(name) for name, _ in said)
     lines = [f"{name:<{width}}  {text}" for name, text in said]
     for grid in grids(answer):
