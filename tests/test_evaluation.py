@@ -187,6 +187,9 @@ def test_forecasts_from_the_own_curve():
     assert found["own curve continued"]["forecast.mae@2"][0] < 0.02  # the curves are power laws
     assert found["own curve continued"]["forecast.mae@0"][0] == found["stays as it is"]["forecast.mae@0"][0]
     assert "forecast.mae@9" not in found["stays as it is"]
+    unknown = Judged(np.where(judged.epoch == 9, np.nan, judged.accuracy), judged.run, judged.epoch)
+    np.testing.assert_array_equal(unknown.final(), judged.accuracy[judged.epoch == 2][judged.run])
+    np.testing.assert_array_equal(unknown.is_last(queries[queries % 4 < 3]), np.tile([False, False, True], 4))
     perfect = forecast(judged.final()[queries], judged, queries, np.ones((1, 4)))
     assert perfect["forecast.mae"][0] == 0
 

@@ -45,12 +45,18 @@ class Judged:
     epoch: np.ndarray
 
     def final(self) -> np.ndarray:
-        """The accuracy `(n,)` at the last epoch of each checkpoint's run."""
-        last = {run: np.flatnonzero(self.run == run)[-1] for run in np.unique(self.run)}  # ordered by epoch
-        return self.accuracy[[last[run] for run in self.run]]
+        """The last known accuracy `(n,)` of each checkpoint's run, NaN where none is."""
+        runs, number = np.unique(self.run, return_inverse=True)
+        ends = np.full(len(runs), np.nan)
+        known = np.isfinite(self.accuracy)
+        ends[number[known]] = self.accuracy[known]  # ordered by epoch, so that the last one stays
+        return ends[number]
 
     def is_last(self, positions: np.ndarray) -> np.ndarray:
-        return np.array([self.epoch[p] == self.epoch[self.run == self.run[p]].max() for p in positions])
+        """Whether each of `positions` is the last of its run whose accuracy is known."""
+        known = np.isfinite(self.accuracy)
+        last = [self.epoch[known & (self.run == self.run[position])].max() for position in positions]
+        return self.epoch[positions] == last
 
 
 def rows_of(
@@ -170,7 +176,7 @@ def plain_forecasts(judged: Judged, queries: np.ndarray) -> dict[str, Draws]:
     weights = resampled(len(np.unique(judged.run[queries])), SAMPLES)
     continued = np.empty(len(queries))
     for i, query in enumerate(queries):
-        own = np.flatnonzero(judged.run == judged.run[query])
+        own = np.flatnonzero((judged.run == judged.run[query]) & np.isfinite(judged.accuracy))
         seen = own[judged.epoch[own] <= judged.epoch[query]]
         continued[i] = extrapolate(judged.epoch[seen], judged.accuracy[seen], int(judged.epoch[own].max()))
     return {
