@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import share
 from torch import nn
 
 from weightsearch.checkpoints import to_state_dict
@@ -448,6 +450,54 @@ def test_an_import_that_was_killed_goes_on_and_ends_up_the_same(tmp_path: Path, 
     np.testing.assert_array_equal(zoo.weights(slice(None)), expected.weights(slice(None)))
     assert zoo.table().names == expected.table().names
     assert import_zoo(tmp_path / "sweep", tmp_path / "zoo", quiet=True).added == 0
+
+
+SLOWLY = """
+import sys, time
+from weightsearch.zoo import importers
+from weightsearch.zoo.importers import writing
+
+writing.PART_BYTES = 1000  # a run a part
+print("go", flush=True)
+importers.import_zoo(sys.argv[1], sys.argv[2], quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_and_ends_up_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_small_cnn_zoo(tmp_path / "svhn", filters=2)
+    rows = 300
+    size = np.load(tmp_path / "svhn" / "weights.npy").shape[1]
+    weights = np.random.default_rng(0).normal(size=(rows, size)).astype(np.float32)
+    np.save(tmp_path / "svhn" / "weights.npy", weights)
+    lines = ["modeldir,step,test_accuracy,test_loss,train_accuracy,train_loss"]
+    lines += [f"run/{i // 3},{i % 3},0.{i:03d},1,0.5,1" for i in range(rows)]
+    (tmp_path / "svhn" / "metrics.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    whole = Zoo.open(import_zoo(tmp_path / "svhn", tmp_path / "whole", quiet=True).path)
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(share(40)):
+        command = [sys.executable, "-c", SLOWLY, str(tmp_path / "svhn"), str(tmp_path / "zoo")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"go\n"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 1.5))
+            process.kill()
+        if (tmp_path / "zoo" / "zoo.duckdb").exists():
+            zoo = Zoo.open(tmp_path / "zoo")
+            assert len(zoo.table()) >= held  # nothing that was kept is lost
+            held = len(zoo.table())
+            assert np.isfinite(zoo.weights(slice(None))).all()
+    monkeypatch.setattr(writing, "PART_BYTES", 1000)
+    assert import_zoo(tmp_path / "svhn", tmp_path / "zoo", quiet=True).checkpoints == rows
+    zoo = Zoo.open(tmp_path / "zoo")
+    np.testing.assert_array_equal(zoo.weights(slice(None)), whole.weights(slice(None)))
+    np.testing.assert_array_equal(zoo.table().test_accuracy, whole.table().test_accuracy)
+    assert zoo.table().names == whole.table().names
+    parts = [path.name for path in (zoo.path / "weights").iterdir()]
+    assert len(parts) == 100
+    assert not any(name.startswith(".") for name in parts)
 
 
 PEAK = """
