@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import kendalltau
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from weightsearch import Index, Zoo, build_zoo, query, render, train
 from weightsearch.cli import show
 from weightsearch.encoders import load_encoder
+from weightsearch.fit import embed_zoo
 
 ROOT = Path(__file__).parent.parent
-INDEX = ROOT / "index"
-ZOO = ROOT / "runs" / "zoos" / "usps-v1"
+INDEX = Path("index")  # both below ROOT: the index says where its weights are by paths that hold in any clone
+ZOO = Path("runs", "zoos", "usps-v1")
 RUNS = 300
 RESULT = ROOT / "benchmarks" / "results" / "reference_index.json"
 TOLERANCE = 0.002  # another processor trains slightly other networks from the same seed
@@ -45,7 +46,7 @@ def check() -> int:
     table = zoo.table()
     test = np.flatnonzero(np.isin(table.run, notes["split"]["test"]))
     encoder = load_encoder(directory)
-    predicted = encoder.embed(torch.from_numpy(zoo.weights(test)))[1].double().numpy()
+    predicted = embed_zoo(zoo, encoder, test)[1]
     truth = table.test_accuracy[test]
     found = {
         "r2": float(r2_score(truth, predicted)),
@@ -67,4 +68,5 @@ def check() -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["build", "check"])
+    os.chdir(ROOT)
     sys.exit(build() if parser.parse_args().what == "build" else check())

@@ -18,6 +18,7 @@ from weightsearch.answers import Answer
 from weightsearch.calibration import Calibration
 from weightsearch.checkpoints import read_checkpoint, write_checkpoint
 from weightsearch.conformal import Conformal
+from weightsearch.encoders import activation_code
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.layers import LayerDifference, describe
 from weightsearch.training import TrainSummary
@@ -67,6 +68,22 @@ def test_files_modules_state_dicts_and_checkpoints_get_the_same_answer(index: In
         index.query()
 
 
+def test_the_encoder_is_told_the_activation(index: Index, example: Path, zoo: Zoo, monkeypatch: pytest.MonkeyPatch):
+    index.query(example, 1)  # loads the encoder
+    encoder = index._tools(zoo.architecture.fingerprint).encoder
+    embed, told = encoder.embed, []
+    monkeypatch.setattr(
+        encoder, "embed", lambda weights, codes: (told.append(codes.tolist()), embed(weights, codes))[1]
+    )
+    checkpoint = read_checkpoint(example)
+    index.query(checkpoint, 1)
+    index.query(replace(checkpoint, metadata={}), 1)
+    index.query(replace(checkpoint, metadata={}), 1, activation="tanh")
+    stated = checkpoint.metadata["recipe"]["activation"]
+    assert told == [[activation_code(stated)], [0.0], [activation_code("tanh")]]
+    assert len({activation_code("relu"), activation_code("tanh"), 0.0}) == 3
+
+
 def test_an_id_answers_as_its_row_without_being_its_own_neighbour(index: Index):
     rows = embeddings(index)
     answer = index.query(id=rows["id"][30][:10], k=4)
@@ -96,7 +113,7 @@ def test_an_id_needs_neither_torch_nor_the_zoo(trained: TrainSummary, index: Ind
 def test_a_file_costs_no_needless_imports(trained: TrainSummary, example: Path):
     code = (
         f"import sys; from weightsearch import query; query({str(trained.index)!r}, {str(example)!r})\n"
-        "print([m for m in ('sympy', 'rich', 'sklearn', 'scipy', 'lightgbm', 'weightsearch.zoo') if m in sys.modules])"
+        "print([m for m in ('sympy', 'rich', 'sklearn', 'scipy', 'lightgbm', 'weightsearch.zoo.store') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

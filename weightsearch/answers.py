@@ -150,6 +150,7 @@ class Index(engine.Index):
         per_run: int | None = None,
         run: str | None = None,
         epoch: int | None = None,
+        activation: str | None = None,
     ) -> Answer:
         """What the index says of a network, with up to `k` rows in each list.
 
@@ -161,13 +162,14 @@ class Index(engine.Index):
             within: the greatest distance of a neighbour.
             not_run: leave out neighbours of the network's own run.
             per_run: at most so many neighbours of one run.
-            run, epoch: the network's own, where its file does not say.
+            run, epoch, activation: the network's own, where its file does not say. An encoder may see through the
+                symmetries that an activation has (relu: scale, tanh: sign), where it knows it.
 
         Raises `WeightsearchError` for a file that cannot be read or an architecture that the index does not hold.
         """
         if (model is None) == (id is None):
             raise UsageError("give a network to query with, or the id of an indexed one")
-        subject = self._indexed(id) if id is not None else self._read(model)
+        subject = self._indexed(id) if id is not None else self._read(model, activation)
         subject = replace(
             subject, run=subject.run if run is None else run, epoch=subject.epoch if epoch is None else epoch
         )
@@ -207,7 +209,7 @@ class Index(engine.Index):
             beside[fingerprint] = _Beside(load_calibration(directory), Familiar.load(directory / FAMILIAR))
         return beside[fingerprint]
 
-    def _read(self, model: Any) -> _Subject:
+    def _read(self, model: Any, activation: str | None) -> _Subject:
         from weightsearch.checkpoints import align
 
         checkpoint = align(_checkpoint(model), self.architectures.values())
@@ -223,7 +225,7 @@ class Index(engine.Index):
         if tools.encoder is None:
             tools.encoder = load_encoder(self.encoder_directory(fingerprint))
         (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
-        activations = torch.tensor([activation_code(known.recipe.get("activation"))])
+        activations = torch.tensor([activation_code(activation or known.recipe.get("activation"))])
         embedding, predicted = tools.encoder.embed(torch.from_numpy(checkpoint.weights[None]), activations)
         stated = known.value(self.target.column)
         if np.isnan(stated):

@@ -339,6 +339,9 @@ def query(
     ] = None,
     run: Annotated[str | None, typer.Option(help="The network's run, where its file does not say.")] = None,
     epoch: Annotated[int | None, typer.Option(help="The network's epoch, where its file does not say.")] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="The network's: relu, tanh, ...", show_default="what its file says")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="How the search was done, and its time.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")] = False,
 ) -> None:
@@ -370,7 +373,7 @@ def query(
         try:
             answer = opened.query(
                 model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run,
-                run=run, epoch=epoch,
+                run=run, epoch=epoch, activation=activation,
             )  # fmt: skip
         except UsageError:
             raise
