@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from weightsearch.checkpoints import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.intake import Found, Sources, find_files
+from weightsearch.intake import Found, Skipped, Sources, find_files
 from weightsearch.metadata import Measured, Metadata, MetadataTable, as_fractions, interpret, merge
 
 STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)}
@@ -234,3 +235,18 @@ def test_numbers_survive_json(tmp_path: Path):
     assert row is not None
     assert json.loads(json.dumps(row.extras)) == {"day": "2024-05-01", "cost": 1.5, "flag": True}
     assert interpret({"x": np.float64(1.5)}, "file").extras == {"x": 1.5}
+
+
+def test_what_is_skipped_is_counted_by_its_last_name(tmp_path: Path):
+    skipped = Skipped()
+    for run in range(3):
+        path = tmp_path / f"{run}.pt"
+        layers = {f"layer{i}.bn.num_batches_tracked": torch.tensor(run) for i in range(2)}
+        torch.save({"state_dict": STATE | layers, "optimizer_states": [{"lr": 1}]}, path)
+        skipped.count(read_checkpoint(path))
+    assert Skipped().notes == []
+    assert skipped.notes == [
+        "skipped: num_batches_tracked: not floating (int64) (in 3 files); optimizer_states: training state (in 3 files)"
+    ] or skipped.notes == [
+        "skipped: optimizer_states: training state (in 3 files); num_batches_tracked: not floating (int64) (in 3 files)"
+    ]

@@ -18,7 +18,7 @@ from weightsearch.encoders import Encoder, load_encoder
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.fit import embed_zoo, finite_weights
 from weightsearch.index import Index, Rows, add_rows
-from weightsearch.intake import Found, Quarantined, Sources, below, find_files, reason_of
+from weightsearch.intake import Found, Quarantined, Skipped, Sources, below, find_files, reason_of
 from weightsearch.layers import describe
 from weightsearch.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.progress import progress_bar
@@ -157,6 +157,7 @@ class _Adder:
         self.unknown: Counter[str] = Counter()
         self.quarantined: list[Quarantined] = []
         self.notes: list[str] = []
+        self.skipped = Skipped()
         self._encoders: dict[str, Encoder] = {}
 
     def add_files(self, files: Sequence[Found], advance: Any) -> None:
@@ -177,6 +178,7 @@ class _Adder:
             batch = batches.get(fingerprint)
             if batch is None:
                 batch = batches[fingerprint] = _Batch(architecture, self._encoder(fingerprint))
+            self.skipped.count(checkpoint)
             batch.add(checkpoint.weights, file.path, record.metadata)
         for batch in batches.values():
             batch.name_runs()
@@ -248,6 +250,7 @@ class _Adder:
             self.already += len(rows) - summary.added
 
     def report(self) -> AddReport:
+        self.notes += self.skipped.notes
         if self.sources.table is not None:
             self.notes += self.sources.table.notes
         return AddReport(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from weightsearch.types import Checkpoint
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")
 SHARDS = ".safetensors.index.json"
+SKIPPED_LISTED = 4
 NAMES = ("checkpoints", "checkpoint")  # as Ray Tune's trainables name them, without a suffix
 # What trainers leave beside the weights: no networks.
 NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args|dataset)([._-].*)?", re.IGNORECASE)
@@ -215,6 +217,24 @@ def write_quarantine(path: Path, quarantined: Sequence[Quarantined]) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
         writer.writerows([(bad.path, bad.reason) for bad in quarantined])
+
+
+class Skipped:
+    """What in files was no weight and no plain value, counted by its last name and the reason, for a note."""
+
+    def __init__(self) -> None:
+        self._files: Counter[str] = Counter()
+
+    def count(self, checkpoint: Checkpoint) -> None:
+        self._files.update({re.sub(r"^[^:]*\.(?=[^:]*: )", "", text) for text in checkpoint.skipped})
+
+    @property
+    def notes(self) -> list[str]:
+        if not self._files:
+            return []
+        listed = [f"{text} (in {count:,} files)" for text, count in self._files.most_common(SKIPPED_LISTED)]
+        more = len(self._files) - len(listed)
+        return [f"skipped: {'; '.join(listed)}{f'; {more:,} more' if more else ''}"]
 
 
 def reason_of(error: WeightsearchError, path: Path | str) -> str:

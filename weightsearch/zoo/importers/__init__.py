@@ -12,7 +12,7 @@ import numpy as np
 from weightsearch.checkpoints import align, read_checkpoint
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.formats import natural
-from weightsearch.intake import Found, Quarantined, Sources, reason_of
+from weightsearch.intake import Found, Quarantined, Skipped, Sources, reason_of
 from weightsearch.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture
@@ -68,7 +68,7 @@ def import_zoo(
     chosen = _choose(survey, architecture, folder)
     seen = [file for file in survey.files if file.fingerprint == chosen]
     known, notes = as_fractions([file.metadata for file in seen])
-    notes += stand_ins(known)
+    notes += stand_ins(known) + survey.skipped.notes
     if layout is Layout.COMVEX and (sources is None or not sources.name_runs):
         names = comvex_runs([file.found.path.name for file in seen], known)
         known = [replace(metadata, run=name) for metadata, name in zip(known, names, strict=True)]
@@ -123,12 +123,14 @@ class _Survey:
     files: list[_Seen]
     architectures: dict[str, Architecture]
     quarantined: list[Quarantined]
+    skipped: Skipped
     weights: dict[str, np.ndarray]  # by source, of the first files, which need not be read again
 
 
 def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Survey:
     """Opens every file once, keeping all but the weights, and those of the first `KEPT_BYTES`."""
     found, quarantined = find(folder, layout)
+    skipped = Skipped()
     weights: dict[str, np.ndarray] = {}
     kept = 0
     files: list[_Seen] = []
@@ -145,6 +147,7 @@ def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Sur
                 checkpoint = align(record.checkpoint, architectures.values())
                 fingerprint = checkpoint.architecture.fingerprint
                 architectures.setdefault(fingerprint, checkpoint.architecture)
+                skipped.count(checkpoint)
                 kept += checkpoint.weights.nbytes
                 if kept <= KEPT_BYTES:
                     weights[str(file.path.resolve())] = checkpoint.weights
@@ -154,7 +157,7 @@ def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Sur
     if not files:
         first = f"; {len(quarantined):,} cannot be read, such as {_told(quarantined[0])}" if quarantined else ""
         raise WeightsearchError(f"{folder} holds no checkpoints to import{first}")
-    return _Survey(files, architectures, quarantined, weights)
+    return _Survey(files, architectures, quarantined, skipped, weights)
 
 
 def _told(bad: Quarantined) -> str:
