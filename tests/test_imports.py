@@ -90,6 +90,7 @@ def test_the_index_needs_no_torch():
         ["query"],
         ["get"],
         ["viz"],
+        ["report"],
         ["zoo", "info"],
         ["import"],
         ["add"],

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from weightsearch.errors import UsageError
+from weightsearch.evaluation import block_means
+from weightsearch.metrics import score
 from weightsearch.training import TrainSummary
-from weightsearch.viz import Projection, draw_map
+from weightsearch.viz import Projection, draw_map, report
 from weightsearch.viz.browser import MISSING, browser_files, open_browser
-from weightsearch.viz.interactive import page
+from weightsearch.viz.figures import Options
+from weightsearch.viz.interactive import fill_template, interactive
 from weightsearch.viz.projection import nearest, prepare
 from weightsearch.viz.sources import Source, open_sources
 from weightsearch.wording import recipe_text
@@ -71,11 +75,13 @@ def test_the_file_holds_every_network_and_its_neighbours(written: Path, source: 
     assert far == pytest.approx(nearest(vectors, vectors, near.shape[1] + 1, source.metric)[1][:, 1:], abs=1e-5)
 
 
-def test_no_text_ends_the_script():
-    text = page("map", "a < b {data}", json.dumps({"run": "</script><b>{code}"}), dark=False)
-    assert "</script><b>" not in text
-    assert "a &lt; b {data}" in text
+def test_no_text_ends_the_script_or_is_taken_for_a_placeholder(source: Source, monkeypatch: pytest.MonkeyPatch):
+    named = np.array([f"</script><b>{{code}}{run}" for run in range(len(source.values))], object)
+    monkeypatch.setitem(source.columns, "run", named)
+    text = interactive([source], Options(projection=Projection.PCA), lambda _: None)
+    assert text.count("</script>") == 3
     assert "\\u003c/script>\\u003cb>{code}" in text
+    assert "<title>a &lt; b {data}</title>" in fill_template("report", "a < b {data}", dark=False, body="")
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +178,48 @@ def test_the_map_is_coloured_by_any_column(opened: Any):
         select.select_by_visible_text(name)
         assert eventually(lambda name=name: opened.find_element("id", "legend").text.startswith(name)), name
     assert opened.get_log("browser") == []
+
+
+@pytest.fixture(scope="module")
+def reported(trained: TrainSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "evaluation.md").write_text("# Truth\n\nSome *words*.\n\n| method | R² |\n|---|---:|\n| fc | 0.5 |\n")
+    return report(trained.index, folder / "report.html", documents=[folder / "evaluation.md"], root=folder, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_report_holds_everything(reported: Path, source: Source, trained: TrainSummary):
+    text = reported.read_text()
+    for figure in ("distribution", "embedding", "similarity", "training"):
+        assert f'<img alt="{figure}" src="data:image/png;base64,' in text
+    assert "weightsearchMap" in text
+    test = source.columns["split"] == "test"
+    assert f"<td>{score(source.columns['predicted_accuracy'][test], source.values[test]).r2:.3f}</td>" in text
+    assert "<td>fc</td><td>0.5</td>" in text
+    assert f"weightsearch train runs/zoos/digits-v1 --method {trained.method}" in text
+    bad, good = source.thresholds
+    everything = np.arange(len(source.values))
+    vectors = source.vectors(source.methods[0], everything)
+    means = block_means(vectors, source.values, good, bad)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = (unit @ unit.T)[~np.eye(len(unit), dtype=bool)]
+    for value in (means.good_good, means.bad_bad, means.good_bad, pairs.mean()):
+        assert f"<td>{value:+.2f}</td>" in text
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+
+
+@in_browser
+@pytest.mark.slow
+def test_the_report_and_its_map_open_without_errors(browser: Any, reported: Path):
+    browser.get(reported.as_uri())
+    browser.switch_to.frame(browser.find_element("tag name", "iframe"))
+    assert eventually(lambda: "networks drawn" in browser.find_element("id", "count").text)
+    browser.switch_to.default_content()
+    assert browser.get_log("browser") == []
+
+
+def test_a_report_of_nothing_is_one_line(trained: TrainSummary, tmp_path: Path):
+    with pytest.raises(UsageError, match="is a directory"):
+        report(trained.index, tmp_path, quiet=True)
+    with pytest.raises(UsageError, match=r"--document .*none\.md"):
+        report(trained.index, tmp_path / "r.html", documents=[tmp_path / "none.md"], quiet=True)

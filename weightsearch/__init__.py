@@ -27,6 +27,7 @@ _PUBLIC = {
     "load_dataset": "weightsearch.datasets",
     "query": "weightsearch.answers",
     "read_checkpoint": "weightsearch.checkpoints",
+    "report": "weightsearch.viz",
     "train": "weightsearch.training",
 }
 

@@ -487,6 +487,54 @@ def viz(
 
 @app.command(
     epilog=example(
+        "weightsearch report index",
+        "weightsearch report runs/zoos/usps-v1 --document runs/evaluation/evaluation.md --out report.html",
+    )
+)
+def report(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Zoos and indexes (and tables.json files, for efficiency).",
+            metavar="[ZOO_OR_INDEX]...",
+            show_default="the index",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="runs/reports/NAME.html")] = None,
+    document: Annotated[
+        list[Path] | None, typer.Option(help="Take in this tables.md or evaluation.md; repeatable.")
+    ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    part: Annotated[
+        str | None, typer.Option(help="test (held-out runs) or all.", show_default="test of a zoo, all of an index")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="What a zoo is drawn through, as in viz; repeatable.", show_default="as in viz"),
+    ] = None,
+    network: Annotated[list[Path] | None, typer.Option(help="Draw this checkpoint file, too; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Seeds the projection, the fits and the sample of a large index.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Everything about zoos and indexes on one HTML page: figures, a map, metrics, tables, commands."""
+    from weightsearch.viz import Part
+    from weightsearch.viz import report as run
+
+    drawn = _choice(Part, part, "--part") if part else None
+    paths = list(sources or ())
+    if not paths:
+        paths = [runs.newest_index()]
+        _say(f"index: {paths[0]}")
+    print(
+        run(
+            paths, out or runs.report(*paths), documents=document or (), dark=dark, part=drawn, methods=method,
+            networks=network or (), seed=seed, quiet=quiet,
+        )
+    )  # fmt: skip
+
+
+@app.command(
+    epilog=example(
         "weightsearch tables runs/zoos/usps-v1 runs/zoos/usps-v2",
         "weightsearch tables runs/zoos/usps-v2 --split run --method comvex-conv --method statistics-trees --trials 30",
     )

@@ -67,3 +67,8 @@ def _newest(directory: Path, markers: tuple[str, ...]) -> Path | None:
 def figures(*sources: Path) -> Path:
     """Where `viz` draws zoos and indexes."""
     return RUNS / "figures" / "+".join(source.resolve().name for source in sources)
+
+
+def report(*sources: Path) -> Path:
+    """Where `report` writes of zoos and indexes."""
+    return RUNS / "reports" / f"{figures(*sources).name}.html"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -17,6 +18,7 @@ from weightsearch.viz.curves import efficiency, is_tables, trials_in, trials_on
 from weightsearch.viz.figures import Options
 from weightsearch.viz.interactive import interactive
 from weightsearch.viz.projection import Projection
+from weightsearch.viz.report import commands_of, compose, png
 from weightsearch.viz.sources import Part, Source, ZooSource, open_sources
 from weightsearch.viz.style import Format, save, theme
 from weightsearch.zoo.store import Zoo
@@ -72,15 +74,9 @@ def draw(
     tables, opened = _open(sources, methods, seed, root)
     if not opened:
         names = tuple(name for name in names if FIGURES[name] is None)
-    groups = []
-    if "efficiency" in names:
-        groups = [group for table in tables for group in trials_in(table)]
-        groups += [
-            found for source in opened if isinstance(source, ZooSource)
-            if (found := trials_on(source.zoo, seed=seed, root=root / "searches"))
-        ]  # fmt: skip
-        if not groups and figures is None:
-            names = tuple(name for name in names if name != "efficiency")
+    groups = _groups(tables, opened, seed, root) if "efficiency" in names else []
+    if not groups and figures is None:
+        names = tuple(name for name in names if name != "efficiency")
     if not names or ("efficiency" in names and not groups):
         raise UsageError(
             "efficiency is drawn of a search's trials: name a tables.json (`weightsearch tables`) or a zoo that "
@@ -135,6 +131,74 @@ def draw_map(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def report(
+    sources: Drawable | Sequence[Drawable],
+    path: str | Path,
+    *,
+    documents: Sequence[str | Path] = (),
+    dark: bool = False,
+    part: Part | None = None,
+    methods: Sequence[str] | None = None,
+    networks: Sequence[str | Path] = (),
+    seed: int = 0,
+    root: Path | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Writes all figures, the map, the metrics and the commands that make them to one HTML page. See `draw`.
+
+    Args:
+        documents: Markdown files to take in, the `tables.md` and `evaluation.md` of those commands.
+    """
+    path, root = Path(path), root or runs.RUNS
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; a report is one HTML file")
+    if missing := [str(document) for document in documents if not Path(document).is_file()]:
+        raise UsageError(f"--document {missing[0]}: there is no such file")
+    tables, opened = _open(sources, methods, seed, root)
+    if not opened:
+        raise UsageError("a report is made of zoos and indexes: name one")
+    for source in opened:
+        source.prepare(source.methods, quiet=quiet)
+    options = Options(part, seed=seed, networks=tuple(networks))
+    groups = _groups(tables, opened, seed, root)
+    names = [name for name in FIGURES if FIGURES[name] or groups]
+    total = len(names) + 2
+    with progress_bar("reporting", total, unit="parts", quiet=quiet) as advance:
+        figures = {}
+        with theme(dark):
+            for name in names:
+                function = FIGURES[name]
+                note = partial(_note, advance, name)
+                figures[name] = png(function(opened, options, note) if function else efficiency(groups))
+                advance()
+        content = interactive(opened, options, partial(_note, advance, "map"), dark=dark)
+        advance()
+        given = [
+            Path(one)
+            for one in ([sources] if isinstance(sources, Drawable) else sources)
+            if isinstance(one, str | Path)
+        ]
+        whole = compose(
+            opened, figures, content, options, documents=[Path(document) for document in documents],
+            commands=commands_of(opened, given), dark=dark, note=partial(_note, advance, "report"),
+        )  # fmt: skip
+        advance()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(whole, encoding="utf-8")
+    return path
+
+
+def _groups(
+    tables: Sequence[Path], opened: Sequence[Source], seed: int, root: Path
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Trials to draw: of the tables, and of searches on the zoos."""
+    found = [group for table in tables for group in trials_in(table)]
+    for source in opened:
+        if isinstance(source, ZooSource) and (group := trials_on(source.zoo, seed=seed, root=root / "searches")):
+            found.append(group)
+    return found
 
 
 def _open(

@@ -131,7 +131,7 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
 
 def _choose_run(source: Source, options: Options) -> str:
     """The run that is asked for; else the drawn one whose accuracy rises the most from its first to its last epoch."""
-    runs = source.columns["run"].astype(str)
+    runs = source.runs
     if options.run is not None:
         named = [run for run in np.unique(runs) if options.run in (run, run.rpartition("/")[2])]
         if not named:
@@ -148,7 +148,7 @@ def _choose_run(source: Source, options: Options) -> str:
 
 def _checkpoints_of(source: Source, run: str) -> np.ndarray:
     """Positions of a run's checkpoints, by epoch."""
-    own = np.flatnonzero((source.columns["run"].astype(str) == run) & np.isfinite(source.values))
+    own = np.flatnonzero((source.runs == run) & np.isfinite(source.values))
     return own[np.argsort(source.columns["epoch"][own], kind="stable")]
 
 
@@ -163,7 +163,8 @@ def _pictures(
     """A row per source, a picture per method, coloured by accuracy; `marks` draws into each."""
     samples = [sample_of(source, options, EMBEDDING_SAMPLE) for source in sources]
     headings = [
-        f"{source.title}: {sample.label}{more(source)}" for source, sample in zip(sources, samples, strict=True)
+        f"{source.title}: {sample.label}{_graph(source, sample, options)}{more(source)}"
+        for source, sample in zip(sources, samples, strict=True)
     ]
     figure, rows = rows_of(title, headings, _width(sources), PANEL + 0.22)
     for row, source, sample in zip(rows, sources, samples, strict=True):
@@ -178,8 +179,11 @@ def _pictures(
             def epoch(done: int, total: int, method: str = method, source: Source = source) -> None:
                 note(f"{source.title}, {method}, UMAP epoch {done} of {total}")
 
-            points = project(vectors, options.projection, source.metric, seed=options.seed, on_epoch=epoch)
-            size = float(np.clip(3500 / len(points), 3, 16))
+            points = project(
+                vectors, options.projection, source.metric, seed=options.seed, on_epoch=epoch,
+                neighbours=source.neighbours(sample),
+            )  # fmt: skip
+            size = float(np.clip(6000 / len(points), 4, 18))
             drawn = axes.scatter(
                 *points[order].T, c=values[order], cmap=COLOURS, vmin=low, vmax=high, s=size, linewidths=0, alpha=0.9,
                 rasterized=True,
@@ -190,6 +194,10 @@ def _pictures(
             bare(axes)
         row.colorbar(drawn, ax=panels, label=label_of(source.target), pad=0.01, aspect=18)
     return figure
+
+
+def _graph(source: Source, sample: Sample, options: Options) -> str:
+    return f", {source.neighbours(sample)} neighbours" if options.projection is Projection.UMAP else ""
 
 
 def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figure:

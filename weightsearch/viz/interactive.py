@@ -50,25 +50,30 @@ def interactive(
         "ground": (DARK if dark else LIGHT)[0],
         "help": HELP,
     }
-    return page("map", "Networks by their weights", json.dumps(data), dark)
+    return fill_template(
+        "map",
+        "Networks by their weights",
+        dark,
+        data=json.dumps(data).replace("<", "\\u003c"),  # so that no text in it ends the script element
+        library=read_static("regl-scatterplot.bundle.js"),
+        code=read_static("map.js"),
+    )
 
 
-def page(name: str, title: str, data: str, dark: bool) -> str:
-    """The template `static/NAME.html` with its style, its code, the plotting library and `data` (JSON) written in."""
-    static = files("weightsearch.viz") / "static"
-
-    def read(file: str) -> str:
-        return (static / file).read_text(encoding="utf-8")
-
+def fill_template(name: str, title: str, dark: bool, **contents: str) -> str:
+    """The template `static/NAME.html` with its style and `contents` written in."""
     parts = {
         "title": html.escape(title),
         "theme": "dark" if dark else "light",
-        "style": read(f"{name}.css"),
-        "library": read("regl-scatterplot.bundle.js"),
-        "code": read(f"{name}.js"),
-        "data": data.replace("<", "\\u003c"),  # so that no text in it ends the script element
+        "style": read_static(f"{name}.css"),
+        **contents,
     }
-    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], read(f"{name}.html"))  # one pass: parts may hold braces
+    template = read_static(f"{name}.html")
+    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template)  # one pass: contents may hold braces
+
+
+def read_static(name: str) -> str:
+    return (files("weightsearch.viz") / "static" / name).read_text(encoding="utf-8")
 
 
 def _describe(source: Source, sample: Sample) -> dict[str, Any]:
@@ -124,7 +129,10 @@ def _map(
         note(f"{source.title}, {method}, UMAP epoch {done} of {total}")
 
     vectors = source.vectors(method, sample.positions)
-    points = project(vectors, options.projection, source.metric, seed=options.seed, on_epoch=epoch)
+    points = project(
+        vectors, options.projection, source.metric, seed=options.seed, on_epoch=epoch,
+        neighbours=source.neighbours(sample),
+    )  # fmt: skip
     low, high = points.min(axis=0), points.max(axis=0)
     points = (points - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12) * 0.95  # within [-1, 1]
     near, far = _neighbours(vectors, source.metric)

@@ -56,6 +56,7 @@ def project(
     metric: Metric,
     *,
     seed: int = 0,
+    neighbours: int = NEIGHBOURS,
     on_epoch: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Vectors `(n, D)` -> points `(n, 2)` float32.
@@ -64,6 +65,7 @@ def project(
     search compiles for longer than this takes, and runs on one core when it is seeded. Only the layout is sequential.
 
     Args:
+        neighbours: of each vector in UMAP's graph.
         on_epoch: called with the number of UMAP's epochs that are done, and how many there are.
     """
     prepared = prepare(vectors, metric)
@@ -73,7 +75,7 @@ def project(
         case Projection.TSNE:
             return _tsne(prepared, seed)
         case Projection.UMAP:
-            return _umap(prepared, metric, seed, on_epoch)
+            return _umap(prepared, metric, neighbours, seed, on_epoch)
 
 
 def place(new: np.ndarray, vectors: np.ndarray, points: np.ndarray, metric: Metric) -> np.ndarray:
@@ -106,10 +108,12 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
 
 
-def _umap(vectors: np.ndarray, metric: Metric, seed: int, on_epoch: Callable[[int, int], None] | None) -> np.ndarray:
+def _umap(
+    vectors: np.ndarray, metric: Metric, neighbours: int, seed: int, on_epoch: Callable[[int, int], None] | None
+) -> np.ndarray:
     from umap import UMAP
 
-    k = min(NEIGHBOURS, len(vectors) - 1)
+    k = min(neighbours, len(vectors) - 1)
     start = _principal(vectors, 2, seed)
     if len(vectors) <= 4:  # too few for a graph
         return start

@@ -18,6 +18,7 @@ from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import Index
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture, Checkpoint, Method, Metric, SplitBy, Target
+from weightsearch.viz.projection import NEIGHBOURS
 from weightsearch.zoo.rows import METRICS
 from weightsearch.zoo.store import Zoo
 
@@ -67,6 +68,10 @@ class Source(ABC):
         """`(len(positions), D)` float32."""
 
     @abstractmethod
+    def predictions(self, method: str, positions: np.ndarray) -> np.ndarray | None:
+        """What the encoder predicts of them, `(len(positions),)` float64; None where there is no encoder."""
+
+    @abstractmethod
     def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
         """The vector `(D,)` of a network that need not be among the source's."""
 
@@ -77,6 +82,18 @@ class Source(ABC):
     @property
     def title(self) -> str:
         return f"{self.dataset} {self.preset}".strip()
+
+    @cached_property
+    def runs(self) -> np.ndarray:
+        """The run of each checkpoint, `(n,)` texts; one without a run is its own."""
+        return np.array(
+            [f"#{row}" if run is None else str(run) for row, run in enumerate(self.columns["run"].tolist())]
+        )
+
+    def neighbours(self, sample: Sample) -> int:
+        """For UMAP's graph: some beyond a run's own checkpoints, or each run would be an island of its own."""
+        counts = np.unique(self.runs[sample.positions], return_counts=True)[1]
+        return max(NEIGHBOURS, 3 * int(np.median(counts)))
 
     @property
     def values(self) -> np.ndarray:
@@ -164,6 +181,9 @@ class IndexSource(Source):
     def vectors(self, method: str, positions: np.ndarray) -> np.ndarray:
         return self._embeddings[positions]
 
+    def predictions(self, method: str, positions: np.ndarray) -> np.ndarray | None:
+        return self.columns["predicted_accuracy"][positions]
+
     def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
         return _embed(self._encoder, checkpoint)
 
@@ -227,12 +247,16 @@ class ZooSource(Source):
             self._encoders[job.method] = load_encoder(Path(job.out).with_suffix(""))
 
     def vectors(self, method: str, positions: np.ndarray) -> np.ndarray:
-        if method == RAW:
-            return self.zoo.weights(positions)
+        return self.zoo.weights(positions) if method == RAW else self._embedded(method, positions)[0]
+
+    def predictions(self, method: str, positions: np.ndarray) -> np.ndarray | None:
+        return None if method == RAW else self._embedded(method, positions)[1]
+
+    def _embedded(self, method: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         from weightsearch.fit import embed_zoo
 
         self.prepare([method], quiet=True)
-        return embed_zoo(self.zoo, self._encoders[method], positions)[0]
+        return embed_zoo(self.zoo, self._encoders[method], positions)
 
     def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
         if method == RAW:
