@@ -19,7 +19,7 @@ ORDER = [
     {"datasets"},
     {"pickles", "formats", "checkpoints"},
     {"layers"},
-    {"metadata", "intake"},
+    {"metadata", "metadata_files", "intake"},
     {"zoo"},
     {"symmetry"},
     {"encoders"},

@@ -12,7 +12,8 @@ import torch
 from weightsearch.checkpoints import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.intake import Found, Skipped, Sources, find_files
-from weightsearch.metadata import Measured, Metadata, MetadataTable, as_fractions, interpret, merge
+from weightsearch.metadata import Measured, Metadata, as_fractions, interpret, merge
+from weightsearch.metadata_files import MetadataTable
 
 STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)}
 

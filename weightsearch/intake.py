@@ -16,7 +16,8 @@ from pathlib import Path
 from weightsearch.checkpoints import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.formats import natural
-from weightsearch.metadata import Metadata, MetadataTable, interpret, merge, read_json
+from weightsearch.metadata import Metadata, interpret, merge
+from weightsearch.metadata_files import MetadataTable, read_json
 from weightsearch.types import Checkpoint
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")

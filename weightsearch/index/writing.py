@@ -28,7 +28,8 @@ from weightsearch.index import catalogue, filters, migration, vectors
 from weightsearch.index.catalogue import Catalogue, Rows
 from weightsearch.index.files import DATABASE, read_manifest, write_manifest
 from weightsearch.index.index import Index
-from weightsearch.metadata import plain, read_table
+from weightsearch.metadata import plain
+from weightsearch.metadata_files import read_table
 
 LOCK = ".write.lock"
 WRITER_WAIT_SECONDS = 10.0  # for another writer, and for readers to let go

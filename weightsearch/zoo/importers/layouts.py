@@ -11,7 +11,8 @@ from typing import Any
 from weightsearch.errors import WeightsearchError
 from weightsearch.formats import natural
 from weightsearch.intake import Found, Quarantined, run_of, walk
-from weightsearch.metadata import Metadata, interpret, json_object, merge, read_json, read_text
+from weightsearch.metadata import Metadata, interpret, merge
+from weightsearch.metadata_files import json_object, read_json, read_text
 
 UNKNOWN = -999  # what the ModelZoos project logs for a training metric before the first epoch
 RENAMED = {"lr": "learning_rate", "wd": "weight_decay", "nlin": "activation", "init_type": "initializer"}
