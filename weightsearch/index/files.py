@@ -62,7 +62,7 @@ def _seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes beside `path`, syncs and renames: whoever reads, and whenever this is killed, it is old or new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -116,7 +116,7 @@ def tune(inner: Any, vectors: np.ndarray, metric: Metric) -> tuple[int | None, f
 def save(cache: Cache, path: Path) -> CacheInfo:
     """Writes the FAISS file and then, beside it, what it is; both appear whole or not at all."""
     # Not write_index, whose full disk is no OSError.
-    write_whole(path, faiss.serialize_index(cache.index).tobytes())
+    write_whole(path, faiss.serialize_index(cache.index).data)
     info = CacheInfo(**{**asdict(cache.info), "file": describe(path)})
     write_info(path, info)
     sync(path.parent)
