@@ -277,6 +277,7 @@ def test_the_type_by_size_and_by_choice(tmp_path: Path):
         rebuild(path, factory)
         entry = info(path).architectures[0]
         assert entry.faiss == (factory if factory != "auto" else "Flat")
+        assert entry.exact == (factory == "auto")
         index, found, wanted = Index.open(path), 0, 0
         for i in range(0, 2000, 97):
             for where in (None, "epoch = 1", "number % 100 = 7"):

@@ -71,6 +71,8 @@ def index_info(info: IndexInfo) -> RenderableType:
         approximate = f", nprobe {entry.nprobe}, recall@10 {entry.recall:.3f}" if entry.recall is not None else ""
         behind = f"; {entry.behind:,} rows behind, which readers add" if entry.behind else ""
         part.add_row("FAISS", f"{entry.faiss}{approximate}{behind}")
+        exact = "exact: results are those of brute force over the rows that pass"
+        part.add_row("searches", exact if entry.exact else "approximate, but exact where few rows pass a filter")
         parts += [Text(), part]
     return Group(*parts)
 

@@ -30,6 +30,7 @@ class ArchitectureInfo:
     faiss: str  # FAISS's name for the type
     nprobe: int | None
     recall: float | None  # of the ten nearest, as measured when the file was written; None where it is exact
+    exact: bool  # whether results are those of brute force over the passing rows
     behind: int  # rows that the FAISS file lacks or has too many; readers make up for them
 
 
@@ -94,6 +95,7 @@ def _architecture(index: Index, fingerprint: str, generation: int) -> Architectu
         faiss=cache.info.factory if cache else entry.get("factory") or vectors.default_factory(len(columns)),
         nprobe=cache.info.nprobe if cache else None,
         recall=cache.info.recall if cache else None,
+        exact=cache is None or cache.is_exact,
         behind=len(np.setxor1d(numbers, columns.numbers, assume_unique=True)),
     )
 
