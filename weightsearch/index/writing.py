@@ -161,9 +161,15 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
     Returns how many rows were changed; raises UsageError for an unknown id, a column that cannot be changed, and text
     where a number belongs.
     """
+    if not changes:
+        return 0
     with writing(path) as writer, writer.transaction() as connection:
-        known = connection.execute(f"SELECT id, metadata FROM {catalogue.rows_sql(connection)}").fetchall()
-        metadata = {id: json.loads(text or "{}") for id, text in known if id in changes}
+        wanted = np.empty(len(changes), object)
+        wanted[:] = list(changes)
+        connection.register("wanted", {"id": wanted})
+        those = "(SELECT id, recipe, metadata FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted))"
+        known = connection.execute(f"SELECT id, metadata FROM {those}").fetchall()
+        metadata = {id: json.loads(text or "{}") for id, text in known}
         unknown = [id for id in changes if id not in metadata]
         if unknown:
             raise UsageError(f"{path} holds no checkpoint with id {unknown[0]} ({len(unknown):,} unknown)")
@@ -183,9 +189,9 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
         for name, by_id in columns.items():
             _set_column(connection, name, by_id)
         if own:
-            catalogue.learn_keys(connection, "ix.checkpoints")
-        if changes:
-            connection.execute("UPDATE ix.state SET generation = generation + 1")
+            catalogue.learn_keys(connection, those)
+        connection.unregister("wanted")
+        connection.execute("UPDATE ix.state SET generation = generation + 1")
         return len(changes)
 
 
