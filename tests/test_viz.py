@@ -150,7 +150,7 @@ def test_a_network_is_joined_to_its_nearest(source: Source, trained: TrainSummar
     points = project(source.vectors(source.methods[0], np.arange(len(source.values))), Projection.PCA, Metric.COSINE)
     for segment in lines.get_segments():
         assert np.abs(points - segment[1]).sum(axis=1).min() < 1e-5
-    assert trained.examples[0].path.name in texts(figure)
+    assert trained.examples[0].path.name in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_a_network_of_another_architecture_is_one_line(source: Source, tmp_path: Path):

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from weightsearch.checkpoints import read_checkpoint
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
 from weightsearch.viz.projection import Projection, nearest, place, prepare, project
@@ -21,7 +20,8 @@ from weightsearch.viz.style import COLOURS, MARK, bare, label_of, limits, rows_o
 EMBEDDING_SAMPLE = 5_000
 SIMILARITY_SAMPLE = 1_000
 RAW_BYTES = 1 << 30  # of raw weights that are drawn at a time
-PANEL = 2.55  # inches, of the square pictures
+PANEL = 2.55  # inches, of the square pictures side by side,
+ALONE = 4.4  # and of one alone
 JOINED = 5  # neighbours that a network is joined to
 
 
@@ -82,24 +82,24 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
 
     A network given by path is drawn into each picture as a star, joined to its nearest neighbours.
     """
-    networks = [read_checkpoint(path) for path in options.networks]
-    for source in sources:
-        for network in networks:
-            source.check(network)
+    networks = [[source.read(path) for path in options.networks] for source in sources]
 
     def marks(axes: Any, source: Source, method: str, vectors: np.ndarray, points: np.ndarray, sample: Sample) -> None:
-        for network in networks:
+        for path, network in zip(options.networks, networks[sources.index(source)], strict=True):
             vector = source.embed(method, network)[None]
             where = place(vector, vectors, points, source.metric)[0]
             found, _ = nearest(prepare(vector, source.metric), prepare(vectors, source.metric), JOINED, source.metric)
             lines = [(where, points[other]) for other in found[0]]
             axes.add_collection(LineCollection(lines, colors=MARK, linewidths=1.0, zorder=4))
             axes.scatter(*points[found[0]].T, s=26, facecolors="none", edgecolors=MARK, linewidths=1, zorder=5)
-            axes.scatter(*where, s=130, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
+            axes.scatter(*where, s=110, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
+            axes.annotate(
+                Path(path).name, where, (0, 8), textcoords="offset points", ha="center", fontsize=8, zorder=7,
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": axes.get_facecolor(), "alpha": 0.75, "linewidth": 0},
+            )  # fmt: skip
 
-    named = ", ".join(Path(path).name for path in options.networks)
-    marked = f"; ★ {named} and its {JOINED} nearest" if named else ""
-    return _pictures(sources, options, note, f"{options.projection.label} of the networks{marked}", marks)
+    marked = f"; ★ is joined to its {JOINED} nearest" if options.networks else ""
+    return _pictures(sources, options, note, f"{options.projection.label} of the networks", marks, lambda _: marked)
 
 
 def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
@@ -166,7 +166,7 @@ def _pictures(
         f"{source.title}: {sample.label}{_graph(source, sample, options)}{more(source)}"
         for source, sample in zip(sources, samples, strict=True)
     ]
-    figure, rows = rows_of(title, headings, _width(sources), PANEL + 0.22)
+    figure, rows = rows_of(title, headings, _width(sources), _panel(sources) + 0.22)
     for row, source, sample in zip(rows, sources, samples, strict=True):
         values = source.values[sample.positions]
         order = np.argsort(source.target.quality(values), kind="stable")  # the rarer good ones on top
@@ -197,7 +197,7 @@ def _pictures(
 
 
 def _graph(source: Source, sample: Sample, options: Options) -> str:
-    return f", {source.neighbours(sample)} neighbours" if options.projection is Projection.UMAP else ""
+    return f", {source.neighbours(sample)} neighbours in the graph" if options.projection is Projection.UMAP else ""
 
 
 def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figure:
@@ -211,7 +211,7 @@ def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figur
         for source, sample in zip(sources, samples, strict=True)
     ]
     title = "Cosine similarity of the networks, the best first; lighter is more similar"
-    figure, rows = rows_of(title, headings, _width(sources), PANEL + 0.5)
+    figure, rows = rows_of(title, headings, _width(sources), _panel(sources) + 0.5)
     for row, source, sample in zip(rows, sources, samples, strict=True):
         quality = source.target.quality(source.values[sample.positions])
         order = np.argsort(-quality, kind="stable")
@@ -244,7 +244,11 @@ def _good_and_bad(source: Source) -> str:
 
 
 def _width(sources: Sequence[Source]) -> float:
-    return max(5.2, max(len(source.methods) for source in sources) * PANEL + 1.0)
+    return max(len(source.methods) for source in sources) * _panel(sources) + 1.0
+
+
+def _panel(sources: Sequence[Source]) -> float:
+    return PANEL if max(len(source.methods) for source in sources) > 1 else ALONE
 
 
 def sample_of(source: Source, options: Options, most: int) -> Sample:

@@ -106,12 +106,17 @@ class Source(ABC):
         low, high = np.nanquantile(self.values, [GOOD_SHARE, 1 - GOOD_SHARE])
         return (float(high), float(low)) if self.target.lower_is_better else (float(low), float(high))
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def read(self, path: str | Path) -> Checkpoint:
+        """A checkpoint file as a network like the source's; raises WeightsearchError where it is none."""
+        from weightsearch.checkpoints import align, read_checkpoint
+
+        checkpoint = align(read_checkpoint(path), [self.architecture])
         if checkpoint.architecture.fingerprint != self.architecture.fingerprint:
             raise WeightsearchError(
                 f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not that of "
                 f"{self.path}, {self.architecture.describe()}; draw it into networks like it"
             )
+        return checkpoint
 
     def sample(self, part: Part | None, most: int, seed: int) -> Sample:
         """The checkpoints of `part` (None: the source's default), or `most` of them, drawn with `seed`."""
@@ -269,10 +274,11 @@ def _embed(encoder: Encoder, checkpoint: Checkpoint) -> np.ndarray:
     import torch
 
     from weightsearch.encoders import activation_code
+    from weightsearch.metadata import interpret
 
-    recipe = checkpoint.metadata.get("recipe")
-    activation = activation_code(recipe.get("activation") if isinstance(recipe, dict) else None)
-    return encoder.embed(torch.from_numpy(checkpoint.weights[None]), torch.tensor([activation]))[0][0].numpy()
+    activation = interpret(checkpoint.metadata, "file").recipe.get("activation")
+    weights, activations = torch.from_numpy(checkpoint.weights[None]), torch.tensor([activation_code(activation)])
+    return encoder.embed(weights, activations)[0][0].numpy()
 
 
 def open_sources(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -19,7 +20,9 @@ DPI = 150
 MARK = "#E8590C"  # what a picture is to point out: apart from all of viridis, in dark and in light
 LIGHT = ("#ffffff", "#24292f", "#d5d9de")  # ground, ink, lines
 DARK = ("#14171c", "#d7dce2", "#3a414b")
-ROW_HEADING = 0.36  # inches
+ROW_HEADING = 0.36  # inches, of one line
+LINE = 0.17  # inches, of each further line
+LETTERS = 14  # of a heading in an inch
 
 
 class Format(StrEnum):
@@ -52,11 +55,12 @@ def save(figure: Figure, path: Path) -> None:
 
 def rows_of(title: str, headings: Sequence[str], width: float, height: float) -> tuple[Figure, list[SubFigure]]:
     """A figure with a title and one headed row per source; each row is `height` inches high without its heading."""
-    top = 0.34
-    figure = Figure(figsize=(width, top + len(headings) * (height + ROW_HEADING)), layout="constrained")
+    wrapped = [textwrap.fill(heading, int(width * LETTERS)) for heading in headings]
+    heights = [height + ROW_HEADING + LINE * heading.count("\n") for heading in wrapped]
+    figure = Figure(figsize=(width, 0.34 + sum(heights)), layout="constrained")
     figure.suptitle(title, x=0.008, ha="left", fontsize=13, fontweight="bold")
-    rows = np.atleast_1d(np.asarray(figure.subfigures(len(headings), 1), object)).tolist()
-    for row, heading in zip(rows, headings, strict=True):
+    rows = np.atleast_1d(np.asarray(figure.subfigures(len(headings), 1, height_ratios=heights), object)).tolist()
+    for row, heading in zip(rows, wrapped, strict=True):
         row.suptitle(heading, x=0.008, ha="left", fontsize=10)
     return figure, rows
 
