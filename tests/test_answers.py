@@ -18,10 +18,12 @@ from weightsearch.answers import Answer
 from weightsearch.calibration import Calibration
 from weightsearch.checkpoints import read_checkpoint, write_checkpoint
 from weightsearch.conformal import Conformal
-from weightsearch.encoders import activation_code
+from weightsearch.encoders import activation_code, build_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.fit import DEFAULTS
 from weightsearch.layers import LayerDifference, describe
 from weightsearch.training import TrainSummary
+from weightsearch.types import Method
 from weightsearch.zoo.store import Zoo
 
 
@@ -110,6 +112,23 @@ def test_an_id_needs_neither_torch_nor_the_zoo(trained: TrainSummary, index: Ind
     assert done.stdout.strip() == "[] 4"
 
 
+@pytest.mark.slow
+def test_loading_any_encoder_imports_no_more_than_torch(tmp_path: Path, zoo: Zoo):
+    """Drawing or filling tensors on the meta device, as loading does, may import half of torch and sympy."""
+    for method in Method:
+        (tmp_path / method).mkdir()
+        encoder = build_encoder(zoo.architecture, DEFAULTS[method][0], torch.Generator())
+        save_encoder(encoder, tmp_path / method, {})
+    code = (
+        "import sys; from pathlib import Path; from weightsearch.encoders import load_encoder\n"
+        f"for path in Path({str(tmp_path)!r}).iterdir(): load_encoder(path)\n"
+        "print([m for m in ('sympy', 'torch._dynamo') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
 def test_a_file_costs_no_needless_imports(trained: TrainSummary, example: Path):
     code = (
         f"import sys; from weightsearch import query; query({str(trained.index)!r}, {str(example)!r})\n"
@@ -178,6 +197,8 @@ def test_no_forecast_without_an_epoch_or_after_the_last(index: Index, example: P
     rows = embeddings(index)
     last = rows["id"][np.argmax(rows["epoch"])]
     assert index.query(id=last).forecast is None
+    late = np.unique(rows["epoch"])[-2]
+    assert index.query(id=rows["id"][np.flatnonzero(rows["epoch"] == late)[0]]).forecast is not None
     checkpoint = replace(read_checkpoint(example), metadata={})
     assert index.query(checkpoint).forecast is None
     assert index.query(checkpoint, epoch=2).forecast is not None

@@ -344,7 +344,7 @@ class Index(engine.Index):
         selection = Selection(condition, not_run=subject.run, per_run=1)
         like = self.search(subject.fingerprint, subject.embedding, min(FORECAST_RUNS, count), selection).neighbours
         last = self.finals(subject.fingerprint, [row.run for row in like if row.run is not None])
-        went_on = any(last[row.run][0] > row.epoch for row in like if row.run in last and row.epoch is not None)
+        went_on = any(epoch > subject.epoch for epoch, _ in last.values())
         ends = sorted(last[row.run][1] for row in like if row.run in last)
         if len(ends) < FEWEST_RUNS or not went_on:
             return None

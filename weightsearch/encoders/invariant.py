@@ -53,7 +53,9 @@ class Invariant(Encoder):
             self.patches = _patches(architecture, self.chain, config.probes)
             first = architecture.layers[0]
             inputs = first.columns - len(first.extras)
-            self.probes = nn.Parameter(torch.randn(inputs, self.patches[0] * config.probes) * 0.7 / PROBE_SCALE)
+            self.probes = nn.Parameter(torch.empty(inputs, self.patches[0] * config.probes))
+            if not self.probes.is_meta:  # while loading: drawing would import half of torch for nothing
+                nn.init.normal_(self.probes, std=0.7 / PROBE_SCALE)
             width += len(Activation) + config.probes * architecture.layers[-1].rows
         layers: list[nn.Module] = []
         for _ in range(config.hidden_layers):
