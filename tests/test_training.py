@@ -63,13 +63,18 @@ def test_a_users_column_is_a_target(tmp_path: Path):
     [
         ({"runs": 1}, "the zoo has 1 finished run(s) to use; splitting by run into train, validation and test needs"),
         ({"accuracy": 0.5}, "every training checkpoint has the same test_accuracy; there is nothing to learn"),
-        ({"unknown": 60}, "the zoo has 0 finished run(s)"),
+        ({"unknown": 60}, "no checkpoint has a test_accuracy; choose another --target, or import the zoo again"),
         ({"nan_rows": 60}, "the zoo has 0 finished run(s)"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_zoos_that_teach_nothing_are_one_line(tmp_path: Path, options: dict[str, int], says: str):
     assert says in refusal(make_zoo(tmp_path / "zoo", **options), tmp_path)
+
+
+def test_a_zoo_without_the_target_names_those_that_it_has(tmp_path: Path):
+    zoo = make_zoo(tmp_path / "zoo", accuracy=0.5)
+    assert refusal(zoo, tmp_path, target=Target("train_loss")).endswith("another --target among f1, test_accuracy")
 
 
 def test_two_architectures_mixed_are_one_line(tmp_path: Path):

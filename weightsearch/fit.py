@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -98,15 +98,27 @@ def target_values(table: CheckpointTable, target: Target) -> np.ndarray:
     """The target of every checkpoint `(n,)` float64, NaN where unknown."""
     columns = {**table.extras, **vars(table)}
     values = columns.get(target.column)
-    if not isinstance(values, np.ndarray) or values.dtype != np.float64:
-        known = [name for name, column in columns.items() if getattr(column, "dtype", None) == np.float64]
+    if not _is_numbers(values):
+        known = [name for name, column in columns.items() if _is_numbers(column)]
         raise UsageError(f"--target {target.column}: the zoo has no such column; choose among {', '.join(known)}")
     return values
 
 
+def _is_numbers(column: Any) -> TypeGuard[np.ndarray]:
+    return isinstance(column, np.ndarray) and column.dtype == np.float64
+
+
 def usable_checkpoints(zoo: Zoo, target: Target) -> np.ndarray:
     """Positions of the checkpoints with a finite target and finite weights; one warning tells of the others."""
-    known = np.isfinite(target_values(zoo.table(), target))
+    table = zoo.table()
+    known = np.isfinite(target_values(table, target))
+    if len(known) and not known.any():
+        columns = {**table.extras, **vars(table)}.items()
+        others = [name for name, values in columns if _is_numbers(values) and np.isfinite(values).any()]
+        raise WeightsearchError(
+            f"{zoo.path}: no checkpoint has a {target.column}; choose another --target"
+            + (f" among {', '.join(others)}" if others else ", or import the zoo again with --metadata")
+        )
     finite = finite_weights(zoo, np.arange(len(known)))
     left_out = [
         f"{count:,} without a {target.column}" if why == "target" else f"{count:,} with NaN or infinite weights"

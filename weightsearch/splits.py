@@ -107,7 +107,7 @@ def make_split(
         what = "run(s)" if by is SplitBy.RUN else "checkpoint(s)"
         raise WeightsearchError(
             f"the zoo has {len(distinct)} finished {what} to use; splitting by {by} into train, validation and test "
-            f"needs at least {FEWEST}: build more runs"
+            f"needs at least {FEWEST}: build or import more runs"
         )
     shuffled = np.random.default_rng(seed).permutation(distinct)
     held = max(1, round(len(distinct) * HELD_SHARE))
