@@ -151,6 +151,15 @@ def test_tables(tmp_path: Path, suffix: str):
         read(save(tmp_path / "d" / "unlisted.pt"), sources)
 
 
+def test_paths_of_another_machine_are_told_by_their_ends(tmp_path: Path):
+    rows = ["/scratch/me/a/run/m.pt,1", "/scratch/me/b/run/m.pt,2", "../c/m.pt,3", "/x/d/other.pt,4"]
+    (tmp_path / "runs.csv").write_text("\n".join(["path,n", *rows]))
+    table = MetadataTable.read(tmp_path / "runs.csv")
+    for name, expected in (("a/run", 1), ("b/run", 2), ("c", 3), ("d", None), ("run", None)):
+        found = table.find(tmp_path / "here" / name / "m.pt")
+        assert (None if found is None else found.extras["n"]) == expected  # `run/m.pt` is as much the one as the other
+
+
 @pytest.mark.parametrize(
     ("content", "options", "says"),
     [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,7 +66,8 @@ def read_table(path: Path, key: str) -> list[dict[str, Any]]:
 class MetadataTable:
     """A table of metadata whose column `key` says which checkpoint file each row is about.
 
-    It may hold whole paths, their ends (`run-7/model.pt`), or bare names, with the file's suffix or without.
+    It may hold whole paths, their ends (`run-7/model.pt`), or bare names, with the file's suffix or without; and paths
+    of another machine, told by their ends from the folder on if no other row's agrees as well.
     """
 
     def __init__(self, path: Path, rows: Mapping[str, Metadata], key: str) -> None:
@@ -73,6 +75,9 @@ class MetadataTable:
         self.key = key
         self._rows = rows
         self._taken: dict[str, Path] = {}
+        self._by_name: dict[str, list[str]] = {}
+        for name in rows:
+            self._by_name.setdefault(name.rpartition("/")[2], []).append(name)
 
     @classmethod
     def read(cls, path: str | Path, key: str = "path") -> MetadataTable:
@@ -89,16 +94,27 @@ class MetadataTable:
     def find(self, path: Path) -> Metadata | None:
         """The row about the file `path`; raises WeightsearchError where the row is about another file as well."""
         parts = path.resolve().parts[1:]
-        names = ["/".join(parts[start:]) for start in range(len(parts))]
-        for end in (end for name in names for end in (name, str(PurePosixPath(name).with_suffix("")))):
-            if end in self._rows:
-                other = self._taken.setdefault(end, path)
-                if other != path:
-                    raise WeightsearchError(
-                        f"the row {end} of {self.path.name} is also about {other}: give more of the path in {self.key}"
-                    )
-                return self._rows[end]
-        return None
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        names = [name for end in ends for name in (end, str(PurePosixPath(end).with_suffix("")))]
+        row = next((name for name in names if name in self._rows), None) or self._elsewhere(parts)
+        if row is None:
+            return None
+        other = self._taken.setdefault(row, path)
+        if other != path:
+            raise WeightsearchError(
+                f"the row {row} of {self.path.name} is also about {other}: give more of the path in {self.key}"
+            )
+        return self._rows[row]
+
+    def _elsewhere(self, parts: Sequence[str]) -> str | None:
+        """The row of a path of another machine that ends in the same folder and file, and only it."""
+        agreeing: dict[int, list[str]] = {}
+        for name in self._by_name.get(parts[-1], ()):
+            pairs = zip(reversed(parts), reversed(name.split("/")), strict=False)
+            count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            agreeing.setdefault(count, []).append(name)
+        most = max(agreeing, default=0)
+        return agreeing[most][0] if most >= 2 and len(agreeing[most]) == 1 else None
 
     @property
     def notes(self) -> list[str]:

@@ -63,6 +63,11 @@ def import_zoo(
         raise UsageError(f"--runs {runs}: choose at least 1")
     layout = layout or recognise(folder)
     if layout is Layout.SMALL_CNN_ZOO:
+        if architecture is not None or (sources is not None and (sources.name_runs or sources.table is not None)):
+            raise UsageError(
+                f"{folder} is a Small CNN Zoo, which has its own table and one architecture: leave out --metadata, "
+                "--run-column, --run-pattern and --architecture"
+            )
         return _import_small_cnn(folder, out, dataset, runs, quiet)
     survey = _survey(folder, layout, sources or Sources(), quiet)
     chosen = _choose(survey, architecture, folder)
