@@ -49,7 +49,8 @@ class Invariant(Encoder):
         self.chain = chain_of(architecture)
         self.register_buffer("knots", torch.zeros(self.summary_width, KNOTS))  # ascending once calibrated
         width = self.summary_width
-        if self.chain:
+        self.probed = bool(self.chain) and config.probes > 0
+        if self.probed:
             self.patches = _patches(architecture, self.chain, config.probes)
             first = architecture.layers[0]
             inputs = first.columns - len(first.extras)
@@ -99,7 +100,7 @@ class Invariant(Encoder):
 
     def encode(self, normalised: Tensor) -> Tensor:
         summaries, codes, weights = normalised.split([self.summary_width, 1, self.architecture.size], dim=1)
-        if not self.chain:
+        if not self.probed:
             return self.body(self._noisy(summaries))
         kinds = torch.cat([codes == CODES[activation] for activation in Activation], dim=1).float()
         size = max(1, PROBE_BLOCK // (self.patches[0] * self.config.probes * self.architecture.layers[0].rows))
