@@ -232,6 +232,27 @@ def test_a_broken_network_is_said_to_be_unlike_anything_known(index: Index, exam
     assert "is a guess; test it" in answer.verdict
 
 
+@pytest.mark.parametrize("method", Method)
+def test_a_dead_layer_has_a_finite_embedding(method: Method, zoo: Zoo):
+    encoder = build_encoder(zoo.architecture, DEFAULTS[method][0], torch.Generator())
+    weights = zoo.weights(np.arange(40, 60))
+    encoder.calibrate(encoder.features(torch.from_numpy(weights)))
+    for part in zoo.architecture.slices:
+        dead = weights.copy()
+        dead[:, part] = 0
+        assert all(torch.isfinite(tensor).all() for tensor in encoder.embed(torch.from_numpy(dead)))
+
+
+def test_an_embedding_that_is_not_finite_is_one_line(
+    index: Index, example: Path, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+):
+    index.query(example, 1)  # loads the encoder
+    nothing = (torch.full((1, 64), torch.nan), torch.zeros(1))
+    monkeypatch.setattr(index._tools(zoo.architecture.fingerprint).encoder, "embed", lambda *_: nothing)
+    with pytest.raises(WeightsearchError, match=rf"{example}: .*so large that its embedding is not finite"):
+        index.query(example, 1)
+
+
 def test_layers_are_compared_with_the_nearest_good_and_bad(index: Index, example: Path, zoo: Zoo):
     answer = index.query(example)
     tools = index._tools(zoo.architecture.fingerprint)

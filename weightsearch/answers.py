@@ -227,6 +227,11 @@ class Index(engine.Index):
         (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
         activations = torch.tensor([activation_code(activation or known.recipe.get("activation"))])
         embedding, predicted = tools.encoder.embed(torch.from_numpy(checkpoint.weights[None]), activations)
+        if not torch.isfinite(embedding).all():
+            raise WeightsearchError(
+                f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
+                "such a network is of no use"
+            )
         stated = known.value(self.target.column)
         if np.isnan(stated):
             other = checkpoint.metadata.get(self.target.column)

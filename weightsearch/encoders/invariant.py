@@ -204,7 +204,7 @@ def _moments(values: Tensor) -> Tensor:
     centred = values - mean
     squares = centred.square()
     deviation = squares.mean(dim=1, keepdim=True).sqrt()
-    scale = deviation.clamp_min(1e-12)
+    scale = deviation.clamp_min(1e-9)  # to the fourth, still a float32
     third = (squares * centred).mean(dim=1, keepdim=True) / scale**3
     fourth = squares.square().mean(dim=1, keepdim=True) / scale**4
     low, high = values.aminmax(dim=1, keepdim=True)
