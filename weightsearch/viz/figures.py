@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
@@ -171,7 +171,7 @@ def _pictures(
         values = source.values[sample.positions]
         order = np.argsort(source.target.quality(values), kind="stable")  # the rarer good ones on top
         low, high = limits(source.target, source.values)
-        panels = row.subplots(1, len(source.methods), squeeze=False)[0]
+        panels, everything = _panels(row, source, sources)
         for axes, method in zip(panels, source.methods, strict=True):
             note(f"{source.title}, {method}")
             vectors = source.vectors(method, sample.positions)
@@ -192,7 +192,7 @@ def _pictures(
             axes.set_title(method)
             axes.set_box_aspect(1)
             bare(axes)
-        row.colorbar(drawn, ax=panels, label=label_of(source.target), pad=0.01, aspect=18)
+        row.colorbar(drawn, ax=everything, label=label_of(source.target), pad=0.01, aspect=18)
     return figure
 
 
@@ -210,14 +210,14 @@ def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figur
         f"{source.title}: {sample.label}, {_good_and_bad(source)}"
         for source, sample in zip(sources, samples, strict=True)
     ]
-    title = "Cosine similarity of the networks, the best first; lighter is more similar"
-    figure, rows = rows_of(title, headings, _width(sources), _panel(sources) + 0.5)
+    title = "Cosine similarity, the best network first"
+    figure, rows = rows_of(title, headings, _width(sources), _panel(sources) + 0.64)
     for row, source, sample in zip(rows, sources, samples, strict=True):
         quality = source.target.quality(source.values[sample.positions])
         order = np.argsort(-quality, kind="stable")
         positions, quality = sample.positions[order], quality[order]
         bad, good = (source.target.quality(threshold) for threshold in source.thresholds)
-        panels = row.subplots(1, len(source.methods), squeeze=False)[0]
+        panels, everything = _panels(row, source, sources)
         for axes, method in zip(panels, source.methods, strict=True):
             note(f"{source.title}, {method}")
             vectors = source.vectors(method, positions)
@@ -233,7 +233,9 @@ def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figur
             # Adding 0 turns -0.00 into +0.00.
             axes.set_xlabel("\n".join(f"{name} {round(mean, 2) + 0.0:+.2f}" for name, mean in named.items()))
         panels[0].set_ylabel(f"← lower  {label_of(source.target)}  higher →")
-        row.colorbar(drawn, ax=panels, label="cosine similarity", pad=0.01, aspect=15, shrink=0.8)
+        row.colorbar(
+            drawn, ax=everything, label="cosine similarity: lighter is more alike", pad=0.01, aspect=15, shrink=0.8
+        )
     return figure
 
 
@@ -245,6 +247,15 @@ def _good_and_bad(source: Source) -> str:
 
 def _width(sources: Sequence[Source]) -> float:
     return max(len(source.methods) for source in sources) * _panel(sources) + 1.0
+
+
+def _panels(row: SubFigure, source: Source, sources: Sequence[Source]) -> tuple[list[Any], list[Any]]:
+    """Axes for each of a source's methods, and all axes of the row: empty ones fill it, so that columns line up."""
+    everything = row.subplots(1, max(len(other.methods) for other in sources), squeeze=False)[0].tolist()
+    used = len(source.methods)
+    for axes in everything[used:]:
+        axes.set_axis_off()
+    return everything[:used], everything
 
 
 def _panel(sources: Sequence[Source]) -> float:

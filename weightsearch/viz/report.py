@@ -138,7 +138,12 @@ def _wishes(sources: Sequence[Source], options: Options) -> str:
             )  # fmt: skip
             numbers = (means.good_good, means.bad_bad, means.good_bad, everything)
             rows.append(
-                (source.title, method, *(f"{n:+.2f}" for n in numbers), *("yes" if one else "no" for one in met))
+                (
+                    f"{source.title}, {sample.label}",
+                    method,
+                    *(f"{n:+.2f}" for n in numbers),
+                    *("yes" if one else "no" for one in met),
+                )
             )
     header = (
         "", "method", "good–good", "bad–bad", "good–bad", "any two",

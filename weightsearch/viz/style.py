@@ -22,7 +22,7 @@ LIGHT = ("#ffffff", "#24292f", "#d5d9de")  # ground, ink, lines
 DARK = ("#14171c", "#d7dce2", "#3a414b")
 ROW_HEADING = 0.36  # inches, of one line
 LINE = 0.17  # inches, of each further line
-LETTERS = 14  # of a heading in an inch
+LETTERS = 13  # of a heading in an inch
 
 
 class Format(StrEnum):
