@@ -2,6 +2,7 @@
 
     python benchmarks/search.py                      # 10 thousand, 100 thousand and a million vectors: half an hour
     python benchmarks/search.py --sizes 10000 --queries 20
+    python benchmarks/search.py --sizes --inverted 1000000
     python benchmarks/search.py --cold-index runs/indexes/usps-v2 --cold-model model.pt
 
 Vectors are 256 wide and made like checkpoints' embeddings: runs of 20 epochs that move through a space of few true
@@ -14,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -127,13 +127,17 @@ class Ours:
         self.index._masks.clear()
 
 
-def make(directory: Path, size: int) -> np.ndarray:
+def make(directory: Path, size: int, *, index_alone: bool = False) -> np.ndarray:
     """The three stores of the same rows; returns queries `(200, WIDTH)` from runs that none of them holds."""
     generator = np.random.default_rng(size)
     mixing = generator.standard_normal((TRUE_WIDTH, WIDTH)).astype(np.float32) / TRUE_WIDTH**0.5
     vectors = embeddings(size // EPOCHS, generator, mixing)
     rows = make_rows(vectors, 0, generator)
     create_index(directory / "index", ARCHITECTURE, rows, write_extras=write_extras)
+    queries = embeddings(10, generator, mixing)
+    np.save(directory / "added.npy", embeddings(500, generator, mixing))
+    if index_alone:
+        return queries
     flat = faiss.IndexFlatIP(WIDTH)
     flat.add(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     faiss.write_index(flat, str(directory / "flat.faiss"))
@@ -150,8 +154,7 @@ def make(directory: Path, size: int) -> np.ndarray:
             array = ", ".join(f"c{j}" for j in range(WIDTH))
             connection.execute(f"INSERT INTO rows SELECT number, accuracy, array_value({array}) FROM part")
             connection.unregister("part")
-    np.save(directory / "added.npy", embeddings(500, generator, mixing))
-    return embeddings(10, generator, mixing)
+    return queries
 
 
 def measure(systems: dict[str, Any], queries: np.ndarray) -> dict[str, Any]:
@@ -199,14 +202,14 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(directory: Path, system: str) -> float:
+def used_memory(directory: Path, system: str) -> dict[str, float]:
     """MiB that a process of its own needs to open the store and answer ten queries, over importing."""
     command = [sys.executable, __file__, "--memory", system, str(directory)]
-    return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout), 1)
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def print_peak_memory(system: str, directory: Path) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def print_used_memory(system: str, directory: Path) -> None:
+    before = memory()
     make = {
         "faiss": lambda: Bare(directory / "flat.faiss", directory / "rows.duckdb"),
         "duckdb": lambda: Sql(directory / "rows.duckdb"),
@@ -215,7 +218,13 @@ def print_peak_memory(system: str, directory: Path) -> None:
     search = make[system]()
     for vector in np.random.default_rng(0).standard_normal((10, WIDTH)).astype(np.float32):
         search(vector, None)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(json.dumps({name: round(value - before[name], 1) for name, value in memory().items()}))
+
+
+def memory() -> dict[str, float]:
+    """MiB that are this process's own, and those with the pages of files that it maps and others share."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(status[field].split()[0]) / 1024 for name, field in (("own", "RssAnon"), ("mapped too", "VmRSS"))}
 
 
 def opening(path: Path) -> dict[str, float]:
@@ -241,15 +250,22 @@ def one_size(size: int, queries: int) -> dict[str, Any]:
             "index": Ours(directory / "index"),
         }
         result: dict[str, Any] = {"filters": measure(systems, vectors)}
-        result["memory_mib"] = {name: peak_memory(directory, name) for name in systems}
+        result["memory_mib"] = {name: used_memory(directory, name) for name in systems}
         result["opening"] = opening(directory / "index")
         result["faiss_read_ms"] = round(1000 * timed(lambda: faiss.read_index(str(directory / "flat.faiss"))), 2)
         result["size_mib"] = round(info(directory / "index").size / 2**20, 1)
-        if size >= 1_000_000:
-            result["inverted"] = inverted(directory / "index", vectors)
         more = make_rows(np.load(directory / "added.npy"), 10**9, np.random.default_rng(1))
         result["add_10_thousand_seconds"] = round(timed(lambda: add_rows(directory / "index", FINGERPRINT, more)), 3)
         return result
+    finally:
+        shutil.rmtree(directory)
+
+
+def inverted_alone(size: int, queries: int) -> dict[str, Any]:
+    directory = Path(tempfile.mkdtemp(prefix="search-", dir=os.environ.get("SCRATCH")))
+    try:
+        vectors = make(directory, size, index_alone=True)[:queries]
+        return {"vectors": size, **inverted(directory / "index", vectors), "load": os.getloadavg()[0]}
     finally:
         shutil.rmtree(directory)
 
@@ -258,7 +274,7 @@ def inverted(path: Path, queries: np.ndarray) -> dict[str, Any]:
     """The inverted file that is chosen by itself beyond a million, beside exact search of the same rows."""
     exact = Index.open(path)
     truth = [(timed(lambda q=q: exact.search(FINGERPRINT, q, K)), exact.search(FINGERPRINT, q, K)) for q in queries]
-    seconds = timed(lambda: rebuild(path, "IVF2048,Flat"))
+    seconds = timed(lambda: rebuild(path, "IVF4096,Flat"))
     index = Index.open(path)
     index.search(FINGERPRINT, queries[0], K)
     found = [(timed(lambda q=q: index.search(FINGERPRINT, q, K)), index.search(FINGERPRINT, q, K)) for q in queries]
@@ -267,7 +283,6 @@ def inverted(path: Path, queries: np.ndarray) -> dict[str, Any]:
         for (_, ours), (_, theirs) in zip(found, truth, strict=True)
     ]
     entry = info(path).architectures[0]
-    rebuild(path, "auto")
     return {
         "type": entry.faiss, "nprobe": entry.nprobe, "build_seconds": round(seconds, 1),
         "recall": round(sum(hits) / K / len(queries), 4),
@@ -315,23 +330,24 @@ def markdown(result: dict[str, Any]) -> str:
                 f"| {int(size):,} | {'all' if name == 'none' else name} | {' ms | '.join(cells)} ms "
                 f"| {ours['p99_ms']:.2f} ms | {ours['queries_per_second']:,.0f} | {ours['recall']:.3f} |"
             )
-    head = "| vectors | open | to the first answer | memory: FAISS, DuckDB, index | add 10,000 | load average |"
+    head = "| vectors | open | to the first answer | MiB of FAISS, DuckDB, index (with mapped files) | add 10,000 | load average |"
     lines += ["", head, "|---|---|---|---|---|---|"]
     for size, found in result["sizes"].items():
-        memory = ", ".join(f"{value:,.0f}" for value in found["memory_mib"].values())
+        memory = ", ".join(
+            f"{value['own']:,.0f} ({value['mapped too']:,.0f})" for value in found["memory_mib"].values()
+        )
         lines.append(
             f"| {int(size):,} | {found['opening']['open_ms']:.1f} ms | {found['opening']['first_answer_ms']:.1f} ms "
             f"| {memory} MiB | {found['add_10_thousand_seconds']:.2f} s | {found['load'][0]:.1f} |"
         )
-    for size, found in result["sizes"].items():
-        if "inverted" in found:
-            file = found["inverted"]
-            lines += [
-                "",
-                f"{file['type']} of {int(size):,} vectors, nprobe {file['nprobe']}, made in "
-                f"{file['build_seconds']:.0f} s: recall@10 {file['recall']:.3f}, "
-                f"ids and distances in {file['ids_p50_ms']:.1f} ms against {file['exact_ids_p50_ms']:.1f} ms exactly.",
-            ]
+    if "inverted" in result:
+        file = result["inverted"]
+        lines += [
+            "",
+            f"{file['type']} of {file['vectors']:,} vectors, nprobe {file['nprobe']}, made in "
+            f"{file['build_seconds']:.0f} s: recall@10 {file['recall']:.3f}, "
+            f"ids and distances in {file['ids_p50_ms']:.1f} ms against {file['exact_ids_p50_ms']:.1f} ms exactly.",
+        ]
     if "cold" in result:
         cold = result["cold"]
         lines += [
@@ -349,12 +365,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--inverted", type=int, help="measure an inverted file of this many vectors", metavar="SIZE")
     parser.add_argument("--cold-index", type=Path)
     parser.add_argument("--cold-model", type=Path)
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
-        print_peak_memory(arguments.memory[0], Path(arguments.memory[1]))
+        print_used_memory(arguments.memory[0], Path(arguments.memory[1]))
         return
     result: dict[str, Any] = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -364,6 +381,8 @@ def main() -> None:
     known = arguments.out / "search.json"
     if known.exists():  # sizes that are not measured now stay as they were
         result = {**json.loads(known.read_text()), "machine": result["machine"], "versions": result["versions"]}
+    if arguments.inverted:
+        result["inverted"] = inverted_alone(arguments.inverted, arguments.queries)
     for size in arguments.sizes:
         load = os.getloadavg()[0]
         result["sizes"][str(size)] = one_size(size, arguments.queries) | {"load": [load, os.getloadavg()[0]]}

@@ -68,7 +68,7 @@ def index_info(info: IndexInfo) -> RenderableType:
         datasets = ", ".join(f"{name} {rows:,}" for name, rows in entry.datasets.items())
         part.add_row("rows", f"{entry.rows:,} of {entry.runs:,} runs ({datasets}); {entry.unknown:,} not judged")
         part.add_row("good, bad", f"{entry.good:.3f} or better, {entry.bad:.3f} or worse")
-        approximate = f", nprobe {entry.nprobe}, recall@10 {entry.recall:.3f}" if entry.recall is not None else ""
+        approximate = f", nprobe {entry.nprobe}, recall {entry.recall:.3f}" if entry.recall is not None else ""
         behind = f"; {entry.behind:,} rows behind, which readers add" if entry.behind else ""
         part.add_row("FAISS", f"{entry.faiss}{approximate}{behind}")
         exact = "exact: results are those of brute force over the rows that pass"

@@ -29,7 +29,7 @@ class ArchitectureInfo:
     width: int | None  # D, the embeddings' number of values
     faiss: str  # FAISS's name for the type
     nprobe: int | None
-    recall: float | None  # of the ten nearest, as measured when the file was written; None where it is exact
+    recall: float | None  # as nprobe was tuned: of a sample's 51st to 100th nearest; None where there is none
     exact: bool  # whether results are those of brute force over the passing rows
     behind: int  # rows that the FAISS file lacks or has too many; readers make up for them
 

@@ -17,6 +17,7 @@ from weightsearch.types import Metric
 # below which an exact search looks at just those rows rather than at all, which lie in a row.
 FEW, SOME = 0.1, 0.3
 BLOCK = 64
+AT_FIRST = 16  # times k: how many rows an approximate index is asked for, in the hope that all lists are among them
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,12 @@ def search(
     if not shelf.cache.is_exact and not few:
         everything = np.ones(len(shelf), bool) if mask is None else mask
         masks = (mask, everything & (grades > 0), everything & (grades < 0))
-        lists = [_pick(_growing(shelf, query, k, part), k, within, per_run, shelf.columns.runs) for part in masks]
+        first = shelf.approximate(query, min(AT_FIRST * k, passing), mask)
+        order = np.lexsort(first)
+        first = (first[0][order], first[1][order])
+        lists = [
+            _pick(_growing(shelf, query, k, part, first), k, within, per_run, shelf.columns.runs) for part in masks
+        ]
         return f"{shelf.cache.info.factory}{'' if mask is None else ' with a selector'}", lists
     rows, name = None, "exact, all rows"
     if mask is not None and passing <= SOME * len(shelf):
@@ -124,9 +130,13 @@ def _nearest(away: np.ndarray, wanted: np.ndarray | None, k: int) -> Iterator[tu
         k *= 4
 
 
-def _growing(shelf: Shelf, query: np.ndarray, k: int, mask: np.ndarray | None) -> Candidates:
-    """From an approximate index, and exactly where that finds too few."""
+def _growing(
+    shelf: Shelf, query: np.ndarray, k: int, mask: np.ndarray | None, first: tuple[np.ndarray, np.ndarray]
+) -> Candidates:
+    """From the `first` rows found for all lists, then from an approximate index, or exactly where few pass."""
     total = len(shelf) if mask is None else int(np.count_nonzero(mask))
+    passing = np.ones(len(first[0]), bool) if mask is None else mask[first[0]]
+    yield first[0][passing], first[1][passing], False
     while True:
         if mask is not None and total <= max(FEW * len(shelf), k):
             rows, away = np.flatnonzero(mask), shelf.distances(query, np.flatnonzero(mask))
