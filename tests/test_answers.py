@@ -287,6 +287,19 @@ def test_answers_print_as_text_as_html_and_as_json(index: Index, example: Path):
     assert json.loads(json.dumps(answer.to_dict(), allow_nan=False))["neighbours"][0]["id"] == answer.neighbours[0].id
 
 
+def test_titles_say_what_good_means(index: Index, example: Path):
+    answer = index.query(example, 2, good="q75")
+    assert f"2 good (accuracy ≥ {answer.good_threshold:.3f})" in str(answer)
+    assert f"2 bad (accuracy ≤ {answer.bad_threshold:.3f})" in str(answer)
+    other = replace(answer, neighbours=(), good=answer.bad, bad=())  # as where each dataset has thresholds of its own
+    assert "Nearest 2 good (for their dataset)" in str(other)
+    assert "No checkpoint passes" in str(other)
+    assert "No bad one" in str(other)
+    unknown = replace(answer, good_threshold=float("nan"), bad_threshold=float("nan"), good=(), bad=())
+    assert "None is good or not: the index knows no accuracy" in str(unknown)
+    assert wording.verdict(replace(unknown, neighbours=(), neighbours_accuracy=None, percentile=None, novelty=None))
+
+
 def test_a_deep_network_shows_the_layers_least_alike(index: Index, example: Path):
     layers = tuple(LayerDifference(f"block{i}", i / 10, i / 20, "larger weights", "smaller biases") for i in range(40))
     text = str(replace(index.query(example), layers=layers))

@@ -75,20 +75,25 @@ def facts(answer: Answer, explain: bool = False) -> list[tuple[str, str]]:
 def grids(answer: Answer) -> list[Grid]:
     """The nearest, nearest good and nearest bad rows, and the layers beside them."""
     target = _target(answer)
+    near = answer.neighbours
+    made = [_neighbours(f"Nearest {len(near)}" if near else "No checkpoint passes", near, target)]
     better, worse = ("≤", "≥") if target.lower_is_better else ("≥", "≤")
-    named = [
-        (f"Nearest {len(answer.neighbours)}", answer.neighbours),
-        (f"Nearest {len(answer.good)} good ({target.label} {better} {answer.good_threshold:.3f})", answer.good),
-        (f"Nearest {len(answer.bad)} bad ({target.label} {worse} {answer.bad_threshold:.3f})", answer.bad),
-    ]
-    made = []
-    for title, rows in named:
-        same = title != named[0][0] and rows == answer.neighbours and rows
-        if same:
-            made.append(Grid(f"{title}: the same", (), ()))
-        else:
-            made.append(_neighbours(title if rows else title.replace("Nearest 0", "No"), rows, target))
+    sides = (("good", answer.good, better, answer.good_threshold), ("bad", answer.bad, worse, answer.bad_threshold))
+    for name, rows, sign, threshold in sides:
+        if threshold != threshold:  # NaN
+            made.append(Grid(f"None is {name} or not: the index knows no {target.label}", (), ()))
+            continue
+        meaning = f"({target.label} {sign} {threshold:.3f})"
+        within = [_reaches(row.value, threshold, target.lower_is_better == (name == "good")) for row in rows]
+        if not all(within):  # an index of several datasets grades each row among its own
+            meaning = "(for their dataset)"
+        title = f"Nearest {len(rows)} {name} {meaning}" if rows else f"No {name} one {meaning} passes"
+        made.append(Grid(f"{title}: the same", (), ()) if rows and rows == near else _neighbours(title, rows, target))
     return made + ([_layers(answer)] if answer.layers else [])
+
+
+def _reaches(value: float | None, threshold: float, lower: bool) -> bool:
+    return value is not None and (value <= threshold if lower else value >= threshold)
 
 
 def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Grid:
