@@ -150,8 +150,19 @@ def peers() -> str:
     return "\n".join(lines)
 
 
+def novelty() -> str:
+    """Which broken networks are said to be unlike everything known, of each zoo."""
+    result = json.loads((RESULTS / "novelty.json").read_text())
+    lines = [f"| said to be unlike everything known | {' | '.join(result)} |", f"|---|{'---:|' * len(result)}"]
+    for kind in next(iter(result.values())):
+        name = "new networks as they are" if kind.startswith("none") else kind
+        lines.append(f"| {name} | {' | '.join(f'{zoo[kind]:.0%}' for zoo in result.values())} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
+    "novelty": novelty,
     "reference": reference,
     "throughput": throughput,
     "tables": tables,

@@ -201,8 +201,8 @@ def _unlike(answer: Answer) -> str:
     assert novelty is not None
     layers = novelty.layers_distance is not None and novelty.layers_limit is not None
     if layers and novelty.layers_distance > novelty.layers_limit:  # type: ignore[operator]
-        return "its layers are further from known networks' than those of 99 in 100 new ones"
-    return "its embedding is further from known networks' than those of 99 in 100 new ones"
+        return "its layers are further from known networks' than those of 99 in 100 held-out ones"
+    return "its embedding is further from known networks' than those of 99 in 100 held-out ones"
 
 
 def _place(row: Neighbour) -> str:
