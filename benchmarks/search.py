@@ -346,12 +346,11 @@ def markdown(result: dict[str, Any]) -> str:
     head = "| vectors | open | to the first answer | MiB of FAISS, DuckDB, index (with mapped files) "
     lines += ["", head + "| add 10,000 | load average |", "|---|---|---|---|---|---|"]
     for size, found in result["sizes"].items():
-        memory = ", ".join(
-            f"{value['own']:,.0f} ({value['mapped too']:,.0f})" for value in found["memory_mib"].values()
-        )
+        used = (found["memory_mib"] or {}).values()
+        memory = ", ".join(f"{value['own']:,.0f} ({value['mapped too']:,.0f})" for value in used) or "not measured"
         lines.append(
             f"| {int(size):,} | {found['opening']['open_ms']:.1f} ms | {found['opening']['first_answer_ms']:.1f} ms "
-            f"| {memory} MiB | {found['add_10_thousand_seconds']:.2f} s | {found['load'][0]:.1f} |"
+            f"| {memory} | {found['add_10_thousand_seconds']:.2f} s | {found['load'][0]:.1f} |"
         )
     if "inverted" in result:
         file = result["inverted"]
@@ -371,6 +370,8 @@ def markdown(result: dict[str, Any]) -> str:
             "faiss, duckdb and typer alone. "
             f"In CPU time the ratios are {cold['file_cpu_ratio']:.2f} and {cold['id_cpu_ratio']:.2f}.",
         ]
+    if "remark" in result:
+        lines += ["", result["remark"]]
     return "\n".join(lines) + "\n"
 
 
