@@ -22,6 +22,7 @@ from weightsearch.encoders import activation_code, build_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.fit import DEFAULTS
 from weightsearch.layers import LayerDifference, describe
+from weightsearch.sources import read_source
 from weightsearch.training import TrainSummary
 from weightsearch.types import Method
 from weightsearch.zoo.store import Zoo
@@ -331,6 +332,19 @@ def test_get_says_where_the_weights_should_be(trained: TrainSummary, zoo: Zoo, t
     finally:
         hidden.rename(zoo.path)
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_weights_come_from_the_file_they_were_added_from_unless_it_changed(example: Path, tmp_path: Path):
+    checkpoint = read_checkpoint(example)
+    write_checkpoint(tmp_path / "own.pt", checkpoint.weights, checkpoint.architecture)
+    (tmp_path / "index").mkdir()
+    found = read_source(checkpoint.id, "own.pt", tmp_path / "index")  # beside the index, wherever one is
+    assert np.array_equal(found.weights, checkpoint.weights)
+    write_checkpoint(tmp_path / "own.pt", checkpoint.weights + 1, checkpoint.architecture)
+    with pytest.raises(WeightsearchError, match=r"own\.pt holds other weights by now"):
+        read_source(checkpoint.id, "own.pt", tmp_path / "index")
+    with pytest.raises(WeightsearchError, match=r"does not say where its weights came from"):
+        read_source(checkpoint.id, None, tmp_path / "index")
 
 
 def test_an_unknown_architecture_gets_the_known_ones(index: Index):
