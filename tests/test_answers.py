@@ -338,13 +338,15 @@ def test_weights_come_from_the_file_they_were_added_from_unless_it_changed(examp
     checkpoint = read_checkpoint(example)
     write_checkpoint(tmp_path / "own.pt", checkpoint.weights, checkpoint.architecture)
     (tmp_path / "index").mkdir()
-    found = read_source(checkpoint.id, "own.pt", tmp_path / "index")  # beside the index, wherever one is
+    found = read_source(
+        checkpoint.id, "own.pt", tmp_path / "index", checkpoint.architecture
+    )  # beside the index, wherever one is
     assert np.array_equal(found.weights, checkpoint.weights)
     write_checkpoint(tmp_path / "own.pt", checkpoint.weights + 1, checkpoint.architecture)
     with pytest.raises(WeightsearchError, match=r"own\.pt holds other weights by now"):
-        read_source(checkpoint.id, "own.pt", tmp_path / "index")
+        read_source(checkpoint.id, "own.pt", tmp_path / "index", checkpoint.architecture)
     with pytest.raises(WeightsearchError, match=r"does not say where its weights came from"):
-        read_source(checkpoint.id, None, tmp_path / "index")
+        read_source(checkpoint.id, None, tmp_path / "index", checkpoint.architecture)
 
 
 def test_an_unknown_architecture_gets_the_known_ones(index: Index):
