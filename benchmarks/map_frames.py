@@ -26,7 +26,7 @@ from weightsearch.viz.projection import Projection
 from weightsearch.viz.sources import Part, Source
 
 RESULT = Path(__file__).parent / "results" / "map_frames.json"
-MOVES = 120
+MOVES = 60
 
 # Drags the picture to and fro, a little each frame, and gives the times between frames in milliseconds.
 PAN = """
