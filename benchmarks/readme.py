@@ -138,7 +138,7 @@ def peers() -> str:
     """benchmarks/results/peers.json: means over the seeds that were run."""
     results = json.loads((RESULTS / "peers.json").read_text())
     lines = [
-        "| zoo | method | seeds | R² | tau | parameters | seconds an epoch |",
+        "| zoo | method | seeds | R² | tau | parameters | CPU seconds an epoch |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for zoo, method in sorted({(one["zoo"], one["method"]) for one in results}):
