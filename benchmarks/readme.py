@@ -168,6 +168,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tables": tables,
     "accuracy": accuracy,
     "zoos": zoos,
+    "evaluation": evaluation,
+    "peers": peers,
 }
 
 
