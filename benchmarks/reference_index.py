@@ -20,7 +20,7 @@ from scipy.stats import kendalltau
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from weightsearch import Index, Zoo, build_zoo, query, render, train
-from weightsearch.cli import show
+from weightsearch.cli.common import show
 from weightsearch.encoders import load_encoder
 from weightsearch.fit import embed_zoo
 

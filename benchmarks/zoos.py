@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from weightsearch import build_zoo, render
-from weightsearch.cli import show
+from weightsearch.cli.common import show
 from weightsearch.zoo.summary import render_summary, zoo_summary
 
 ROOT = Path(__file__).parent.parent

@@ -139,7 +139,7 @@ def test_the_four_commands_find_what_the_last_one_made(run: Run):
 
 
 def test_without_anything_made_the_reference_index_answers(run: Run):
-    reference = Path(cli.__file__).parent.parent / "index"
+    reference = Path(cli.__file__).parents[2] / "index"
     code, out, err = run("query", next(reference.glob("examples/good.pt")), "--json")
     assert code == 0, err
     assert f"index: {reference}" in err

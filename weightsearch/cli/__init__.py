@@ -1,0 +1,89 @@
+"""The command line: parse, call one library function, print. Results to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from weightsearch.cli import asking, demo, making, measuring, pictures, upkeep, zoos
+from weightsearch.cli.common import complain
+from weightsearch.errors import Interrupted, UsageError, WeightsearchError
+
+app = typer.Typer(
+    help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
+    epilog="Start with `weightsearch demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for part in (zoos, making, asking, pictures, measuring, upkeep, demo):  # the order of commands in `--help`
+    app.add_typer(part.app)
+app.add_typer(zoos.zoo_app, name="zoo")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"weightsearch {version('weightsearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script: whatever goes wrong ends in one line on stderr and a non-zero exit code."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    try:
+        code = app(prog_name="weightsearch", standalone_mode=False)
+        if code == 130:  # typer turns Ctrl-C into this
+            print("interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        complain(error)
+        sys.exit(2)
+    except Interrupted as error:
+        complain(error)
+        sys.exit(130)
+    except WeightsearchError as error:
+        complain(error)
+        sys.exit(1)
+    except BrokenPipeError:  # `weightsearch ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            complain(f"the disk is full ({error.filename or 'while writing'}); free some space and try again")
+        else:
+            complain(error)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("WEIGHTSEARCH_DEBUG"):
+            raise
+        if hasattr(error, "format_message"):  # typer's own complaints about flags
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "weightsearch"
+            if message := error.format_message().replace("\n", " "):  # empty where the help was printed instead
+                complain(f"{message} See `{command} --help`.")
+            sys.exit(getattr(error, "exit_code", 2))
+        complain(
+            f"internal: {type(error).__name__}: {str(error).partition(chr(10))[0]} "
+            "(a bug; WEIGHTSEARCH_DEBUG=1 shows where)"
+        )
+        sys.exit(1)

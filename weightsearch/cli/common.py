@@ -1,0 +1,64 @@
+"""What the commands share: options, the epilog with examples, words on stdout and stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightsearch.errors import UsageError
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+IndexOption = Annotated[
+    Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/, else index/")
+]
+OwnIndexOption = Annotated[
+    Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/indexes")
+]
+
+Metadata = Annotated[
+    Path | None,
+    typer.Option(help="Table of accuracies and other columns: .csv, .json or .parquet.", show_default="none"),
+]
+Key = Annotated[str, typer.Option(help="Its column of the files' paths, ends of paths, or names.")]
+RunColumn = Annotated[
+    str | None, typer.Option(help="Name in the metadata that tells runs apart.", show_default="by folder")
+]
+RunPattern = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression for the path that tells runs apart; its first group counts.", show_default=""
+    ),
+]
+
+
+def example(*commands: str) -> str:
+    """An epilog for `--help`, one command a line."""
+    return "\n\n".join(["Example:", *commands])
+
+
+def show(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=120)  # a pipe or a file has no width of its own
+    console.print(renderable)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def complain(error: object) -> None:
+    print(f"error: {error}", file=sys.stderr)
+
+
+def choice(enum: Any, value: str, flag: str, others: str = "") -> Any:
+    try:
+        return enum(value)
+    except ValueError:
+        raise UsageError(f"{flag} {value}: choose {others}one of {', '.join(enum)}") from None
