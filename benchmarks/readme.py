@@ -108,8 +108,7 @@ def zoos() -> str:
 
 
 def evaluation() -> str:
-    """The main metrics of benchmarks/results/evaluation/evaluation.json, a table a zoo: means over seeds."""
-    content = json.loads((RESULTS / "evaluation" / "evaluation.json").read_text())
+    """The main metrics of benchmarks/results/evaluation*/evaluation.json, a table a zoo: means over seeds."""
     columns = {
         "prediction.r2": "R²",
         "prediction.tau": "tau",
@@ -121,16 +120,23 @@ def evaluation() -> str:
         "noise.shift": "noise",
         "interval.coverage": "90 % interval",
     }
-    pooled = [r for r in content["rows"] if r["seed"] is None and r["on"] is None and r["against"] is None]
     parts = []
-    for zoo in dict.fromkeys(row["zoo"] for row in pooled):
-        own = {(row["method"], row["metric"]): row for row in pooled if row["zoo"] == zoo}
-        lines = [f"{zoo}, {content['settings']['seeds']} seed(s):", "", f"| method | {' | '.join(columns.values())} |"]
-        lines.append("|---|" + "---:|" * len(columns))
-        for method in dict.fromkeys(method for method, metric in own if metric in columns):
-            cells = [f"{own[method, m]['value']:.3f}" if (method, m) in own else "–" for m in columns]
-            lines.append(f"| `{method}` | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+    for path in sorted(RESULTS.glob("evaluation*/evaluation.json")):
+        content = json.loads(path.read_text())
+        pooled = [r for r in content["rows"] if r["seed"] is None and r["on"] is None and r["against"] is None]
+        for zoo in dict.fromkeys(row["zoo"] for row in pooled):
+            own = {(row["method"], row["metric"]): row for row in pooled if row["zoo"] == zoo}
+            seeds = content["settings"]["seeds"]
+            lines = [
+                f"{zoo}, {seeds} seed(s) ([all figures](benchmarks/results/{path.parent.name}/evaluation.md)):",
+                "",
+                f"| method | {' | '.join(columns.values())} |",
+                "|---|" + "---:|" * len(columns),
+            ]
+            for method in dict.fromkeys(method for method, metric in own if metric in columns):
+                cells = [f"{own[method, m]['value']:.3f}" if (method, m) in own else "–" for m in columns]
+                lines.append(f"| `{method}` | {' | '.join(cells)} |")
+            parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
