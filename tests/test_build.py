@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -253,6 +254,17 @@ def building(**arguments):
             yield process
         finally:
             process.kill()
+
+
+def has_tables(path: Path) -> bool:
+    """False where the builder was killed between making the database and its first commit, which `Zoo` says."""
+    try:
+        Zoo.open(path).table()
+    except WeightsearchError as error:
+        if "half made" not in str(error):
+            raise
+        return False
+    return True
 
 
 def wait_until_gone(processes, seconds=5):

@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
@@ -194,6 +195,9 @@ def test_no_zoo_is_one_line(tmp_path, zoo_path):
     (zoo_path / "zoo.duckdb").unlink()
     with pytest.raises(WeightsearchError, match="is half made"):
         Zoo.open(zoo_path)
+    duckdb.connect(str(zoo_path / "zoo.duckdb")).close()  # as left by a builder killed before its first commit
+    with pytest.raises(WeightsearchError, match="is half made"):
+        Zoo.open(zoo_path).table()
 
 
 def test_other_settings_are_refused_by_name(zoo_path):

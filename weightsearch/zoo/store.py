@@ -99,6 +99,10 @@ class ZooInfo:
         return [f"{key}: {mine.get(key)} -> {others.get(key)}" for key in keys if mine.get(key) != others.get(key)]
 
 
+def half_made(path: Path, why: str) -> WeightsearchError:
+    return WeightsearchError(f"{path} is half made ({why}): run the build-zoo or import again that made it")
+
+
 class Zoo:
     """A zoo opened for reading. It never loads the weights as a whole, and holds no lock between calls.
 
@@ -119,15 +123,16 @@ class Zoo:
         path = Path(path)
         info = ZooInfo.read(path)
         if not (path / "zoo.duckdb").is_file():
-            raise WeightsearchError(
-                f"{path} is half made (it has no zoo.duckdb): run the build-zoo or import again that made it"
-            )
+            raise half_made(path, "it has no zoo.duckdb")
         return cls(path, info)
 
     def table(self) -> CheckpointTable:
         if self._table is None:
-            with connect(self.path, read_only=True) as connection:
-                self._table, self._part, self._row = rows.read(connection)
+            try:
+                with connect(self.path, read_only=True) as connection:
+                    self._table, self._part, self._row = rows.read(connection)
+            except duckdb.CatalogException:  # its maker was killed before the first commit
+                raise half_made(self.path, "its zoo.duckdb has no tables") from None
         return self._table
 
     def weights(self, positions: np.ndarray | Sequence[int] | slice) -> np.ndarray:

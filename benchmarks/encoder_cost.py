@@ -1,0 +1,90 @@
+"""What encoders cost: checkpoints embedded a second from memory, beside reading them and multiplying alone; a fit.
+
+python benchmarks/encoder_cost.py runs/zoos/usps-v2 [--fit]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from weightsearch.encoders import build_encoder
+from weightsearch.encoders.invariant import Invariant
+from weightsearch.fit import DEFAULTS, activation_codes, fit
+from weightsearch.jobs import write_atomically
+from weightsearch.splits import make_split
+from weightsearch.types import Method
+from weightsearch.zoo.store import Zoo
+
+RESULT = Path(__file__).parent / "results" / "encoder_cost.json"
+COUNT, REPEATS = 512, 5
+
+
+def per_second(action: Callable[[], object]) -> float:
+    """Checkpoints a second, the median of `REPEATS`."""
+    action()
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - started)
+    return COUNT / statistics.median(seconds)
+
+
+def products(encoder: Invariant) -> Callable[[], object]:
+    """The matrix products of the probes alone: one for each layer, on random numbers, a cache's worth at a time."""
+    columns = [patches * encoder.config.probes for patches in encoder.patches]
+    sides = [(layer.rows, layer.columns - len(layer.extras)) for layer in encoder.architecture.layers]
+    pairs = [
+        (torch.randn(16, rows, own), torch.randn(16, own, width))
+        for (rows, own), width in zip(sides, columns, strict=True)
+    ]
+
+    def run() -> None:
+        for _ in range(COUNT // 16):
+            for left, right in pairs:
+                torch.bmm(left, right)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("--fit", action="store_true", help="also time one fit of invariant with its default settings")
+    options = parser.parse_args()
+    zoo = Zoo.open(options.zoo)
+    positions = np.arange(COUNT)
+    weights, codes = torch.from_numpy(zoo.weights(positions)), activation_codes(zoo.table())[positions]
+    result: dict[str, object] = {"zoo": options.zoo.name, "threads": torch.get_num_threads(), "embedded_per_second": {}}
+    found: dict[str, float] = result["embedded_per_second"]  # type: ignore[assignment]
+    with torch.no_grad():
+        for method, (config, _) in DEFAULTS.items():
+            encoder = build_encoder(zoo.architecture, config, torch.Generator()).eval()
+            found[method.value] = per_second(lambda encoder=encoder: encoder.embed(weights, codes))  # type: ignore[misc]
+            if isinstance(encoder, Invariant) and encoder.probed:
+                found["products of invariant's probes alone"] = per_second(products(encoder))
+        found["reading the weights from page cache"] = per_second(lambda: zoo.weights(positions))
+    if options.fit:
+        split = make_split(zoo.table())
+        started = time.perf_counter()
+        fitted = fit(zoo, split, *DEFAULTS[Method.INVARIANT])
+        result["fit"] = {
+            "checkpoints": len(split.train) + len(split.validation),
+            "epochs": fitted.epochs,
+            "seconds": time.perf_counter() - started,
+            "validation_r2": fitted.validation.r2,
+        }
+    print(json.dumps(result, indent=1))
+    write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
