@@ -19,7 +19,7 @@ demo: .venv/ready ## The whole path on scikit-learn's digits: build-zoo, train, 
 	$(BIN)/weightsearch demo
 
 test: .venv/ready ## The whole test suite, with a tenth of the kills and damages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: .venv/ready ## The whole test suite with all kills, damages, mutations and random programs, not a tenth
 	WEIGHTSEARCH_TEST_ALL=1 $(BIN)/python -m pytest
