@@ -89,7 +89,7 @@ DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
     ),
     Method.INVARIANT: (
         EncoderConfig(Method.INVARIANT, embedding_size=64, hidden_layers=2, hidden_size=256, input_noise=0.1),
-        FitSettings(learning_rate=2e-3, weight_decay=1e-2, epochs=40, patience=40, one_cycle=True),
+        FitSettings(learning_rate=2e-3, weight_decay=1e-2, batch_size=32, epochs=30, patience=30, one_cycle=True),
     ),
 }
 

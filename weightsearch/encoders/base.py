@@ -15,7 +15,7 @@ from weightsearch.types import Architecture, Method
 
 NORMAL_IQR = 1.349  # interquartile range of a standard normal distribution
 KNOTS = 257  # points of the empirical distribution kept for each statistic
-EMBED_BLOCK = 2**20  # weights at a time: more would not stay in cache
+EMBED_BLOCK = 2**21  # weights at a time: fewer cost calls, more cost memory that is new each time
 CLIP = 10.0  # standardised weights beyond this are outliers of runs that all but diverged
 
 
@@ -118,9 +118,13 @@ class Encoder(nn.Module, ABC):
         embeddings = []
         for start in range(0, len(weights), size := max(1, EMBED_BLOCK // self.architecture.size)):
             known = None if activations is None else activations[start : start + size]
-            embeddings.append(self.encode(self.normalise(self.features(weights[start : start + size], known))))
+            embeddings.append(self._embed_block(weights[start : start + size], known))
         embedding = torch.cat(embeddings)
         return embedding, self.predict(embedding)
+
+    def _embed_block(self, weights: Tensor, activations: Tensor | None) -> Tensor:
+        """Weights `(B, P)` -> embedding `(B, D)`."""
+        return self.encode(self.normalise(self.features(weights, activations)))
 
     @property
     def parameters_count(self) -> int:

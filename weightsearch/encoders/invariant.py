@@ -10,7 +10,7 @@ An MLP on both gives the embedding, on which the predictor is linear, so that di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ class Invariant(Encoder):
             self.probes = nn.Parameter(torch.empty(inputs, self.patches[0] * config.probes))
             if not self.probes.is_meta:  # while loading: drawing would import half of torch for nothing
                 nn.init.normal_(self.probes, std=0.7 / PROBE_SCALE)
-            width += len(Activation) + config.probes * architecture.layers[-1].rows
+            self.probe_width = config.probes * architecture.layers[-1].rows
+            width += len(Activation) + self.probe_width
         layers: list[nn.Module] = []
         for _ in range(config.hidden_layers):
             layers += [nn.Linear(width, config.hidden_size), nn.ReLU(), nn.Dropout(config.dropout)]
@@ -99,14 +100,21 @@ class Invariant(Encoder):
         return torch.cat([normal_scores(features[:, :width], self.knots), features[:, width:]], dim=1)
 
     def encode(self, normalised: Tensor) -> Tensor:
-        summaries, codes, weights = normalised.split([self.summary_width, 1, self.architecture.size], dim=1)
+        return self._encode(*normalised.split([self.summary_width, 1, self.architecture.size], dim=1))
+
+    def _encode(self, summaries: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
+        """Normalised summaries `(B, S)`, activations' codes `(B, 1)`, canonical weights `(B, P)` -> `(B, D)`."""
         if not self.probed:
             return self.body(self._noisy(summaries))
-        kinds = torch.cat([codes == CODES[activation] for activation in Activation], dim=1).float()
+        kinds = torch.cat([codes == CODES[activation] for activation in Activation], dim=1)  # (B, 2)
         size = max(1, PROBE_BLOCK // (self.patches[0] * self.config.probes * self.architecture.layers[0].rows))
-        blocks = zip(weights.split(size), codes[:, :, None].split(size), strict=True)
-        outputs = torch.cat([self._probe(*block) for block in blocks])
-        return self.body(torch.cat([self._noisy(torch.cat([summaries, outputs], dim=1)), kinds], dim=1))
+        tanh = kinds[:, list(Activation).index(Activation.TANH)]
+        blocks: list[Tensor] = []
+        found = [tanh.nonzero()[:, 0], (~tanh).nonzero()[:, 0]]  # positions; the unknown count as ReLU
+        for positions, activation in zip(found, (torch.tanh, torch.relu), strict=True):
+            blocks += [self._probe(weights[block], activation) for block in positions.split(size) if len(block)]
+        outputs = torch.cat(blocks)[torch.cat(found).argsort()] if blocks else summaries.new_zeros(0, self.probe_width)
+        return self.body(torch.cat([self._noisy(torch.cat([summaries, outputs], dim=1)), kinds.float()], dim=1))
 
     @torch.no_grad()
     def embed(self, weights: Tensor, activations: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -123,6 +131,12 @@ class Invariant(Encoder):
             predicted = self.predict(embedding)
         return embedding, predicted
 
+    def _embed_block(self, weights: Tensor, activations: Tensor | None) -> Tensor:
+        """Without putting features together only to take them apart again: large networks' copies take long."""
+        codes = torch.zeros(len(weights)) if activations is None else activations
+        weights = canonical(weights, self.architecture, self.chain, codes) if self.chain else weights
+        return self._encode(normal_scores(self._summaries(weights), self.knots), codes[:, None], weights)
+
     def _summaries(self, weights: Tensor) -> Tensor:
         """Weights `(B, P)` -> summaries `(B, S)`."""
         found = []
@@ -133,11 +147,8 @@ class Invariant(Encoder):
             found += [seven_statistics(matrix[:, :, own + number]) for number in range(len(layer.extras))]
         return torch.cat(found, dim=1)
 
-    def _probe(self, weights: Tensor, codes: Tensor) -> Tensor:
-        """Canonical weights `(B, P)`, codes `(B, 1, 1)` -> the last layer's outputs for all probes, compressed.
-
-        `(B, probes * rows of the last layer)`; `tanh` where the code is negative, else `relu`.
-        """
+    def _probe(self, weights: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        """Canonical weights `(B, P)` -> the last layer's outputs for all probes, compressed `(B, probe_width)`."""
         count, values = len(weights), self.probes * PROBE_SCALE  # (inputs, patches * probes)
         for number, (part, layer) in enumerate(zip(self.architecture.slices, self.architecture.layers, strict=True)):
             matrix = weights[:, part].view(count, layer.rows, layer.columns)
@@ -147,7 +158,7 @@ class Invariant(Encoder):
                 values = values + matrix[:, :, own:]
             if number == len(self.chain):
                 break
-            values = torch.where(codes < 0, values.tanh(), values.relu())
+            values = activation(values)
             # The reader's patch, of `block` columns a unit, holds that unit's outputs for as many patches.
             block, patches, wanted = self.chain[number].block, self.patches[number], self.patches[number + 1]
             if block * wanted > patches:  # too many to have one each
@@ -178,7 +189,8 @@ def canonical(weights: Tensor, architecture: Architecture, chain: Sequence[Hidde
     ]
     for hidden in chain:
         rows, reader = matrices[hidden.made_by], matrices[hidden.read_by]
-        norm = rows.double().norm(dim=2).clamp_min(1e-30).float()  # (B, units); dead units may be that small
+        # In float64: all of a row shares its norm's error, and float32 cannot hold the squares of a dead unit.
+        norm = torch.cat([few.double().norm(dim=2) for few in rows.split(4)]).clamp_min(1e-30).float()  # (B, units)
         sign = torch.where(rows.sum(dim=2) < 0, -1.0, 1.0)
         factor = torch.where(codes > 0, 1 / norm, torch.where(codes < 0, sign, torch.ones_like(norm)))
         rows *= factor[:, :, None]
@@ -202,13 +214,14 @@ def _moments(values: Tensor) -> Tensor:
     """Mean, standard deviation, skewness, kurtosis, mean size, minimum and maximum of `values (B, n)`: `(B, 7)`."""
     mean = values.mean(dim=1, keepdim=True)
     centred = values - mean
+    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)  # faster than `aminmax`
+    size = values.abs().mean(dim=1, keepdim=True)
     squares = centred.square()
     deviation = squares.mean(dim=1, keepdim=True).sqrt()
     scale = deviation.clamp_min(1e-9)  # to the fourth, still a float32
-    third = (squares * centred).mean(dim=1, keepdim=True) / scale**3
-    fourth = squares.square().mean(dim=1, keepdim=True) / scale**4
-    low, high = values.aminmax(dim=1, keepdim=True)
-    return torch.cat([mean, deviation, third, fourth, values.abs().mean(dim=1, keepdim=True), low, high], dim=1)
+    third = centred.mul_(squares).mean(dim=1, keepdim=True) / scale**3
+    fourth = squares.square_().mean(dim=1, keepdim=True) / scale**4
+    return torch.cat([mean, deviation, third, fourth, size, low, high], dim=1)
 
 
 def _spectrum(matrix: Tensor) -> Tensor:
