@@ -17,7 +17,7 @@ import pytest
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.fit import embed_zoo
-from weightsearch.jobs import Job, Protocol, is_hopeless, load_protocol, read_result, run_jobs, worker_pool
+from weightsearch.jobs import SCORES, Job, Protocol, is_hopeless, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.metrics import score
 from weightsearch.tune import V1, V2, draw_trial, search, search_directory
 from weightsearch.types import Baseline, Method, SplitBy
@@ -129,6 +129,22 @@ def test_a_diverged_trial_is_a_result_and_a_judged_one_knows_its_test_part(zoo: 
     assert baseline is not None and baseline["test"]["count"] == 4  # noqa: PT018
     assert "NaN" not in Path(jobs[2].out).read_text()
     json.loads(Path(jobs[0].out).read_text())
+
+
+@pytest.mark.slow
+def test_judging_a_kept_trial_gives_what_fitting_it_again_gives(zoo: Zoo, tmp_path: Path):
+    protocol = Protocol(str(zoo.path))
+    config, settings = draw_trial(Method.COMVEX_CONV, 1, V1, 0, 3)
+    trial = Job(str(tmp_path / "trial.json"), protocol, "comvex-conv", config, settings, keep=True)
+    anew = replace(trial, out=str(tmp_path / "anew.json"), keep=False, judge=True)
+    kept = replace(anew, out=str(tmp_path / "kept.json"), again=trial.out)
+    with worker_pool(1) as pool:
+        run_jobs([trial, anew, kept], pool)
+    fitted, expected, found = (read_result(path) for path in (trial.out, anew.out, kept.out))
+    assert fitted is not None and expected is not None and found is not None  # noqa: PT018
+    assert found["test"] == expected["test"]
+    assert {key: found[key] for key in SCORES} == {key: fitted[key] for key in SCORES}
+    assert found["seconds"] < expected["seconds"]
 
 
 @pytest.mark.slow

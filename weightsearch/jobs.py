@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline
-from weightsearch.encoders import config_from_dict, save_encoder
+from weightsearch.encoders import Encoder, config_from_dict, load_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.fit import CACHE_BYTES, Features, fit, predict, settings_from_dict, target_values, usable_checkpoints
 from weightsearch.metrics import score
@@ -35,6 +35,7 @@ from weightsearch.zoo.store import Zoo
 STOP_GRACE = 10  # epochs before a fit may be called hopeless, and
 STOP_STEPS = 200  # optimizer steps: a small zoo's epochs are short, and deep predictors start slowly
 STOP_FEWEST = 4  # finished trials to compare with
+SCORES = ("parameters", "validation", "losses", "stopped")  # of a fit, beside its `test` scores
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Job:
     rivals: tuple[str, ...] = ()
     judge: bool = False
     keep: bool = False  # the encoder
+    again: str = ""  # the result of a fit that this one would repeat; where its encoder was kept, that one is judged
 
 
 def read_result(path: str | Path) -> dict[str, Any] | None:
@@ -192,6 +194,14 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     zoo, split = load_protocol(job.protocol)
     config, settings = config_from_dict(job.config), settings_from_dict(job.settings)
     features = features_of(job.protocol, config.method)
+    target = job.protocol.target
+    values = target_values(zoo.table(), target)
+
+    def judged(encoder: Encoder) -> dict[str, Any]:
+        return score(predict(encoder, features, split.test), values[split.test]).to_dict()
+
+    if job.again and (kept := Path(job.again).with_suffix("")).exists() and (earlier := read_result(job.again)):
+        return {key: earlier[key] for key in SCORES} | {"test": judged(load_encoder(kept))}
     curves = [result["losses"] for rival in job.rivals if (result := read_result(rival)) and result.get("losses")]
     grace = max(STOP_GRACE, math.ceil(STOP_STEPS * settings.batch_size / len(split.train)))
     best: list[float] = []
@@ -201,7 +211,6 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
         return epoch >= grace and is_hopeless(best[-1], epoch, curves)
 
     progress = out.with_suffix(".partial")
-    target = job.protocol.target
     try:
         fitted = fit(
             zoo, split, config, settings, target=target, seed=job.seed, features=features,
@@ -218,8 +227,7 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
         "stopped": fitted.stopped,
     }
     if job.judge:
-        values = target_values(zoo.table(), target)
-        result["test"] = score(predict(fitted.encoder, features, split.test), values[split.test]).to_dict()
+        result["test"] = judged(fitted.encoder)
     if job.keep:
         directory = out.with_suffix("")
         directory.mkdir(exist_ok=True)

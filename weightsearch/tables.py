@@ -17,7 +17,7 @@ import numpy as np
 from weightsearch.errors import UsageError
 from weightsearch.jobs import Job, Protocol, load_protocol, plain, read_result, run_jobs, worker_pool, write_atomically
 from weightsearch.progress import progress_bar
-from weightsearch.tune import Search, collect, search_jobs
+from weightsearch.tune import Search, collect, keeping_best, search_jobs
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.zoo.store import Zoo
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PREDICTORS: tuple[Method | Baseline, ...] = (*Method, *Baseline)
 CURVE_FOLDS = 3
+
+
+Follower = Callable[[Job, dict[str, Any]], None]
 
 
 class ProtocolName(StrEnum):
@@ -136,8 +139,13 @@ def make_tables(
     bar = progress_bar("fits", None if curve else total, unit="fits", quiet=quiet)
     with worker_pool(workers) as pool, bar as advance:
 
-        def run(jobs: list[Job], note: str) -> None:
-            run_jobs(jobs, pool, lambda job, _: advance(note=f"{note}, {job.method}"))
+        def run(jobs: list[Job], note: str, then: Follower | None = None) -> None:
+            def finished(job: Job, result: dict[str, Any]) -> None:
+                if then:
+                    then(job, result)
+                advance(note=f"{note}, {job.method}")
+
+            run_jobs(jobs, pool, finished)
 
         for zoo in opened:
             made.append(_one_zoo(zoo, run, settings, methods, protocols, curve, root))
@@ -147,7 +155,7 @@ def make_tables(
 
 def _one_zoo(
     zoo: Zoo,
-    run: Callable[[list[Job], str], None],
+    run: Callable[..., None],
     settings: dict[str, int],
     methods: Sequence[Method | Baseline],
     protocols: Sequence[ProtocolName],
@@ -170,11 +178,12 @@ def _one_zoo(
             # The mean has nothing to search for.
             method: search_jobs(
                 protocol, method, 1 if method is Baseline.MEAN else settings["trials"],
-                epochs=settings["epochs"], keep=False, root=root,
+                epochs=settings["epochs"], keep=True, root=root,
             )
             for method in methods
         }  # fmt: skip
-        run([job for one in jobs.values() for job in one], f"{zoo.path.name} by {name}: searching")
+        trials = [job for one in jobs.values() for job in one]
+        run(trials, f"{zoo.path.name} by {name}: searching", keeping_best(trials))
         found = {method: collect(one) for method, one in jobs.items()}
         judged = {
             method: [_judged(jobs[method], found[method], fold) for fold in range(settings["seeds"])]
@@ -213,6 +222,7 @@ def _judged(jobs: list[Job], found: Search, fold: int, runs: int | None = None) 
         seed=job.seed + 1000 * fold,
         rivals=(),
         judge=True,
+        again="" if fold or runs else job.out,
     )
 
 

@@ -173,18 +173,10 @@ def search(
     Killed at any point, the same call goes on: each finished trial is a file under `root` (None: `runs/searches`).
     """
     jobs = search_jobs(protocol, method, trials, epochs=epochs, keep=True, root=root)
-    best = min(
-        ((validation_loss(result), job.out) for job in jobs if (result := read_result(job.out))),
-        default=(math.inf, ""),
-    )  # of earlier calls, whose encoder may lie there already
+    drop_others = keeping_best(jobs)
 
     def finished(job: Job, result: dict[str, Any]) -> None:
-        nonlocal best
-        own = (validation_loss(result), job.out)
-        if own < best:
-            own, best = best, own
-        if own != best and own[1]:
-            shutil.rmtree(Path(own[1]).with_suffix(""), ignore_errors=True)
+        drop_others(job, result)
         if on_trial:
             on_trial(result)
 
@@ -192,12 +184,29 @@ def search(
         run_jobs(jobs, pool, finished)
         found = collect(jobs)
         if isinstance(method, Method) and not (found.encoder_directory / "encoder.json").exists():
-            # A search of more trials had removed it, or `tables` had not kept it: fit it again, to the end.
+            # A search of more trials had removed it: fit it again, to the end.
             again = replace(jobs[found.best], rivals=())
             Path(again.out).unlink()
             run_jobs([again], pool)
             found = collect(jobs)
     return found
+
+
+def keeping_best(jobs: list[Job]) -> Callable[[Job, dict[str, Any]], None]:
+    """For `run_jobs`: removes the encoder of every trial that is not its method's best so far by validation loss."""
+    best: dict[str, tuple[float, str]] = {}
+    for job in jobs:  # of earlier calls, whose encoder may lie there already
+        if result := read_result(job.out):
+            best[job.method] = min(best.get(job.method, (math.inf, "")), (validation_loss(result), job.out))
+
+    def finished(job: Job, result: dict[str, Any]) -> None:
+        own, before = (validation_loss(result), job.out), best.get(job.method, (math.inf, ""))
+        best[job.method] = min(own, before)
+        worse = max(own, before)
+        if own != before and worse[1]:
+            shutil.rmtree(Path(worse[1]).with_suffix(""), ignore_errors=True)
+
+    return finished
 
 
 def collect(jobs: list[Job]) -> Search:
