@@ -188,6 +188,7 @@ def test_a_bad_model_file_is_one_line_and_changes_nothing(name: str, run: Run, t
     assert snapshot(trained.index) | snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_bad_flags_are_one_line_and_exit_code_2(run: Run, trained: TrainSummary, tmp_path: Path):
     example, index = trained.examples[0].path, trained.index
     fails(run("query", example, "--index", index, "--k", 0), 2, "--k 0")
@@ -241,6 +242,7 @@ def test_a_bug_is_one_line_too(run: Run, trained: TrainSummary, monkeypatch: pyt
     fails(run("query", trained.examples[0].path, "--index", trained.index), 1, "internal", "first line", "bug")
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_for_whatever_the_index_holds(run: Run, trained: TrainSummary, tmp_path: Path):
     code, _, err = run(
         "viz", "--index", trained.index, "--figure", "distribution", "--figure", "similarity", "--out", "drawn"

@@ -430,6 +430,7 @@ def test_one_line_for_what_cannot_be_imported(tmp_path: Path):
 # --- Streaming, and going on ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_import_that_was_killed_goes_on_and_ends_up_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_sweep(tmp_path / "sweep", runs=6)
     monkeypatch.setattr(writing, "PART_BYTES", 1000)  # a run a part

@@ -35,6 +35,7 @@ ORDER = [
     {"render"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 SLOW = ("torch", "faiss", "umap")
@@ -81,6 +82,7 @@ def test_the_index_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -91,6 +91,7 @@ def test_a_new_vector_is_placed_among_its_neighbours():
     assert where[0] == pytest.approx(np.full(2, weights @ [0, 1, 3, 4, 8] / weights.sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_few_networks_have_a_picture_too():
     for count in (3, 4, 5, 9):
         vectors = np.random.default_rng(count).normal(size=(count, 8))
@@ -186,6 +187,7 @@ def test_efficiency_draws_the_best_trials(tmp_path: Path):
         draw(tmp_path / "broken.json", tmp_path / "out", quiet=True)
 
 
+@pytest.mark.slow
 def test_formats_and_themes(trained: TrainSummary, tmp_path: Path):
     (light,) = draw(trained.index, tmp_path / "light", ["distribution"], quiet=True)
     (dark,) = draw(trained.index, tmp_path / "dark", ["distribution"], dark=True, quiet=True)

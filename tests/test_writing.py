@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -238,6 +239,7 @@ def make_format_1(path: Path, rows: Rows) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "manifest only"])
 def test_an_index_of_format_1_is_read_and_brought_up_to_date_by_the_first_change(
     half: bool, tmp_path: Path, caplog, monkeypatch
@@ -264,6 +266,7 @@ def test_an_index_of_format_1_is_read_and_brought_up_to_date_by_the_first_change
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_the_type_by_size_and_by_choice(tmp_path: Path):
     assert vectors.default_factory(10_000) == vectors.default_factory(1_000_000) == "Flat"
     assert vectors.default_factory(1_500_000).startswith("IVF4096")
@@ -368,3 +371,13 @@ def test_train_adds_an_architecture_and_each_query_meets_only_its_own(
     with pytest.raises(UsageError, match="already holds"):
         train(other, index_copy, method=Method.STATISTICS, add=True, quiet=True)
     assert {finding.state for finding in doctor(index_copy, check_encoder=load_encoder)} == {State.OK}
+
+
+def test_the_doctor_leaves_a_healthy_copy_as_it_is(index_copy: Path):
+    contents = {file: file.read_bytes() for file in index_copy.rglob("*") if file.is_file()}
+    encoder = next(index_copy.rglob("encoder.safetensors"))
+    meant = encoder.stat().st_mtime_ns
+    os.utime(encoder, ns=(1, 1))  # as a copy or a checkout leaves it
+    assert {finding.state for finding in doctor(index_copy)} == {State.OK}
+    assert {file: file.read_bytes() for file in contents} == contents
+    assert encoder.stat().st_mtime_ns == meant  # which the manifest names

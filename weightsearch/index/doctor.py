@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import catalogue, vectors
-from weightsearch.index.files import DATABASE, MANIFEST, is_intact, read_manifest, write_manifest
+from weightsearch.index.files import DATABASE, MANIFEST, is_intact, read_manifest
 from weightsearch.index.index import Index
 from weightsearch.index.writing import Writer, leftovers, publish, writing
 
@@ -70,9 +72,8 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
 
 
 def _files(path: Path) -> Iterator[Finding]:
-    """Checksums of the encoders' files; a time that differs from the manifest's is noted there anew."""
+    """Checksums of the encoders' files. A copied file gets the manifest's time again, so that opening trusts it."""
     manifest = read_manifest(path)
-    touched = False
     for name, expected in manifest["files"].items():
         if name.endswith(".faiss") or name == DATABASE:  # of format 1
             continue
@@ -82,11 +83,8 @@ def _files(path: Path) -> Iterator[Finding]:
             )
             continue
         yield Finding(name, State.OK, "checksum agrees")
-        changed = (path / name).stat().st_mtime_ns
-        touched |= expected["mtime_ns"] != changed
-        expected["mtime_ns"] = changed
-    if touched and manifest["format"] != 1:
-        write_manifest(path, manifest)
+        with suppress(PermissionError):  # somebody else's file
+            os.utime(path / name, ns=((path / name).stat().st_atime_ns, expected["mtime_ns"]))
 
 
 def _database(path: Path) -> list[Finding]:
