@@ -187,7 +187,8 @@ class Features:
         self._summaries: Tensor | None = None  # (len(positions), S)
         self._kept: Tensor | None = None  # (len(positions), F), normalised
         if width := self._encoder.summary_width:
-            self._summaries = torch.cat([self._raw(block)[:, :width] for block in _blocks(zoo, positions)])
+            # Copies: a slice would keep all of a block's features, which are as large as the zoo.
+            self._summaries = torch.cat([self._raw(block)[:, :width].clone() for block in _blocks(zoo, positions)])
             self._encoder.calibrate(self._summaries[self._row[train]])
         else:
             stride = max(1, -(-self._encoder.features_bytes * len(train) // SAMPLE_BYTES))
