@@ -48,7 +48,9 @@ VARIANTS: dict[str, tuple[Method | Baseline, dict[str, Any], dict[str, Any], str
     "embedding of 128": (Method.INVARIANT, {"embedding_size": 128}, {}, ""),
     "dropout .3": (Method.INVARIANT, {"dropout": 0.3}, {}, ""),
     "input noise .2": (Method.INVARIANT, {"input_noise": 0.2}, {}, ""),
-    "batches of 32": (Method.INVARIANT, {}, {"batch_size": 32}, ""),
+    "batches of 128": (Method.INVARIANT, {}, {"batch_size": 128}, ""),
+    "20 epochs": (Method.INVARIANT, {}, {"epochs": 20}, ""),
+    "40 epochs": (Method.INVARIANT, {}, {"epochs": 40}, ""),
     "constant learning rate 5e-4": (Method.INVARIANT, {}, {"one_cycle": False, "learning_rate": 5e-4}, ""),
 }
 

@@ -69,7 +69,8 @@ def tables() -> str:
             )
             lines = [
                 f"{zoo['preset']} on {zoo['dataset']}, {zoo['runs']} runs, {zoo['checkpoints']:,} checkpoints: "
-                f"{settings['trials']} trial(s) a method, {settings['seeds']} seed(s), {settings['epochs']} epochs "
+                f"{count(settings['trials'], 'trial')} a method, {count(settings['seeds'], 'seed')}, "
+                f"at most {settings['epochs']} epochs "
                 f"([all figures](benchmarks/results/{path.parent.name}/tables.md)):",
                 "",
                 f"| method | parameters | {head} | published R² |",
@@ -78,11 +79,17 @@ def tables() -> str:
             by_method = {protocol: {row["method"]: row for row in rows} for protocol, rows in zoo["tables"].items()}
             for row in zoo["tables"][protocols[0]]:
                 scores = [by_method[protocol][row["method"]]["test_r2"] for protocol in protocols]
-                texts = [f"{score['mean']:.3f} ± {score['deviation']:.3f}" for score in scores]
+                texts = [f"{score['mean']:.3f}" for score in scores]
+                if settings["seeds"] > 1:
+                    texts = [f"{text} ± {score['deviation']:.3f}" for text, score in zip(texts, scores, strict=True)]
                 given = f"{row['published']['test_r2']:.3f}" if row["published"] else ""
                 lines.append(f"| `{row['method']}` | {row['parameters']:,} | {' | '.join(texts)} | {given} |")
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def accuracy() -> str:
@@ -128,7 +135,7 @@ def evaluation() -> str:
             own = {(row["method"], row["metric"]): row for row in pooled if row["zoo"] == zoo}
             seeds = content["settings"]["seeds"]
             lines = [
-                f"{zoo}, {seeds} seed(s) ([all figures](benchmarks/results/{path.parent.name}/evaluation.md)):",
+                f"{zoo}, {count(seeds, 'seed')} ([all figures](benchmarks/results/{path.parent.name}/evaluation.md)):",
                 "",
                 f"| method | {' | '.join(columns.values())} |",
                 "|---|" + "---:|" * len(columns),

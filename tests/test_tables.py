@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from weightsearch.errors import UsageError
-from weightsearch.tables import PREDICTORS, ProtocolName, Row, Spread, make_tables, published, render, verdict
+from weightsearch.tables import PREDICTORS, ProtocolName, Row, Spread, cells, make_tables, published, render, verdict
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.store import Zoo
 
@@ -31,6 +31,9 @@ def test_the_published_figures_are_the_papers():
 def test_spread_and_verdict():
     assert Spread.of([1.0, 3.0]) == Spread(2.0, pytest.approx(np.sqrt(2)))
     assert np.isnan(Spread.of([1.0, None]).mean)
+    one = Spread.of([0.5])
+    assert one.mean == 0.5 and np.isnan(one.deviation)  # noqa: PT018
+    assert cells(Row("fc", 1, one, Spread(0.5, 0.1), one, 0.5, 10, None))[2:5] == ("0.50000", "0.500 ± 0.100", "0.500")
     some = Spread(0.5, 0.1)
     ours = Row("comvex-conv", 1, some, some, some, 0.5, 10, None)
     trees = replace(ours, method="statistics-trees", test_r2=Spread(0.9, 0.0))

@@ -46,7 +46,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over seeds; NaN where a score is undefined."""
+    """Mean and standard deviation over seeds; NaN where a score is undefined, and for the deviation of one seed."""
 
     mean: float
     deviation: float
@@ -54,7 +54,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread:
         numbers = np.array([np.nan if value is None else value for value in values], np.float64)
-        return cls(float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0)
+        return cls(float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else np.nan)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,8 @@ def cells(row: Row) -> tuple[str, ...]:
     def spread(value: Spread, digits: int) -> str:
         if not np.isfinite(value.mean):
             return "–"
-        return f"{value.mean:.{digits}f} ± {value.deviation:.{digits}f}"
+        deviation = f" ± {value.deviation:.{digits}f}" if np.isfinite(value.deviation) else ""
+        return f"{value.mean:.{digits}f}{deviation}"
 
     given = row.published
     paper = ("",) * 3
@@ -295,8 +296,12 @@ def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
         "",
         f"Made by `weightsearch tables` {version('weightsearch')}: {settings['trials']} trials of a random search a "
         f"method, at most {settings['epochs']} epochs each; the best by validation loss, fitted with "
-        f"{settings['seeds']} seeds and judged on the test part: mean ± standard deviation. The seeds share the test "
-        "part and deal the rest into training and validation anew.",
+        + (
+            "one seed and judged on the test part."
+            if settings["seeds"] == 1
+            else f"{settings['seeds']} seeds and judged on the test part: mean ± standard deviation. The seeds share "
+            "the test part and deal the rest into training and validation anew."
+        ),
     ]
     for zoo in made:
         lines += [

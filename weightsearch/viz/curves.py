@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
             if own:
                 x, y = [p.runs for p in own], [max(p.test_r2.mean, LOWEST) for p in own]
                 style = "-o" if isinstance(method, Method) else "--^"
-                spread = [p.test_r2.deviation for p in own]
+                spread = [0.0 if math.isnan(p.test_r2.deviation) else p.test_r2.deviation for p in own]  # of one seed
                 axes.errorbar(
                     x, y, spread, fmt=style, markersize=4, linewidth=1.2, color=COLOURS[method], label=method.value
                 )
