@@ -171,14 +171,17 @@ def _pick(
 def smallest(values: np.ndarray, k: int) -> np.ndarray:
     """Positions of the `k` smallest values in order, equal ones by position.
 
-    The k smallest lie in the k blocks whose minima are smallest, so that only those need sorting.
+    The k smallest lie in the k blocks whose minima are smallest, so that only those need a closer look.
     """
     blocks = len(values) // BLOCK
-    if k >= blocks:
+    if 4 * k >= blocks:
         candidates = np.arange(len(values))
     else:
         minima = values[: blocks * BLOCK].reshape(blocks, BLOCK).min(axis=1)
         chosen = np.argpartition(minima, k - 1)[:k] if k else np.empty(0, np.int64)
         inside = (chosen[:, None] * BLOCK + np.arange(BLOCK)).ravel()
         candidates = np.concatenate([np.sort(inside), np.arange(blocks * BLOCK, len(values))])
+    near = values[candidates]
+    if 0 < k < len(near):
+        candidates = candidates[near <= np.partition(near, k - 1)[k - 1]]
     return candidates[np.argsort(values[candidates], kind="stable")[:k]]
