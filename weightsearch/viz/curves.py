@@ -115,30 +115,27 @@ def trials_on(zoo: Zoo, *, seed: int = 0, root: Path | None = None) -> tuple[str
 def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
     """Test R² split by run against the number of training runs: all checkpoints of a run, or one of each."""
     panels = sorted({point.per_run for point in points}, key=lambda per_run: per_run or 0)
-    figure = Figure(figsize=(5.2 * len(panels), 4.4), dpi=150, layout="constrained")
-    for axes, per_run in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
-        for method in (*Method, *Baseline):
-            own = sorted((p for p in points if (p.method, p.per_run) == (method, per_run)), key=lambda p: p.runs)
-            if own:
-                x, y = [p.runs for p in own], [max(p.test_r2.mean, LOWEST) for p in own]
-                style = "-o" if isinstance(method, Method) else "--^"
-                spread = [0.0 if math.isnan(p.test_r2.deviation) else p.test_r2.deviation for p in own]  # of one seed
+    methods = [method for method in (*Method, *Baseline) if any(point.method == method for point in points)]
+    with theme(dark=False):
+        figure, (row,) = rows_of("How many runs it takes to predict a new one", [title], 4.4 * len(panels) + 1.4, 3.8)
+        drawn = row.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, per_run in zip(drawn, panels, strict=True):
+            for number, method in enumerate(methods):
+                own = sorted((p for p in points if (p.method, p.per_run) == (method, per_run)), key=lambda p: p.runs)
+                # A little apart, so that spreads do not hide one another; of one seed there is none.
+                x = [p.runs * 1.012 ** (number - len(methods) / 2) for p in own]
+                y = [max(p.test_r2.mean, LOWEST) for p in own]
+                spread = [0.0 if math.isnan(p.test_r2.deviation) else p.test_r2.deviation for p in own]
                 axes.errorbar(
-                    x, y, spread, fmt=style, markersize=4, linewidth=1.2, color=COLOURS[method], label=method.value
-                )
-        drawn = f"{per_run} random checkpoint of each run" if per_run else "all checkpoints of each run"
-        axes.set(xscale="log", xlabel="training runs", ylim=(LOWEST - 0.05, 1.02), title=f"{title}, {drawn}")
-        counts = sorted({p.runs for p in points if p.per_run == per_run})
-        axes.set_xticks(counts, [str(count) for count in counts], minor=False)
-        axes.minorticks_off()
-        axes.set_ylabel("test R², split by run" if axes is figure.axes[0] else "")
-    _finish(figure, figure.axes[-1], path)
-
-
-def _finish(figure: Figure, axes: Any, path: Path) -> None:
-    for each in figure.axes:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(alpha=0.25, linewidth=0.5)
-        each.title.set_fontsize(10)
-    axes.legend(fontsize=7, frameon=False)
-    save(figure, path)
+                    x, y, spread, fmt="-o" if isinstance(method, Method) else "--^", label=method.value,
+                    color=COLOURS[method], markersize=4, linewidth=1.2, elinewidth=0.8,
+                )  # fmt: skip
+            heading = f"{per_run} random checkpoint of each run" if per_run else "all checkpoints of each run"
+            axes.set(xscale="log", xlabel="training runs", ylim=(LOWEST - 0.03, 1.03), title=heading)
+            counts = sorted({p.runs for p in points if p.per_run == per_run})
+            axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+            axes.minorticks_off()
+            axes.grid(alpha=0.5, linewidth=0.5)
+        drawn[0].set_ylabel(f"test R², split by run (lower ones at {LOWEST})")
+        drawn[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        save(figure, path)
