@@ -66,7 +66,7 @@ def main() -> None:
         compared = ["distribution", "embedding", "similarity"]
         for path in draw([zoos / "usps-v1", zoos / "mnist-v1"], folder, compared, root=root):
             shrink(path, OUT / path.name)
-        for path in draw(zoos / "mnist-v1", folder, ["efficiency"], root=root):
+        for path in draw([zoos / "usps-v1", zoos / "mnist-v1"], folder, ["efficiency"], root=root):
             shrink(path, OUT / path.name)
         if browser_files():
             map_picture(OUT / "map.png", folder)
