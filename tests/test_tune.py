@@ -137,14 +137,22 @@ def test_judging_a_kept_trial_gives_what_fitting_it_again_gives(zoo: Zoo, tmp_pa
     config, settings = draw_trial(Method.COMVEX_CONV, 1, V1, 0, 3)
     trial = Job(str(tmp_path / "trial.json"), protocol, "comvex-conv", config, settings, keep=True)
     anew = replace(trial, out=str(tmp_path / "anew.json"), keep=False, judge=True)
-    kept = replace(anew, out=str(tmp_path / "kept.json"), again=trial.out)
+    # With another seed, a fit would give something else.
+    kept = replace(anew, out=str(tmp_path / "kept.json"), again=trial.out, seed=99)
+    other = replace(kept, out=str(tmp_path / "other.json"), again="")
     with worker_pool(1) as pool:
-        run_jobs([trial, anew, kept], pool)
-    fitted, expected, found = (read_result(path) for path in (trial.out, anew.out, kept.out))
-    assert fitted is not None and expected is not None and found is not None  # noqa: PT018
+        run_jobs([trial, anew, kept, other], pool)
+    fitted, expected, found, another = (read_result(job.out) for job in (trial, anew, kept, other))
+    assert fitted and expected and found and another  # noqa: PT018
     assert found["test"] == expected["test"]
     assert {key: found[key] for key in SCORES} == {key: fitted[key] for key in SCORES}
-    assert found["seconds"] < expected["seconds"]
+    assert another["test"] != expected["test"]
+
+    Path(kept.out).unlink()  # a fit that was stopped as hopeless is fitted to its end
+    Path(trial.out).write_text(json.dumps({**fitted, "stopped": True}))
+    with worker_pool(1) as pool:
+        run_jobs([kept], pool)
+    assert (read_result(kept.out) or {})["test"] == another["test"]
 
 
 @pytest.mark.slow

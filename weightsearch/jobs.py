@@ -68,7 +68,7 @@ class Job:
     rivals: tuple[str, ...] = ()
     judge: bool = False
     keep: bool = False  # the encoder
-    again: str = ""  # the result of a fit that this one would repeat; where its encoder was kept, that one is judged
+    again: str = ""  # result of a fit that this one would repeat: if it went to its end and was kept, it is judged
 
 
 def read_result(path: str | Path) -> dict[str, Any] | None:
@@ -200,7 +200,8 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     def judged(encoder: Encoder) -> dict[str, Any]:
         return score(predict(encoder, features, split.test), values[split.test]).to_dict()
 
-    if job.again and (kept := Path(job.again).with_suffix("")).exists() and (earlier := read_result(job.again)):
+    earlier = read_result(job.again) if job.again else None
+    if earlier and not earlier["stopped"] and (kept := Path(job.again).with_suffix("")).exists():
         return {key: earlier[key] for key in SCORES} | {"test": judged(load_encoder(kept))}
     curves = [result["losses"] for rival in job.rivals if (result := read_result(rival)) and result.get("losses")]
     grace = max(STOP_GRACE, math.ceil(STOP_STEPS * settings.batch_size / len(split.train)))
