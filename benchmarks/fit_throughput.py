@@ -100,7 +100,7 @@ def compare(preset: str, count: int, repeats: int) -> dict[str, object]:
             theirs.weight.data.copy_(ours.weight.data.view_as(theirs.weight))
             theirs.bias.data.copy_(ours.bias.data)
         plain.predictor.load_state_dict(encoder.predictor.state_dict())
-        normalised = features(positions).numpy()
+        normalised = features(positions).float().numpy()
         dataset = Checkpoints(normalised, truth.numpy(), architecture)
         loader = DataLoader(dataset, batch_size=settings.batch_size, shuffle=True)
         plain_optimizer = torch.optim.AdamW(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-from weightsearch.encoders import EncoderConfig
+from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.fit import DEFAULTS, Features, FitSettings, Optimizer, embed_zoo, fit, usable_checkpoints
 from weightsearch.metrics import score
@@ -130,6 +130,48 @@ def test_a_zoo_too_big_for_memory_is_fitted_the_same(zoo: Zoo, monkeypatch: pyte
     monkeypatch.setattr("weightsearch.fit.RELEASE_BYTES", 100_000)
     features = Features(zoo, Method.COMVEX_CONV, split.train, split.train, cache_bytes=0)
     assert kept.losses == fit(zoo, split, config, settings, features=features).losses
+
+
+RAW = (Method.FC, Method.FC_LINEAR, Method.COMVEX_LINEAR, Method.COMVEX_CONV)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("method", RAW)
+def test_large_networks_in_bfloat16_give_nearly_the_same_fit(
+    zoo: Zoo, method: Method, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    split = make_split(zoo.table())
+    config, settings = DEFAULTS[method][0], FitSettings(epochs=2, batch_size=16)
+    exact = fit(zoo, split, config, settings)
+    monkeypatch.setattr("weightsearch.fit.SMALL", 0)
+    monkeypatch.setattr("weightsearch.fit.multiplies_bfloat16", lambda: True)
+    positions = np.concatenate([split.train, split.validation])
+    features = Features(zoo, method, split.train, positions, cache_bytes)
+    assert features(split.train[:3]).dtype is torch.bfloat16
+    rounded = fit(zoo, split, config, settings, features=features)
+    assert rounded.losses != exact.losses  # it did take the other way
+    np.testing.assert_allclose(rounded.losses, exact.losses, rtol=0.15)  # steps part ways, not where they lead
+    assert all(parameter.dtype is torch.float32 for parameter in rounded.encoder.parameters())
+    # Who uses the encoder later does so in float32, and finds what the fit found.
+    with torch.no_grad():
+        found = rounded.encoder(features(split.validation))
+    torch.testing.assert_close(
+        torch.from_numpy(embed_zoo(zoo, rounded.encoder, split.validation)[1]).float(), found, atol=0.005, rtol=0
+    )
+
+
+@pytest.mark.parametrize("method", RAW)
+def test_gradients_in_bfloat16_are_those_in_float32(zoo: Zoo, method: Method):
+    encoder = build_encoder(zoo.architecture, EncoderConfig(method, dropout=0.0), torch.Generator().manual_seed(0))
+    inputs = torch.randn(32, zoo.architecture.size, generator=torch.Generator().manual_seed(1)).bfloat16()
+    gradients = []
+    for batch in (inputs, inputs.float()):
+        encoder.zero_grad()
+        encoder(batch).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in encoder.parameters()])
+    for rounded, exact in zip(*gradients, strict=True):
+        assert rounded.dtype is torch.float32
+        assert (rounded - exact).norm() < 0.1 * exact.norm()
 
 
 @pytest.mark.slow

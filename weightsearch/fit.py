@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightsearch.encoders import Encoder, EncoderConfig, activation_code, build_encoder
+from weightsearch.encoders import Encoder, EncoderConfig, WeightEncoder, activation_code, build_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.metrics import Prediction, score
 from weightsearch.splits import Split
@@ -168,11 +168,22 @@ def _threads(zoo: Zoo) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16, twice as fast as in float32."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older versions of PyTorch
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 class Features:
     """Normalised features of a zoo's checkpoints, for all encoders of one method.
 
     The normalisation is taken from the training part alone. Features are kept in memory where all of `positions` fit
     into `cache_bytes`, else they are made from the memory-mapped weights whenever they are asked for.
+
+    Raw weights of large networks come in bfloat16 where the processor multiplies that: half the memory, and the first
+    layer, nearly all of a fit's work, takes half the time. Its parameters and everything behind it stay float32.
     """
 
     def __init__(
@@ -186,6 +197,8 @@ class Features:
         self._row[positions] = torch.arange(len(positions))
         self._summaries: Tensor | None = None  # (len(positions), S)
         self._kept: Tensor | None = None  # (len(positions), F), normalised
+        large = isinstance(self._encoder, WeightEncoder) and zoo.architecture.size >= SMALL
+        self._dtype = torch.bfloat16 if large and multiplies_bfloat16() else torch.float32
         if width := self._encoder.summary_width:
             # Copies: a slice would keep all of a block's features, which are as large as the zoo.
             self._summaries = torch.cat([self._raw(block)[:, :width].clone() for block in _blocks(zoo, positions)])
@@ -193,10 +206,11 @@ class Features:
         else:
             stride = max(1, -(-self._encoder.features_bytes * len(train) // SAMPLE_BYTES))
             self._encoder.calibrate(self._raw(train[::stride]))
-        if self._encoder.features_bytes * len(positions) <= cache_bytes:
-            self._kept = torch.empty(len(positions), self._encoder.features_bytes // 4)
+        width = self._encoder.features_bytes // 4
+        if width * self._dtype.itemsize * len(positions) <= cache_bytes:
+            self._kept = torch.empty(len(positions), width, dtype=self._dtype)
             for block in _blocks(zoo, positions):
-                self._kept[self._row[block]] = self._encoder.normalise(self._raw(block))
+                self._kept[self._row[block]] = self._encoder.normalise(self._raw(block)).to(self._dtype)
 
     def calibrate(self, encoder: Encoder) -> None:
         """Gives `encoder` the normalisation that these features have."""
@@ -205,9 +219,9 @@ class Features:
             buffer.copy_(ours[name])
 
     def __call__(self, positions: np.ndarray) -> Tensor:
-        """Normalised features `(len(positions), F)`."""
+        """Normalised features `(len(positions), F)` float32, or bfloat16."""
         if self._kept is None:
-            return self._encoder.normalise(self._raw(positions))
+            return self._encoder.normalise(self._raw(positions)).to(self._dtype)
         return self._kept.index_select(0, self._row[positions])
 
     @torch.no_grad()

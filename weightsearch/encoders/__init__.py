@@ -1,12 +1,13 @@
 """Encoders: from a network's weights to its embedding, and on to its predicted accuracy. Torch only."""
 
-from weightsearch.encoders.base import Encoder, EncoderConfig, WeightInit
+from weightsearch.encoders.base import Encoder, EncoderConfig, WeightEncoder, WeightInit
 from weightsearch.encoders.files import build_encoder, config_from_dict, load_encoder, save_encoder
 from weightsearch.encoders.invariant import activation_code
 
 __all__ = [
     "Encoder",
     "EncoderConfig",
+    "WeightEncoder",
     "WeightInit",
     "activation_code",
     "build_encoder",

@@ -193,6 +193,13 @@ class WeightEncoder(Encoder):
         ]
 
 
+def dense(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    """`layer(inputs)` in float32; inputs in bfloat16 are multiplied in bfloat16 and summed up in float32."""
+    if inputs.dtype is not torch.bfloat16:
+        return layer(inputs)
+    return nn.functional.linear(inputs, layer.weight.bfloat16()).float() + layer.bias
+
+
 def centre_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
     """Median and scale of each column of `values (n, k)`: `(k,)` each.
 

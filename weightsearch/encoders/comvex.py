@@ -71,9 +71,9 @@ class _SlideAndMax(torch.autograd.Function):
         filters = len(weight)
         table = matrix.reshape(batch * rows, columns)
         by_row = weight.view(filters, KERNEL_ROWS, columns).transpose(0, 1).reshape(-1, columns)  # (3E, columns)
-        products = (table @ by_row.T).view(batch, rows, KERNEL_ROWS, filters)
-        sums = products[:, :-2, 0] + products[:, 1:-1, 1]
-        sums += products[:, 2:, 2]  # (B, rows - 2, E)
+        products = (table @ by_row.to(table.dtype).T).view(batch, rows, KERNEL_ROWS, filters)
+        sums = products[:, :-2, 0].float() + products[:, 1:-1, 1]
+        sums += products[:, 2:, 2]  # (B, rows - 2, E) float32
         values, where = sums.max(dim=1)  # (B, E)
         ctx.save_for_backward(table, where)
         ctx.rows = rows
@@ -88,16 +88,16 @@ class _SlideAndMax(torch.autograd.Function):
         windows = first.T + torch.arange(KERNEL_ROWS)[:, None, None]  # (3, E, B)
         weights = gradient.T.expand(KERNEL_ROWS, filters, batch)
         by_row = nn.functional.embedding_bag(
-            windows.reshape(-1, batch), table, mode="sum", per_sample_weights=weights.reshape(-1, batch)
+            windows.reshape(-1, batch), table, mode="sum", per_sample_weights=weights.reshape(-1, batch).to(table.dtype)
         )  # (3E, columns)
-        kernel = by_row.view(KERNEL_ROWS, filters, -1).transpose(0, 1).reshape(filters, -1)
+        kernel = by_row.float().view(KERNEL_ROWS, filters, -1).transpose(0, 1).reshape(filters, -1)
         return None, kernel, gradient.sum(dim=0)
 
 
 def slide_and_max(matrix: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Layer matrices `(B, rows >= 3, columns)`, filters `(E, 3 * columns)` and `(E,)` -> maxima `(B, E)`.
+    """Layer matrices `(B, rows >= 3, columns)`, filters `(E, 3 * columns)` and `(E,)` -> maxima `(B, E)` float32.
 
-    Differentiable in the filters only: the matrices are data.
+    Differentiable in the filters only: the matrices are data, in float32 or bfloat16.
     """
     if matrix.requires_grad:
         raise ValueError("expected layer matrices without gradient: they are data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weightsearch.encoders.base import EncoderConfig, WeightEncoder
+from weightsearch.encoders.base import EncoderConfig, WeightEncoder, dense
 from weightsearch.types import Architecture
 
 
@@ -23,7 +23,7 @@ class Fc(WeightEncoder):
         return self.config.hidden_size
 
     def encode(self, normalised: Tensor) -> Tensor:
-        return self.dropout(torch.relu(self.first(self._noisy(normalised))))
+        return self.dropout(torch.relu(dense(self.first, self._noisy(normalised))))
 
 
 class FcLinear(WeightEncoder):
@@ -39,7 +39,7 @@ class FcLinear(WeightEncoder):
         return self.config.embedding_size * len(self.architecture.layers)
 
     def encode(self, normalised: Tensor) -> Tensor:
-        return self.first(self._noisy(normalised))
+        return dense(self.first, self._noisy(normalised))
 
 
 class ComvexLinear(WeightEncoder):
@@ -56,5 +56,8 @@ class ComvexLinear(WeightEncoder):
 
     def encode(self, normalised: Tensor) -> Tensor:
         normalised = self._noisy(normalised)
-        parts = zip(self.maps, self.architecture.slices, strict=True)
-        return torch.cat([linear(normalised[:, part]) for linear, part in parts], dim=1)
+        codes = []
+        for layer, part in zip(self.maps, self.architecture.slices, strict=True):
+            assert isinstance(layer, nn.Linear)
+            codes.append(dense(layer, normalised[:, part]))
+        return torch.cat(codes, dim=1)
