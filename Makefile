@@ -22,7 +22,7 @@ test: .venv/ready ## The whole test suite, with a tenth of the kills and damages
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: .venv/ready ## The whole test suite with all kills, damages, mutations and random programs, not a tenth
-	WEIGHTSEARCH_TEST_ALL=1 $(BIN)/python -m pytest
+	WEIGHTSEARCH_TEST_ALL=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: .venv/ready ## The tests that take no time
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile

@@ -153,7 +153,7 @@ def _check(encoder: nn.Module, plain: Plain, features: Features, dataset: Checkp
     batch = np.arange(min(settings.batch_size, len(dataset)))
     matrices = [torch.from_numpy(m) for m in dataset.architecture.matrices(dataset.weights[batch])]
     with torch.no_grad():
-        difference = float((encoder(features(batch)) - plain(matrices)).abs().max())
+        difference = float((encoder(features(batch).float()) - plain(matrices)).abs().max())
     if difference > 1e-5:
         raise SystemExit(f"the two versions predict differently, by up to {difference}")
     return difference

@@ -27,7 +27,7 @@ from weightsearch.zoo import rows
 from weightsearch.zoo.rows import CheckpointRow, CheckpointTable, RunRow
 
 FORMAT = 1
-LOCK_WAIT_SECONDS = 2.0
+LOCK_WAIT_SECONDS = 10.0  # a build of tiny networks commits so often that a reader must try for a while
 _FULL = "the disk is full; what it holds stays good: free some space and run the same command again"
 
 
@@ -345,7 +345,7 @@ def _holder(descriptor: int) -> str:
 
 @contextmanager
 def connect(zoo: Path, *, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A short-lived connection to `zoo.duckdb`, waiting up to two seconds while another process holds it."""
+    """A short-lived connection to `zoo.duckdb`, waiting up to ten seconds while another process holds it."""
     path = zoo / "zoo.duckdb"
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     pause = 0.005
@@ -362,7 +362,7 @@ def connect(zoo: Path, *, read_only: bool = False) -> Iterator[duckdb.DuckDBPyCo
                 holder = f"process {pid[1]}" if pid else "another connection"
                 raise WeightsearchError(f"{path} is held by {holder}: wait for it or stop it") from None
         time.sleep(pause)
-        pause = min(2 * pause, 0.2)
+        pause = min(2 * pause, 0.02)  # shorter than the gaps between commits
     try:
         yield connection
     finally:
