@@ -17,6 +17,7 @@ from weightsearch.types import Metric
 # below which an exact search looks at just those rows rather than at all, which lie in a row.
 FEW, SOME = 0.1, 0.3
 BLOCK = 64
+SORTED = 2_000  # so few distances are sorted once, which is quicker than looking for the smallest of each list
 AT_FIRST = 16  # times k: how many rows an approximate index is asked for, in the hope that all lists are among them
 
 
@@ -108,9 +109,10 @@ def search(
     if mask is not None:
         away[~mask] = np.inf
         grades = np.where(mask, grades, 0)
+    ordered = np.argsort(away, kind="stable") if mask is None and len(away) <= SORTED else None
     lists = []
     for wanted in (mask, grades > 0, grades < 0):
-        found = _nearest(away, wanted, k)
+        found = _nearest(away, wanted, k, ordered)
         mapped = ((part if rows is None else rows[part], away[part], done) for part, done in found)
         lists.append(_pick(mapped, k, within, per_run, shelf.columns.runs))
     return name, lists
@@ -120,8 +122,16 @@ def search(
 Candidates = Iterator[tuple[np.ndarray, np.ndarray, bool]]
 
 
-def _nearest(away: np.ndarray, wanted: np.ndarray | None, k: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Ever more positions of the smallest distances, in order, and whether those are all."""
+def _nearest(
+    away: np.ndarray, wanted: np.ndarray | None, k: int, order: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Ever more positions of the smallest distances, in order, and whether those are all.
+
+    `order (n,)` are all positions in order, where that is known.
+    """
+    if order is not None:
+        yield order if wanted is None else order[wanted[order]], True
+        return
     total = len(away) if wanted is None else int(np.count_nonzero(wanted))
     if wanted is not None:
         away = np.where(wanted, away, np.float32(np.inf))
