@@ -19,6 +19,7 @@ from weightsearch.zoo.summary import render_summary, zoo_summary
 ROOT = Path(__file__).parent.parent
 ZOOS = {
     "usps-v1": {"dataset": "usps", "preset": "v1", "runs": 300},
+    "usps-v1-large": {"dataset": "usps", "preset": "v1", "runs": 556},
     "usps-v2": {"dataset": "usps", "preset": "v2", "runs": 300, "epochs": 20},
     "mnist-v1": {"dataset": "mnist", "preset": "v1", "runs": 100, "epochs": 20},
     "fashion-mnist-v1": {"dataset": "fashion-mnist", "preset": "v1", "runs": 100, "epochs": 20},
