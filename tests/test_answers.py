@@ -27,6 +27,8 @@ from weightsearch.training import TrainSummary
 from weightsearch.types import Method
 from weightsearch.zoo.store import Zoo
 
+pytestmark = pytest.mark.slow  # several encoders are fitted first
+
 
 @pytest.fixture
 def index(trained: TrainSummary) -> Index:
@@ -113,7 +115,6 @@ def test_an_id_needs_neither_torch_nor_the_zoo(trained: TrainSummary, index: Ind
     assert done.stdout.strip() == "[] 4"
 
 
-@pytest.mark.slow
 def test_loading_any_encoder_imports_no_more_than_torch(tmp_path: Path, zoo: Zoo):
     """Drawing or filling tensors on the meta device, as loading does, may import half of torch and sympy."""
     for method in Method:
@@ -129,7 +130,6 @@ def test_loading_any_encoder_imports_no_more_than_torch(tmp_path: Path, zoo: Zoo
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.slow
 def test_a_file_costs_no_needless_imports(trained: TrainSummary, example: Path):
     code = (
         f"import sys; from weightsearch import query; query({str(trained.index)!r}, {str(example)!r})\n"

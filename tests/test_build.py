@@ -56,6 +56,7 @@ def content(path):
     return runs, rows, names, (path / "zoo.json").read_bytes(), parts
 
 
+@pytest.mark.slow
 def test_a_zoo(built, tiny):
     path, summary, progress = built
     assert (summary.path, summary.runs, summary.failed, summary.checkpoints) == (path, 5, 0, 15)
@@ -75,6 +76,7 @@ def test_a_zoo(built, tiny):
     assert len(set(table.id)) == 15
 
 
+@pytest.mark.slow
 def test_stored_accuracies_are_the_weights_own(built):
     torch = pytest.importorskip("torch")
     from weightsearch.datasets import load_dataset
@@ -162,6 +164,7 @@ def test_refusals_change_nothing(built, tiny, tmp_path):
     assert not (tmp_path / "zoo").exists()
 
 
+@pytest.mark.slow
 def test_summary_of_a_zoo(built):
     from rich.console import Console
 

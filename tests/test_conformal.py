@@ -27,6 +27,7 @@ def test_one_checkpoint_of_each_run_is_drawn_and_all_are_drawn_alike():
     assert shares == pytest.approx([1 / 3] * 3, abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [9, 19, 40])
 def test_coverage_of_new_runs_whose_checkpoints_are_near_copies(runs: int):
     """Errors that are shared by a run's checkpoints and grow towards the middle; a new run each time."""

@@ -148,6 +148,7 @@ def test_first_layers_have_the_papers_number_of_parameters(filters: int):
         assert first(Method.COMVEX_CONV) == 236_224
 
 
+@pytest.mark.slow
 def test_initialisers_have_their_variance_and_no_bias():
     config = {"hidden_size": 300, "hidden_layers": 2}
     for initializer, expected in (

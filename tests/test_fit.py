@@ -135,6 +135,7 @@ def test_a_zoo_too_big_for_memory_is_fitted_the_same(zoo: Zoo, monkeypatch: pyte
 RAW = (Method.FC, Method.FC_LINEAR, Method.COMVEX_LINEAR, Method.COMVEX_CONV)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 @pytest.mark.parametrize("method", RAW)
 def test_large_networks_in_bfloat16_give_nearly_the_same_fit(

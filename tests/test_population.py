@@ -98,6 +98,7 @@ def test_same_weights_as_one_at_a_time_for_every_optimizer_and_activation(train:
     assert moved.min() > 1e-3
 
 
+@pytest.mark.slow
 @both_trainers
 @pytest.mark.parametrize(
     ("shape", "size"),

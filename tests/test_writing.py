@@ -40,6 +40,8 @@ from weightsearch.types import Architecture, Layer, LayerKind, Method, Metric, S
 from weightsearch.zoo.build import build_zoo
 from weightsearch.zoo.store import Zoo
 
+pytestmark = pytest.mark.slow  # each test writes indexes of its own
+
 WIDE = Architecture((Layer("dense", LayerKind.DENSE, (4, 3)),))
 FINGERPRINT = DENSE.fingerprint
 
@@ -239,7 +241,6 @@ def make_format_1(path: Path, rows: Rows) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["whole", "manifest only"])
 def test_an_index_of_format_1_is_read_and_brought_up_to_date_by_the_first_change(
     half: bool, tmp_path: Path, caplog, monkeypatch
@@ -266,7 +267,6 @@ def test_an_index_of_format_1_is_read_and_brought_up_to_date_by_the_first_change
     assert not caplog.records
 
 
-@pytest.mark.slow
 def test_the_type_by_size_and_by_choice(tmp_path: Path):
     assert vectors.default_factory(10_000) == vectors.default_factory(1_000_000) == "Flat"
     assert vectors.default_factory(1_500_000).startswith("IVF4096")
@@ -340,7 +340,6 @@ COMMANDS = {
 }
 
 
-@pytest.mark.slow
 def test_commands(index_copy: Path, tmp_path: Path):
     id = Index.open(index_copy).table(next(iter(Index.open(index_copy).architectures)), ["id"])["id"][0]
     for command, says in COMMANDS.values():
@@ -353,7 +352,6 @@ def test_commands(index_copy: Path, tmp_path: Path):
         assert says in done.stdout
 
 
-@pytest.mark.slow
 def test_train_adds_an_architecture_and_each_query_meets_only_its_own(
     trained: TrainSummary, index_copy: Path, tmp_path: Path
 ):
