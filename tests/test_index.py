@@ -276,10 +276,18 @@ def test_filters_radius_runs_and_thresholds_equal_brute_force(tmp_path: Path):
             for got, mask in ((found.neighbours, passing), (found.good, passing & good), (found.bad, passing & bad)):
                 expected = np.flatnonzero(mask)[np.argsort(distance[mask])[:9]]
                 assert [row.id for row in got] == rows.id[expected].tolist(), selection
+                assert [row.grade for row in got] == (good.astype(int) - (bad & ~good))[expected].tolist()
                 assert [row.metadata["team"] for row in got] == ["blue" if i % 3 else "red" for i in expected]
                 assert [row.test_accuracy for row in got] == [None if np.isnan(a) else a for a in accuracy[expected]]
             if selection.within is None:
                 assert (found.plan.rows_passing, found.plan.rows) == (passing.sum(), 400)
+
+    good, bad = grades("q75", "q25")
+    ends = {f"zoo/{run}": np.flatnonzero((number // 3 == run) & ~np.isnan(accuracy))[-1] for run in range(40, 60)}
+    for run, (epoch_then, value, grade) in index.finals(DENSE.fingerprint, list(ends)).items():
+        last = ends.pop(run)
+        assert (epoch_then, value, grade) == (epoch[last], accuracy[last], int(good[last]) - int(bad[last]))
+    assert not ends
 
 
 @pytest.mark.parametrize("per_run", [1, 2])
@@ -400,7 +408,7 @@ def test_finals_are_the_last_known_accuracies_of_runs(trained: TrainSummary, zoo
     runs = sorted(set(table["run"].tolist()))[:3]
     found = index.finals(zoo.architecture.fingerprint, [*runs, "no/such"])
     assert sorted(found) == runs
-    for run, (epoch, accuracy) in found.items():
+    for run, (epoch, accuracy, _) in found.items():
         own = table["run"] == run
         last = np.argmax(np.where(own, table["epoch"], -1))
         assert (epoch, accuracy) == (table["epoch"][last], table["test_accuracy"][last])

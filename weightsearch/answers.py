@@ -53,7 +53,7 @@ class Forecast:
     median: float
     low: float  # of all of them
     high: float
-    good: int  # how many ended above the index's threshold
+    good: int  # how many ended so, among their dataset's rows
     bad: int
 
 
@@ -314,7 +314,7 @@ class Index(engine.Index):
             interval=interval,
             agrees=None if average is None else _agree(average, subject.predicted, interval, values, self.target),
             novelty=self._novelty(subject, tools, count),
-            forecast=self._forecast(subject, count, selection.where, bad_threshold, good_threshold),
+            forecast=self._forecast(subject, count, selection),
             layers=self._layers(subject, tools, *([r for r in rows if r.id != subject.id] for rows in (good, bad))),
             run=subject.run,
             epoch=subject.epoch,
@@ -338,31 +338,31 @@ class Index(engine.Index):
             outside = outside or layers > layers_limit
         return Novelty(distance, limit, layers, layers_limit, outside)
 
-    def _forecast(self, subject: _Subject, count: int, where: str | None, bad: float, good: float) -> Forecast | None:
+    def _forecast(self, subject: _Subject, count: int, asked: Selection) -> Forecast | None:
         """From other runs' checkpoints of about the same epoch, one a run, where those runs went on."""
         if subject.epoch is None:
             return None
         slack = 0 if subject.epoch <= 0 else max(1, subject.epoch // 4)
         condition = f"epoch BETWEEN {subject.epoch - slack} AND {subject.epoch + slack}"
-        if where is not None:
-            condition = f"({where}) AND {condition}"
+        if asked.where is not None:
+            condition = f"({asked.where}) AND {condition}"
         selection = Selection(condition, not_run=subject.run, per_run=1)
         like = self.search(subject.fingerprint, subject.embedding, min(FORECAST_RUNS, count), selection).neighbours
-        last = self.finals(subject.fingerprint, [row.run for row in like if row.run is not None])
-        went_on = any(epoch > subject.epoch for epoch, _ in last.values())
+        runs = [row.run for row in like if row.run is not None]
+        last = self.finals(subject.fingerprint, runs, asked.good, asked.bad)
+        went_on = any(epoch > subject.epoch for epoch, _, _ in last.values())
         ends = sorted(last[row.run][1] for row in like if row.run in last)
         if len(ends) < FEWEST_RUNS or not went_on:
             return None
-        quality = self.target.quality
-        ended = quality(np.array(ends))
+        grades = [grade for _, _, grade in last.values()]
         return Forecast(
             epoch=subject.epoch,
             runs=len(ends),
             median=(ends[(len(ends) - 1) // 2] + ends[len(ends) // 2]) / 2,
             low=ends[0],
             high=ends[-1],
-            good=int((ended >= quality(good)).sum()),
-            bad=int((ended <= quality(bad)).sum()),
+            good=grades.count(1),
+            bad=grades.count(-1),
         )
 
     def _layers(

@@ -190,7 +190,8 @@ class Neighbour:
     """A row of the index with its distance from the query (lower is nearer) and the recipe of its run.
 
     `value` is that of the column which the index judges by, the test accuracy unless it was trained with a target.
-    What is not known is None; `metadata` holds the user's own columns.
+    `grade` is 1 where that is good and -1 where it is bad among rows of the same dataset, else 0. What is not known is
+    None; `metadata` holds the user's own columns.
     """
 
     id: str
@@ -202,6 +203,7 @@ class Neighbour:
     value: float | None
     dataset: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    grade: int = 0
 
 
 @dataclass(frozen=True)

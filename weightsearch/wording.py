@@ -175,13 +175,11 @@ def _label(answer: Answer) -> str:
 def _nearest(answer: Answer) -> str:
     if answer.neighbours_accuracy is None:
         return ""
-    quality = _target(answer).quality
-    values = [quality(row.value) for row in answer.neighbours if row.value is not None]
-    if len(values) == 1:
+    grades = [row.grade for row in answer.neighbours if row.value is not None]
+    if len(grades) == 1:
         return f"its nearest has {answer.neighbours_accuracy:.3f}"
-    good = sum(value >= quality(answer.good_threshold) for value in values)
-    bad = sum(value <= quality(answer.bad_threshold) for value in values)
-    return f"its {len(values)} nearest average {answer.neighbours_accuracy:.3f} ({good} good, {bad} bad)"
+    good, bad = grades.count(1), grades.count(-1)
+    return f"its {len(grades)} nearest average {answer.neighbours_accuracy:.3f} ({good} good, {bad} bad)"
 
 
 def _forecast(answer: Answer) -> str:

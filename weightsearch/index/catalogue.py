@@ -360,15 +360,16 @@ def descriptions(connection: duckdb.DuckDBPyConnection, fingerprint: str, ids: S
 
 def finals(
     connection: duckdb.DuckDBPyConnection, fingerprint: str, runs: Sequence[str], target: Target
-) -> dict[str, tuple[int, float]]:
-    """The last epoch of each of `runs` whose target is known, and the target then."""
+) -> dict[str, tuple[int, float, int]]:
+    """The last epoch of each of `runs` whose target is known, and that row's target and number."""
     found = connection.execute(
-        f"WITH known AS (SELECT run, epoch, {target_sql(target)} AS value FROM {rows_sql(connection)} "
+        f"WITH known AS (SELECT run, epoch, number, {target_sql(target)} AS value FROM {rows_sql(connection)} "
         "WHERE architecture = ? AND run IN (SELECT unnest(?)) AND epoch IS NOT NULL) "
-        "SELECT run, max(epoch), arg_max(value, epoch) FROM known WHERE value IS NOT NULL GROUP BY run",
+        "SELECT run, max(epoch), arg_max(value, epoch), arg_max(number, epoch) FROM known "
+        "WHERE value IS NOT NULL GROUP BY run",
         [fingerprint, list(runs)],
     ).fetchall()
-    return {run: (epoch, value) for run, epoch, value in found}
+    return {run: tuple(last) for run, *last in found}
 
 
 def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) -> int:

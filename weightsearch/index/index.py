@@ -140,10 +140,18 @@ class Index:
         with self.catalogue.open() as connection:
             return catalogue.descriptions(connection, fingerprint, ids)
 
-    def finals(self, fingerprint: str, runs: Sequence[str]) -> dict[str, tuple[int, float]]:
-        """How each of `runs` ended: the last epoch with a known accuracy (or other target), and that."""
+    def finals(
+        self, fingerprint: str, runs: Sequence[str], good: str | None = None, bad: str | None = None
+    ) -> dict[str, tuple[int, float, int]]:
+        """How each of `runs` ended: the last epoch with a known accuracy (or other target), that, and its grade."""
         with self.catalogue.open() as connection:
-            return catalogue.finals(connection, fingerprint, runs, self.target)
+            columns = self._fresh_columns(connection, fingerprint)
+            found = catalogue.finals(connection, fingerprint, runs, self.target)
+        grades = self._grades(columns, good, bad)
+        return {
+            run: (epoch, value, int(grades[np.searchsorted(columns.numbers, number)]))
+            for run, (epoch, value, number) in found.items()
+        }
 
     def thresholds(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> tuple[float, float]:
         """Bad at or worse than the first, good at or better than the second, over all rows of one architecture.
@@ -180,7 +188,7 @@ class Index:
             name, lists = found
             passing = len(shelf) if mask is None else int(np.count_nonzero(mask))
             plan = Plan(name, passing, len(shelf), seconds)
-            near, good, bad = self._neighbours(connection, shelf, lists)
+            near, good, bad = self._neighbours(connection, shelf, lists, selection)
         return Neighbourhood(near, good, bad, plan)
 
     def _lists(
@@ -214,9 +222,14 @@ class Index:
         return grades
 
     def _neighbours(
-        self, connection: duckdb.DuckDBPyConnection, shelf: Shelf, lists: list[tuple[np.ndarray, np.ndarray]]
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        shelf: Shelf,
+        lists: list[tuple[np.ndarray, np.ndarray]],
+        selection: Selection,
     ) -> list[tuple[Neighbour, ...]]:
         numbers = shelf.columns.numbers
+        grades = self._grades(shelf.columns, selection.good, selection.bad)
         wanted = _distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
         found = connection.execute(
             "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata "
@@ -229,7 +242,7 @@ class Index:
             value = float(shelf.columns.values[row])
             return Neighbour(
                 id, distance, accuracy, epoch, run, json.loads(recipe or "{}"),
-                None if np.isnan(value) else value, dataset, json.loads(metadata or "{}"),
+                None if np.isnan(value) else value, dataset, json.loads(metadata or "{}"), int(grades[row]),
             )  # fmt: skip
 
         return [
