@@ -173,6 +173,57 @@ def novelty() -> str:
     return "\n".join(lines)
 
 
+def search() -> str:
+    """Medians of benchmarks/results/search.json, in milliseconds."""
+    result = json.loads((RESULTS / "search.json").read_text())
+    lines = [
+        "| vectors | filter passes | FAISS alone | DuckDB alone | ids and distances | with the rows' metadata |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for size, found in result["sizes"].items():
+        for share in ("none", "10 %", "1 %"):
+            part = found["filters"][share]
+            times = [part["faiss"]["p50_ms"], part["duckdb"]["p50_ms"], part["index"]["ids_p50_ms"]]
+            cells = " | ".join(f"{time:.3g} ms" for time in (*times, part["index"]["p50_ms"]))
+            lines.append(f"| {int(size):,} | {'all' if share == 'none' else share} | {cells} |")
+    sizes, file, cold = result["sizes"], result["inverted"], result["cold"]
+    largest = max(sizes, key=int)
+    return "\n".join(lines) + (
+        f"\n\nOpening takes {sizes['100000']['opening']['open_ms']:.0f} ms at 100,000 vectors, adding 10,000 to them "
+        f"{sizes['100000']['add_10_thousand_seconds']:.1f} s. An inverted file of {int(largest):,} answers in "
+        f"{file['ids_p50_ms'] / file['exact_ids_p50_ms']:.0%} of exact search's time at recall@10 {file['recall']:.3f}. "
+        f"The whole command `weightsearch query` takes {cold['file_ratio']:.2f} times as long as importing torch, faiss "
+        f"and duckdb, with `--id` {cold['id_ratio']:.2f} times as long as importing faiss, duckdb and typer "
+        "([all figures](benchmarks/results/search.md))."
+    )
+
+
+def fits() -> str:
+    """What fits cost, from the results of fit_throughput, fit_memory, search_trials and encoder_cost."""
+    epochs, memory, trials, cost = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("fit_throughput", "fit_memory", "search_trials", "encoder_cost")
+    )
+    speedups = " and ".join(f"{part['speedup']:.1f} × ({name})" for name, part in epochs["presets"].items())
+    largest = max(memory["fits"], key=lambda fit: (fit["checkpoints"], fit["private_gib"]))
+    rates = cost["embedded_per_second"]
+    return "\n".join(
+        [
+            f"- An epoch of `comvex-conv` is {speedups} as fast as `nn.Conv2d` behind a `DataLoader`, on one thread.",
+            f"- A fit on {largest['checkpoints']:,} V2 checkpoints ({largest['zoo_gib']} GiB) takes at most "
+            f"{largest['private_gib']:.1f} GiB of memory.",
+            f"- `train --method {trials['method']} --trials {trials['trials']}` on 5,004 V1 checkpoints took "
+            f"{trials['command_seconds'] / 60:.0f} minutes on {trials['cores']} cores; {trials['stopped_early']} trials "
+            "were stopped as hopeless.",
+            f"- `invariant` embeds {rates['invariant']:,.0f} V2 checkpoints a second from memory and fits "
+            f"{cost['fit']['checkpoints']:,} of them in {cost['fit']['seconds']:.0f} s. Reading them from the disk would "
+            f"allow {rates['reading the weights from disk']:,.0f} a second, the products of its probes alone "
+            f"{rates[PRODUCTS]:,.0f}.",
+        ]
+    )
+
+
+PRODUCTS = "products of invariant's probes alone"
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "novelty": novelty,
@@ -183,6 +234,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "zoos": zoos,
     "evaluation": evaluation,
     "peers": peers,
+    "search": search,
+    "fits": fits,
 }
 
 
