@@ -186,15 +186,14 @@ def search() -> str:
             times = [part["faiss"]["p50_ms"], part["duckdb"]["p50_ms"], part["index"]["ids_p50_ms"]]
             cells = " | ".join(f"{time:.3g} ms" for time in (*times, part["index"]["p50_ms"]))
             lines.append(f"| {int(size):,} | {'all' if share == 'none' else share} | {cells} |")
-    sizes, file, cold = result["sizes"], result["inverted"], result["cold"]
-    largest = max(sizes, key=int)
+    file, cold, middle = result["inverted"], result["cold"], result["sizes"]["100000"]
     return "\n".join(lines) + (
-        f"\n\nOpening takes {sizes['100000']['opening']['open_ms']:.0f} ms at 100,000 vectors, adding 10,000 to them "
-        f"{sizes['100000']['add_10_thousand_seconds']:.1f} s. An inverted file of {int(largest):,} answers in "
-        f"{file['ids_p50_ms'] / file['exact_ids_p50_ms']:.0%} of exact search's time at recall@10 {file['recall']:.3f}. "
-        f"The whole command `weightsearch query` takes {cold['file_ratio']:.2f} times as long as importing torch, faiss "
-        f"and duckdb, with `--id` {cold['id_ratio']:.2f} times as long as importing faiss, duckdb and typer "
-        "([all figures](benchmarks/results/search.md))."
+        f"\n\nOpening takes {middle['opening']['open_ms']:.0f} ms at 100,000 vectors, adding 10,000 to them "
+        f"{middle['add_10_thousand_seconds']:.1f} s. An inverted file of {file['vectors']:,} answers in "
+        f"{file['ids_p50_ms'] / file['exact_ids_p50_ms']:.0%} of exact search's time at recall@10 "
+        f"{file['recall']:.3f}. The whole command `weightsearch query` takes {cold['file_ratio']:.2f} times as long as "
+        f"importing torch, faiss and duckdb, with `--id` {cold['id_ratio']:.2f} times as long as importing faiss, "
+        "duckdb and typer ([all figures](benchmarks/results/search.md))."
     )
 
 
@@ -213,11 +212,11 @@ def fits() -> str:
             f"- A fit on {largest['checkpoints']:,} V2 checkpoints ({largest['zoo_gib']} GiB) takes at most "
             f"{largest['private_gib']:.1f} GiB of memory.",
             f"- `train --method {trials['method']} --trials {trials['trials']}` on 5,004 V1 checkpoints took "
-            f"{trials['command_seconds'] / 60:.0f} minutes on {trials['cores']} cores; {trials['stopped_early']} trials "
-            "were stopped as hopeless.",
+            f"{trials['command_seconds'] / 60:.0f} minutes on {trials['cores']} cores; {trials['stopped_early']} "
+            "trials were stopped as hopeless.",
             f"- `invariant` embeds {rates['invariant']:,.0f} V2 checkpoints a second from memory and fits "
-            f"{cost['fit']['checkpoints']:,} of them in {cost['fit']['seconds']:.0f} s. Reading them from the disk would "
-            f"allow {rates['reading the weights from disk']:,.0f} a second, the products of its probes alone "
+            f"{cost['fit']['checkpoints']:,} of them in {cost['fit']['seconds']:.0f} s. Reading them from the disk "
+            f"would allow {rates['reading the weights from disk']:,.0f} a second, the products of its probes alone "
             f"{rates[PRODUCTS]:,.0f}.",
         ]
     )
