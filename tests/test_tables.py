@@ -13,7 +13,18 @@ import pytest
 from rich.console import Console
 
 from weightsearch.errors import UsageError
-from weightsearch.tables import PREDICTORS, ProtocolName, Row, Spread, cells, make_tables, published, render, verdict
+from weightsearch.tables import (
+    PREDICTORS,
+    ProtocolName,
+    Row,
+    Spread,
+    ZooTables,
+    cells,
+    make_tables,
+    published,
+    render,
+    verdict,
+)
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.store import Zoo
 
@@ -78,6 +89,16 @@ def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path
     console = Console(width=120, record=True, quiet=False, file=io.StringIO())
     console.print(render(again[0]))
     assert f"{row['parameters']:,}" in console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_narrow_terminals_lose_no_digit(width: int):
+    spread = Spread(0.05848, 0.00147)
+    row = Row("statistics-trees", 19_369_473, spread, spread, spread, 0.5, 10, published("v2", "usps")["fc"])
+    zoo = ZooTables("usps-v2", "usps", "v2", 300, 6000, {ProtocolName.RUN: [row]})
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render(zoo))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in console.export_text()
 
 
 def test_wrong_arguments_are_one_line(zoo: Zoo, tmp_path: Path):

@@ -362,7 +362,8 @@ def render(zoo: ZooTables) -> RenderableType:
         title = f"{zoo.name}, {TITLES[name]}"
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns(rows):
-            table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+            named = column == "method"
+            table.add_column(column, justify="left" if named else "right", no_wrap=named, overflow="fold")
         for row in rows:
             table.add_row(*cells(row)[: len(columns(rows))])
         parts += [table, Text(verdict(rows)), Text()]
