@@ -100,6 +100,8 @@ def main() -> None:
             "seconds": time.perf_counter() - started,
             "validation_r2": fitted.validation.r2,
         }
+    elif RESULT.exists():  # a fit that is not measured now stays as it was
+        result["fit"] = json.loads(RESULT.read_text()).get("fit")
     print(json.dumps(result, indent=1))
     write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
 
