@@ -289,12 +289,16 @@ def cells(row: Row) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _trials(number: int) -> str:
+    return "one trial, the default settings," if number == 1 else f"{number} trials of a random search"
+
+
 def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
     """All tables as Markdown."""
     lines = [
         "# Predicting accuracy from weights",
         "",
-        f"Made by `weightsearch tables` {version('weightsearch')}: {settings['trials']} trials of a random search a "
+        f"Made by `weightsearch tables` {version('weightsearch')}: {_trials(settings['trials'])} a "
         f"method, at most {settings['epochs']} epochs each; the best by validation loss, fitted with "
         + (
             "one seed and judged on the test part."
