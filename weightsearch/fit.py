@@ -32,7 +32,7 @@ EVALUATION_BATCH = 512
 CACHE_BYTES = 1 << 30  # features are kept in memory up to this much, else read anew for every batch
 SAMPLE_BYTES = 1 << 27  # of the training part, from which the normalisation is taken
 RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
-SMALL = 20_000  # weights; a fit on smaller networks takes one thread, since more would wait for one another
+SMALL = 20_000  # weights; fits on smaller networks take one thread, since more would wait for one another, and float32
 PROGRESS_SECONDS = 120.0  # between savings of an unfinished fit
 
 
