@@ -133,7 +133,10 @@ def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
             heading = f"{per_run} random checkpoint of each run" if per_run else "all checkpoints of each run"
             axes.set(xscale="log", xlabel="training runs", ylim=(LOWEST - 0.03, 1.03), title=heading)
             counts = sorted({p.runs for p in points if p.per_run == per_run})
-            axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+            # All runs are often hardly more than the last round number: only one of the two has room for its name.
+            following = [*counts[1:], math.inf]
+            names = ["" if more < 1.2 * count else str(count) for count, more in zip(counts, following, strict=True)]
+            axes.set_xticks(counts, names, minor=False)
             axes.minorticks_off()
             axes.grid(alpha=0.5, linewidth=0.5)
         drawn[0].set_ylabel(f"test R², split by run (lower ones at {LOWEST})")
