@@ -69,12 +69,11 @@ def tables() -> str:
             )
             lines = [
                 f"{zoo['preset']} on {zoo['dataset']}, {zoo['runs']} runs, {zoo['checkpoints']:,} checkpoints: "
-                f"{count(settings['trials'], 'trial')} a method, {count(settings['seeds'], 'seed')}, "
-                f"at most {settings['epochs']} epochs "
+                f"{count(settings['seeds'], 'seed')}, at most {settings['epochs']} epochs "
                 f"([all figures](benchmarks/results/{path.parent.name}/tables.md)):",
                 "",
-                f"| method | parameters | {head} | published R² |",
-                "|---|---:|" + "---:|" * (len(protocols) + 1),
+                f"| method | trials | parameters | {head} | published R² |",
+                "|---|---:|---:|" + "---:|" * (len(protocols) + 1),
             ]
             by_method = {protocol: {row["method"]: row for row in rows} for protocol, rows in zoo["tables"].items()}
             for row in zoo["tables"][protocols[0]]:
@@ -83,7 +82,9 @@ def tables() -> str:
                 if settings["seeds"] > 1:
                     texts = [f"{text} ± {score['deviation']:.3f}" for text, score in zip(texts, scores, strict=True)]
                 given = f"{row['published']['test_r2']:.3f}" if row["published"] else ""
-                lines.append(f"| `{row['method']}` | {row['parameters']:,} | {' | '.join(texts)} | {given} |")
+                lines.append(
+                    f"| `{row['method']}` | {row['trials']} | {row['parameters']:,} | {' | '.join(texts)} | {given} |"
+                )
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import norm
 
 from weightsearch.encoders import EncoderConfig, WeightInit, build_encoder, load_encoder, save_encoder
-from weightsearch.encoders.base import CLIP, centre_and_scale
+from weightsearch.encoders.base import CLIP, Dropout, centre_and_scale
 from weightsearch.encoders.comvex import slide_and_max
 from weightsearch.encoders.statistics import KNOTS, STATISTICS
 from weightsearch.errors import WeightsearchError
@@ -125,6 +125,35 @@ def test_slide_and_max_has_the_values_and_gradients_of_conv2d():
     torch.testing.assert_close(torch.autograd.grad((ours * outer).sum(), (weight, bias)), expected)
     with pytest.raises(ValueError, match="data"):
         slide_and_max(matrix.requires_grad_(), weight, bias)
+
+
+def test_of_equal_windows_the_first_has_the_gradient_and_nan_is_no_error():
+    rows = torch.tensor([1.0, 2.0, 4.0, 0.0, 1.0, 2.0, 4.0, 0.0])[:, None]  # windows 0 and 4 have the highest sum
+    weight, bias = torch.ones(1, 3, requires_grad=True), torch.zeros(1, requires_grad=True)
+    slide_and_max(rows[None], weight * torch.tensor([1.0, 1.0, 2.0]), bias).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[1.0, 2.0, 8.0]]
+    broken = torch.full((1, 3), torch.nan, requires_grad=True)
+    value = slide_and_max(rows[None], broken, bias).sum()
+    value.backward()
+    assert value.isnan()
+
+
+def test_dropout_drops_its_share_and_scales_the_rest():
+    layer, inputs = Dropout(0.3), torch.full((1001, 333), 2.0, requires_grad=True)
+    torch.manual_seed(0)
+    outputs = layer(inputs)
+    dropped = outputs == 0
+    deviation = (0.3 * 0.7 / inputs.numel()) ** 0.5
+    assert abs(dropped.float().mean().item() - 0.3) < 4 * deviation
+    assert dropped.float().mean(dim=0).std().item() == pytest.approx((0.3 * 0.7 / 1001) ** 0.5, rel=0.15)
+    torch.testing.assert_close(outputs[~dropped], torch.full_like(outputs[~dropped], 2 / 0.7))
+    (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
+    torch.testing.assert_close(gradient, outputs / 2)
+    torch.manual_seed(0)
+    assert torch.equal(layer(inputs), outputs)
+    assert layer.eval()(inputs) is inputs
+    assert Dropout(0.0)(inputs) is inputs
 
 
 @pytest.mark.parametrize("filters", [16, 64])

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "weightsearch"
 # Left to right as the data goes; a module may import from its own entry and from entries to its left.
 ORDER = [
     {"errors"},
-    {"types", "progress", "metrics", "conformal", "runs"},
+    {"types", "progress", "metrics", "conformal", "runs", "processor"},
     {"image_files"},
     {"datasets"},
     {"pickles", "formats", "checkpoints"},

@@ -56,7 +56,10 @@ def test_spread_and_verdict():
 @pytest.mark.slow
 def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     methods = (Method.STATISTICS, Method.COMVEX_CONV, Baseline.HYPERPARAMETERS, Baseline.MEAN)
-    options = {"trials": 2, "seeds": 2, "epochs": 3, "methods": methods, "root": tmp_path / "fits", "quiet": True}
+    options = {
+        "trials": 2, "trials_of": {Method.COMVEX_CONV: 1}, "seeds": 2, "epochs": 3, "methods": methods,
+        "root": tmp_path / "fits", "quiet": True,
+    }  # fmt: skip
     first = make_tables([zoo.path], tmp_path / "out", **options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "digits-v1-learning-curve.png",
@@ -68,6 +71,7 @@ def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path
     assert list(made.tables) == list(ProtocolName)
     for rows in made.tables.values():
         assert [row.method for row in rows] == list(methods)
+        assert [row.trials for row in rows] == [2, 1, 2, 1]
         mean = rows[-1]
         assert mean.test_r2.mean <= 0
         assert all(np.isfinite(row.test_r2.mean) for row in rows)
@@ -76,6 +80,7 @@ def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path
     assert row["test_r2"]["mean"] == made.tables[ProtocolName.RUN][1].test_r2.mean
     text = (tmp_path / "out" / "tables.md").read_text()
     assert "looser protocol" in text
+    assert "2 trials of a random search a method or as many as the table says" in text
     assert f"| comvex-conv | {row['parameters']:,} |" in text
     assert {point.per_run for point in made.curve} == {None, 1}
 
@@ -104,6 +109,8 @@ def test_narrow_terminals_lose_no_digit(width: int):
 def test_wrong_arguments_are_one_line(zoo: Zoo, tmp_path: Path):
     with pytest.raises(UsageError, match="--trials 0"):
         make_tables([zoo.path], tmp_path, trials=0)
+    with pytest.raises(UsageError, match="--trials 0"):
+        make_tables([zoo.path], tmp_path, trials_of={Method.FC: 0})
     with pytest.raises(UsageError, match="at least one zoo"):
         make_tables([], tmp_path)
     (tmp_path / "file").touch()

@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from weightsearch.encoders import Encoder, EncoderConfig, WeightEncoder, activation_code, build_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.metrics import Prediction, score
+from weightsearch.processor import SMALL, fast_processor, multiplies_bfloat16
 from weightsearch.splits import Split
 from weightsearch.types import Method, Target
 from weightsearch.zoo.store import CheckpointTable, Zoo
@@ -32,7 +32,6 @@ EVALUATION_BATCH = 512
 CACHE_BYTES = 1 << 30  # features are kept in memory up to this much, else read anew for every batch
 SAMPLE_BYTES = 1 << 27  # of the training part, from which the normalisation is taken
 RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
-SMALL = 20_000  # weights; fits on smaller networks take one thread, since more would wait for one another, and float32
 PROGRESS_SECONDS = 120.0  # between savings of an unfinished fit
 
 
@@ -154,28 +153,6 @@ def activation_codes(table: CheckpointTable) -> Tensor:
     return torch.tensor([codes[run] for run in table.run.tolist()])
 
 
-@contextmanager
-def _threads(zoo: Zoo) -> Iterator[None]:
-    """One thread for small networks: their steps are so short that a second thread costs more than it helps.
-
-    On a machine that is busy otherwise, it costs tenfold.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if zoo.architecture.size < SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for products in bfloat16, twice as fast as in float32."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # older versions of PyTorch
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
 class Features:
     """Normalised features of a zoo's checkpoints, for all encoders of one method.
 
@@ -274,7 +251,8 @@ def fit(
     losses: list[float] = []
     best_loss, best_epoch, best_state = float("inf"), 0, copy.deepcopy(encoder.state_dict())
     stopped = False
-    with _threads(zoo), torch.random.fork_rng(devices=[]):  # dropout and noise draw from torch's global generator
+    # Dropout and noise draw from torch's global generator.
+    with fast_processor(zoo.architecture.size), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         saved = time.perf_counter()
         if progress is not None and progress.exists():
@@ -400,7 +378,7 @@ def embed_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray) -> tuple[np.nda
     """Embeddings `(n, D)` float32 and predicted accuracies (or other targets) `(n,)` of those checkpoints."""
     embeddings, predictions = [], []
     activations = activation_codes(zoo.table())
-    with _threads(zoo):
+    with fast_processor(zoo.architecture.size):
         for block in _blocks(zoo, positions):
             embedding, predicted = encoder.embed(torch.from_numpy(zoo.weights(block)), activations[block])
             embeddings.append(embedding.numpy())

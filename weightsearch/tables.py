@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import version
@@ -108,6 +108,7 @@ def make_tables(
     out: str | Path,
     *,
     trials: int = 10,
+    trials_of: Mapping[Method | Baseline, int] | None = None,
     seeds: int = 5,
     epochs: int = 300,
     methods: Sequence[Method | Baseline] = PREDICTORS,
@@ -120,11 +121,15 @@ def make_tables(
 ) -> list[ZooTables]:
     """Searches `trials` settings of each method, judges the best with `seeds` seeds, and writes the tables to `out`.
 
+    `trials_of` gives some methods another number. The mean has nothing to search for.
+
     The seeds share the test part and deal the rest into training and validation anew. Every finished fit is a file
     under `root` (None: `runs/searches`), so that the same call goes on where it was killed, and more trials, seeds,
     methods or zoos only cost what is new. Writes `tables.json`, `tables.md` and two PNGs per zoo after each zoo.
     """
-    for flag, value in (("--trials", trials), ("--seeds", seeds), ("--epochs", epochs)):
+    numbers = {method: (trials_of or {}).get(method, trials) for method in methods} | {Baseline.MEAN: 1}
+    flags = [("--trials", trials), *(("--trials", value) for value in numbers.values()), ("--seeds", seeds)]
+    for flag, value in (*flags, ("--epochs", epochs)):
         if value < 1:
             raise UsageError(f"{flag} {value}: choose at least 1")
     if not zoos or not methods or not protocols:
@@ -134,7 +139,7 @@ def make_tables(
         raise UsageError(f"{target} is a file; --out takes a directory")
     opened = [Zoo.open(zoo) for zoo in zoos]
     settings = {"trials": trials, "seeds": seeds, "epochs": epochs, "seed": seed}
-    total = len(zoos) * len(protocols) * len(methods) * (trials + seeds)
+    total = len(zoos) * len(protocols) * sum(numbers[method] + seeds for method in methods)
     made: list[ZooTables] = []
     bar = progress_bar("fits", None if curve else total, unit="fits", quiet=quiet)
     with worker_pool(workers) as pool, bar as advance:
@@ -148,7 +153,7 @@ def make_tables(
             run_jobs(jobs, pool, finished)
 
         for zoo in opened:
-            made.append(_one_zoo(zoo, run, settings, methods, protocols, curve, root))
+            made.append(_one_zoo(zoo, run, settings, numbers, methods, protocols, curve, root))
             _write(target, made, settings)
     return made
 
@@ -157,6 +162,7 @@ def _one_zoo(
     zoo: Zoo,
     run: Callable[..., None],
     settings: dict[str, int],
+    trials_of: Mapping[Method | Baseline, int],
     methods: Sequence[Method | Baseline],
     protocols: Sequence[ProtocolName],
     curve: bool,
@@ -175,13 +181,9 @@ def _one_zoo(
             settings["seed"],
         )
         jobs = {
-            # The mean has nothing to search for.
-            method: search_jobs(
-                protocol, method, 1 if method is Baseline.MEAN else settings["trials"],
-                epochs=settings["epochs"], keep=True, root=root,
-            )
+            method: search_jobs(protocol, method, trials_of[method], epochs=settings["epochs"], keep=True, root=root)
             for method in methods
-        }  # fmt: skip
+        }
         trials = [job for one in jobs.values() for job in one]
         run(trials, f"{zoo.path.name} by {name}: searching", keeping_best(trials))
         found = {method: collect(one) for method, one in jobs.items()}
@@ -293,13 +295,19 @@ def _trials(number: int) -> str:
     return "one trial, the default settings," if number == 1 else f"{number} trials of a random search"
 
 
+def _other_trials(made: Sequence[ZooTables], settings: dict[str, int]) -> bool:
+    rows = [row for zoo in made for table in zoo.tables.values() for row in table]
+    return any(row.trials != settings["trials"] for row in rows if row.method != Baseline.MEAN)
+
+
 def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
     """All tables as Markdown."""
     lines = [
         "# Predicting accuracy from weights",
         "",
         f"Made by `weightsearch tables` {version('weightsearch')}: {_trials(settings['trials'])} a "
-        f"method, at most {settings['epochs']} epochs each; the best by validation loss, fitted with "
+        f"method{' or as many as the table says' if _other_trials(made, settings) else ''}, at most "
+        f"{settings['epochs']} epochs each; the best by validation loss, fitted with "
         + (
             "one seed and judged on the test part."
             if settings["seeds"] == 1

@@ -20,12 +20,20 @@ app = typer.Typer()
     epilog=example(
         "weightsearch tables runs/zoos/usps-v1 runs/zoos/usps-v2",
         "weightsearch tables runs/zoos/usps-v2 --split run --method comvex-conv --method statistics-trees --trials 30",
+        "weightsearch tables runs/zoos/usps-v2 --trials 10 --trials fc=2 --trials fc-linear=2",
     )
 )
 def tables(
     zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO...")],
     out: Annotated[Path, typer.Option(help="Directory for tables.md, tables.json and PNGs.")] = runs.RUNS / "tables",
-    trials: Annotated[int, typer.Option(help="Settings to search at random, of each method.")] = 10,
+    trials: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Settings to search at random, of each method; METHOD=N for one of them; repeatable.",
+            show_default="10",
+            metavar="N",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Fits of the best setting that the table's mean and spread are of.")] = 5,
     epochs: Annotated[int, typer.Option(help="At most, of each fit.")] = 300,
     method: Annotated[
@@ -48,15 +56,30 @@ def tables(
 
     from weightsearch import tables as library
 
+    every, some = _trials(trials or [], known)
     protocols = [choice(library.ProtocolName, name, "--split") for name in split or library.ProtocolName]
     methods = [known[name] for name in method] if method else library.PREDICTORS
     made = library.make_tables(
-        zoos, out, trials=trials, seeds=seeds, epochs=epochs, methods=methods, protocols=protocols, curve=curve,
-        seed=seed, workers=workers, quiet=quiet,
+        zoos, out, trials=every, trials_of=some, seeds=seeds, epochs=epochs, methods=methods,
+        protocols=protocols, curve=curve, seed=seed, workers=workers, quiet=quiet,
     )  # fmt: skip
     for zoo in made:
         show(library.render(zoo))
     say(f"written: {out}")
+
+
+def _trials(texts: list[str], known: dict[str, Method | Baseline]) -> tuple[int, dict[Method | Baseline, int]]:
+    """`N` and `METHOD=N`: how many trials all methods have, and those that differ."""
+    every, some = 10, {}
+    for text in texts:
+        name, given, number = text.rpartition("=")
+        if not number.isdecimal() or (given and name not in known):
+            raise UsageError(f"--trials {text}: give a number, or METHOD=N with one of {', '.join(known)}")
+        if given:
+            some[known[name]] = int(number)
+        else:
+            every = int(number)
+    return every, some
 
 
 @app.command(

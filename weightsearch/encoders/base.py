@@ -150,7 +150,7 @@ class Encoder(nn.Module, ABC):
         config, width = self.config, self.embedding_width
         layers: list[nn.Module] = []
         for _ in range(config.hidden_layers):
-            layers += [nn.Linear(width, config.hidden_size), nn.ReLU(), nn.Dropout(config.dropout)]
+            layers += [nn.Linear(width, config.hidden_size), nn.ReLU(), Dropout(config.dropout)]
             width = config.hidden_size
         return nn.Sequential(*layers, nn.Linear(width, 1))
 
@@ -191,6 +191,17 @@ class WeightEncoder(Encoder):
             features[:, part].view(len(features), layer.rows, layer.columns)
             for part, layer in zip(self.architecture.slices, self.architecture.layers, strict=True)
         ]
+
+
+class Dropout(nn.Dropout):
+    """PyTorch's, with masks from 16 random bits an element instead of a float64: a third of the time on a CPU."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return inputs
+        bits = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        keep = bits.view(torch.int16)[: inputs.numel()].view_as(inputs) >= round(self.p * 2**16) - 2**15
+        return inputs * keep.to(inputs.dtype).div_(1 - self.p)
 
 
 def dense(layer: nn.Linear, inputs: Tensor) -> Tensor:

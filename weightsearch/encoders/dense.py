@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weightsearch.encoders.base import EncoderConfig, WeightEncoder, dense
+from weightsearch.encoders.base import Dropout, EncoderConfig, WeightEncoder, dense
 from weightsearch.types import Architecture
 
 
@@ -15,7 +15,7 @@ class Fc(WeightEncoder):
     def __init__(self, architecture: Architecture, config: EncoderConfig) -> None:
         super().__init__(architecture, config)
         self.first = nn.Linear(architecture.size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.predictor = self._make_predictor()
 
     @property

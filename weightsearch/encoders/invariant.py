@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from weightsearch.encoders.base import KNOTS, Encoder, EncoderConfig, normal_scores, seven_statistics
+from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
 from weightsearch.errors import WeightsearchError
 from weightsearch.symmetry import Hidden, hidden_units
 from weightsearch.types import Architecture
@@ -61,7 +61,7 @@ class Invariant(Encoder):
             width += len(Activation) + self.probe_width
         layers: list[nn.Module] = []
         for _ in range(config.hidden_layers):
-            layers += [nn.Linear(width, config.hidden_size), nn.ReLU(), nn.Dropout(config.dropout)]
+            layers += [nn.Linear(width, config.hidden_size), nn.ReLU(), Dropout(config.dropout)]
             width = config.hidden_size
         self.body = nn.Sequential(*layers, nn.Linear(width, config.embedding_size))
         self.predictor = nn.Sequential(nn.Linear(config.embedding_size, 1))

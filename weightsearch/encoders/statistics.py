@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weightsearch.encoders.base import KNOTS, Encoder, EncoderConfig, normal_scores, seven_statistics
+from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
 from weightsearch.types import Architecture
 
 STATISTICS = ("minimum", "quartile 1", "median", "quartile 3", "maximum", "mean", "standard deviation")
@@ -27,7 +27,7 @@ class Statistics(Encoder):
         self.body = nn.Sequential(
             nn.Linear(width, config.hidden_size),
             nn.ReLU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.hidden_size, config.embedding_size),
         )
         self.predictor = self._make_predictor()
