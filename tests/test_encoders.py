@@ -248,6 +248,15 @@ def test_dropout_and_noise_are_off_when_embedding_and_one_network_is_a_batch():
         np.testing.assert_allclose(one[0], predicted[2], atol=1e-6)
 
 
+@pytest.mark.parametrize("method", [method for method in Method if method is not Method.INVARIANT])
+def test_a_step_makes_no_tensor_on_another_device(method: Method):
+    """On `meta`, whose tensors have no values: like on a graphics card, it cannot be mixed with the processor's."""
+    encoder = make(method, dropout=0.2, input_noise=0.1).to("meta").train()
+    features = encoder.features_bytes // 4 if method is Method.STATISTICS else TINY.size
+    encoder(torch.zeros(3, features, device="meta")).sum().backward()
+    assert all(parameter.grad.device.type == "meta" for parameter in encoder.parameters())
+
+
 def test_initial_parameters_come_from_the_generator_alone():
     torch.manual_seed(1)
     first = make(Method.COMVEX_CONV).state_dict()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,19 @@ import pytest
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.fit import embed_zoo
-from weightsearch.jobs import SCORES, Job, Protocol, is_hopeless, load_protocol, read_result, run_jobs, worker_pool
+from weightsearch.jobs import (
+    SCORES,
+    Job,
+    Protocol,
+    is_hopeless,
+    load_protocol,
+    read_result,
+    run_jobs,
+    thread_pool,
+    worker_pool,
+)
 from weightsearch.metrics import score
-from weightsearch.tune import V1, V2, draw_trial, search, search_directory
+from weightsearch.tune import V1, V2, draw_trial, search, search_directory, search_jobs
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.zoo.store import Zoo
 
@@ -78,6 +89,36 @@ def test_a_search_keeps_the_best_encoder_and_more_trials_add_to_it(zoo: Zoo, tmp
     fresh = search(protocol, Method.STATISTICS, trials=5, epochs=15, workers=2, root=tmp_path / "fresh")
     assert [trial["losses"] for trial in fresh.trials] == [trial["losses"] for trial in more.trials]
     assert search_directory(replace(protocol, by=SplitBy.CHECKPOINT), Method.FC, 15) != few.directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Method.COMVEX_CONV, Method.INVARIANT])
+def test_threads_that_share_a_device_fit_the_same_as_processes(method: Method, zoo: Zoo, tmp_path: Path):
+    """With dropout and noise on, whose generators are each fit's own."""
+    found = []
+    for name, pool in (("processes", worker_pool(2)), ("threads", thread_pool(3, "cpu"))):
+        jobs = search_jobs(Protocol(str(zoo.path)), method, 5, epochs=4, keep=False, root=tmp_path / name)
+        jobs = [replace(job, rivals=(), config={**job.config, "dropout": 0.3, "input_noise": 0.1}) for job in jobs]
+        with pool as workers:
+            run_jobs(jobs, workers)
+        found.append([(read_result(job.out) or {})["losses"] for job in jobs])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_interrupted_threads_end_and_leave_no_result(zoo: Zoo, tmp_path: Path):
+    jobs = search_jobs(Protocol(str(zoo.path)), Method.COMVEX_CONV, 1, epochs=10**6, keep=False, root=tmp_path)
+    jobs = [replace(job, settings={**job.settings, "epochs": 10**6, "patience": 10**6}) for job in jobs]
+    threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt), thread_pool(2, "cpu") as pool:
+        run_jobs(jobs, pool)
+    assert not Path(jobs[0].out).exists()
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    for device, words in (("cuda:99", "graphics cards"), ("tpu", "choose cpu"), ("cuda:x", "cuda:1"), ("cpu:0", "cpu")):
+        with pytest.raises(UsageError, match=f"--device {device}.*{words}"), worker_pool(1, device):
+            pass
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -159,13 +160,21 @@ class Features:
     The normalisation is taken from the training part alone. Features are kept in memory where all of `positions` fit
     into `cache_bytes`, else they are made from the memory-mapped weights whenever they are asked for.
 
-    Raw weights of large networks come in bfloat16 where the processor multiplies that: half the memory, and the first
+    Raw weights of large networks come in bfloat16 where the device multiplies that: half the memory, and the first
     layer, nearly all of a fit's work, takes half the time. Its parameters and everything behind it stay float32.
+    They are made on the processor; `device` is where they are kept and come from.
     """
 
     def __init__(
-        self, zoo: Zoo, method: Method, train: np.ndarray, positions: np.ndarray, cache_bytes: int = CACHE_BYTES
+        self,
+        zoo: Zoo,
+        method: Method,
+        train: np.ndarray,
+        positions: np.ndarray,
+        cache_bytes: int = CACHE_BYTES,
+        device: str = "cpu",
     ) -> None:
+        self.device = torch.device(device)
         self._zoo, self._read = zoo, 0
         smallest = EncoderConfig(method, embedding_size=1, hidden_layers=0, hidden_size=1)
         self._encoder = build_encoder(zoo.architecture, smallest, torch.Generator())
@@ -175,7 +184,8 @@ class Features:
         self._summaries: Tensor | None = None  # (len(positions), S)
         self._kept: Tensor | None = None  # (len(positions), F), normalised
         large = isinstance(self._encoder, WeightEncoder) and zoo.architecture.size >= SMALL
-        self._dtype = torch.bfloat16 if large and multiplies_bfloat16() else torch.float32
+        halved = large and (self.device.type != "cpu" or multiplies_bfloat16())
+        self._dtype = torch.bfloat16 if halved else torch.float32
         if width := self._encoder.summary_width:
             # Copies: a slice would keep all of a block's features, which are as large as the zoo.
             self._summaries = torch.cat([self._raw(block)[:, :width].clone() for block in _blocks(zoo, positions)])
@@ -188,6 +198,7 @@ class Features:
             self._kept = torch.empty(len(positions), width, dtype=self._dtype)
             for block in _blocks(zoo, positions):
                 self._kept[self._row[block]] = self._encoder.normalise(self._raw(block)).to(self._dtype)
+            self._kept = self._kept.to(self.device)
 
     def calibrate(self, encoder: Encoder) -> None:
         """Gives `encoder` the normalisation that these features have."""
@@ -196,10 +207,10 @@ class Features:
             buffer.copy_(ours[name])
 
     def __call__(self, positions: np.ndarray) -> Tensor:
-        """Normalised features `(len(positions), F)` float32, or bfloat16."""
+        """Normalised features `(len(positions), F)` float32, or bfloat16, on `device`."""
         if self._kept is None:
-            return self._encoder.normalise(self._raw(positions)).to(self._dtype)
-        return self._kept.index_select(0, self._row[positions])
+            return self._encoder.normalise(self._raw(positions)).to(self.device, self._dtype)
+        return self._kept.index_select(0, self._row[positions].to(self.device))
 
     @torch.no_grad()
     def _raw(self, positions: np.ndarray) -> Tensor:
@@ -230,7 +241,8 @@ def fit(
     """Fits one encoder on the training part and keeps the epoch with the lowest validation loss.
 
     Args:
-        features: of an earlier fit of the same method on the same split, to save making them again.
+        features: of an earlier fit of the same method on the same split, to save making them again; the fit runs on
+            their device. The encoder comes back to the processor.
         on_epoch: called with the epoch (from 1) and its validation loss; a true answer ends the fit.
         progress: a file that an unfinished fit is saved in every two minutes; the next call goes on from there.
     """
@@ -239,24 +251,26 @@ def fit(
     values = target_values(zoo.table(), target)
     low, high = _target_range(zoo, values[split.train], target)
     config = replace(config, target=target.column, target_low=low, target_high=high)
-    truth = torch.from_numpy(values.clip(low, high)).float()
     if features is None:
         features = Features(zoo, config.method, split.train, np.concatenate([split.train, split.validation]))
+    device = features.device
+    truth = torch.from_numpy(values.clip(low, high)).float().to(device)
 
     generator = torch.Generator().manual_seed(seed)
     shuffler = np.random.default_rng(seed)
     encoder = build_encoder(zoo.architecture, config, generator)
     features.calibrate(encoder)
+    encoder.to(device)
+    noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    encoder.draw_from(noise)
     optimizer = make_optimizer(encoder, settings)
     losses: list[float] = []
     best_loss, best_epoch, best_state = float("inf"), 0, copy.deepcopy(encoder.state_dict())
     stopped = False
-    # Dropout and noise draw from torch's global generator.
-    with fast_processor(zoo.architecture.size), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with fast_processor(zoo.architecture.size) if device.type == "cpu" else nullcontext():
         saved = time.perf_counter()
         if progress is not None and progress.exists():
-            losses, best_state = _resume(progress, encoder, optimizer, shuffler)
+            losses, best_state = _resume(progress, encoder, optimizer, shuffler, noise)
             best_epoch = int(np.argmin(losses)) + 1
             best_loss = losses[best_epoch - 1]
         for epoch in range(len(losses) + 1, settings.epochs + 1):
@@ -282,11 +296,13 @@ def fit(
             if stopped or epoch - best_epoch >= settings.patience or not np.isfinite(losses[-1]):
                 break
             if progress is not None and time.perf_counter() - saved > PROGRESS_SECONDS:
-                _save(progress, encoder, optimizer, shuffler, losses, best_state)
+                _save(progress, encoder, optimizer, shuffler, noise, losses, best_state)
                 saved = time.perf_counter()
     if best_epoch == 0:
         raise WeightsearchError(f"fitting {config.method} diverged (its loss is NaN); choose a lower learning rate")
     encoder.load_state_dict(best_state)
+    encoder.draw_from(None)
+    encoder.cpu()
     scores = score(predict(encoder, features, split.validation), values[split.validation])
     if progress is not None:
         progress.unlink(missing_ok=True)
@@ -338,6 +354,7 @@ def _save(
     encoder: Encoder,
     optimizer: torch.optim.Optimizer,
     shuffler: np.random.Generator,
+    noise: torch.Generator,
     losses: list[float],
     best_state: dict[str, Tensor],
 ) -> None:
@@ -346,7 +363,7 @@ def _save(
         "best": best_state,
         "optimizer": optimizer.state_dict(),
         "shuffler": json.dumps(shuffler.bit_generator.state),
-        "noise": torch.random.get_rng_state(),
+        "noise": noise.get_state(),
         "losses": losses,
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -355,23 +372,28 @@ def _save(
 
 
 def _resume(
-    path: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, shuffler: np.random.Generator
+    path: Path,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    shuffler: np.random.Generator,
+    noise: torch.Generator,
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Sets encoder, optimizer and generators as `_save` found them; returns the losses and the best epoch's state."""
-    content = torch.load(path, weights_only=True)
+    content = torch.load(path, weights_only=True, map_location="cpu")
     encoder.load_state_dict(content["encoder"])
     optimizer.load_state_dict(content["optimizer"])
     shuffler.bit_generator.state = json.loads(content["shuffler"])
-    torch.random.set_rng_state(content["noise"])
+    noise.set_state(content["noise"])
     return content["losses"], content["best"]
 
 
 def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.ndarray:
     """Predicted accuracies (or other targets) `(len(positions),)` in evaluation mode."""
     encoder.eval()
+    device = next(encoder.parameters()).device
     with torch.no_grad():
         batches = np.array_split(positions, max(1, len(positions) // EVALUATION_BATCH))
-        return torch.cat([encoder(features(batch)) for batch in batches]).double().numpy()
+        return torch.cat([encoder(features(batch).to(device)) for batch in batches]).double().cpu().numpy()
 
 
 def embed_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

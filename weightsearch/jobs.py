@@ -1,4 +1,8 @@
-"""Fits as jobs: each leaves one JSON file, so that whatever is killed goes on where it was; run side by side."""
+"""Fits as jobs: each leaves one JSON file, so that whatever is killed goes on where it was; run side by side.
+
+On the processor each worker is a process; on a graphics card all are threads of this process, with one copy of the
+features.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -35,6 +39,7 @@ from weightsearch.zoo.store import Zoo
 STOP_GRACE = 10  # epochs before a fit may be called hopeless, and
 STOP_STEPS = 200  # optimizer steps: a small zoo's epochs are short, and deep predictors start slowly
 STOP_FEWEST = 4  # finished trials to compare with
+CARD_WORKERS = 4  # fits at a time on a graphics card
 SCORES = ("parameters", "validation", "losses", "stopped")  # of a fit, beside its `test` scores
 
 
@@ -80,17 +85,24 @@ def read_result(path: str | Path) -> dict[str, Any] | None:
 
 
 class Pool(NamedTuple):
-    """Processes that run jobs; see `worker_pool`."""
+    """What runs jobs; see `worker_pool`."""
 
-    executor: ProcessPoolExecutor
+    executor: Executor
     workers: int
 
 
 @contextmanager
-def worker_pool(workers: int | None = None) -> Iterator[Pool]:
-    """Processes that run jobs, each in one thread; `workers` None: one per core. They start with the first job."""
+def worker_pool(workers: int | None = None, device: str = "cpu") -> Iterator[Pool]:
+    """Processes that run jobs, each in one thread; `workers` None: one per core. They start with the first job.
+
+    On a graphics card (`device` "cuda") they are threads; `workers` None: `CARD_WORKERS`.
+    """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: choose at least 1")
+    if check_device(device) != "cpu":
+        with thread_pool(workers or CARD_WORKERS, device) as threads:
+            yield threads
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or cores
     context = get_context("spawn")  # torch's threads do not survive a fork
@@ -101,6 +113,36 @@ def worker_pool(workers: int | None = None) -> Iterator[Pool]:
             for process in list((executor._processes or {}).values()):
                 process.terminate()
             raise
+
+
+@contextmanager
+def thread_pool(workers: int, device: str) -> Iterator[Pool]:
+    """Threads of this process that run jobs on `device`."""
+    global _device
+    before, _device = _device, device
+    _interrupted.clear()
+    try:
+        with ThreadPoolExecutor(workers) as executor:
+            try:
+                yield Pool(executor, workers)
+            except BaseException:
+                _interrupted.set()  # threads cannot be killed: their fits end with the epoch they are in
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        _device = before
+
+
+def check_device(device: str) -> str:
+    """The device, if fits can run there."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in device and (kind == "cpu" or not number.isdecimal())):
+        raise UsageError(f"--device {device}: choose cpu, cuda, or cuda:1 for the second graphics card")
+    if kind == "cuda" and int(number or 0) >= (found := torch.cuda.device_count()):
+        raise UsageError(
+            f"--device {device}: this PyTorch finds {found} graphics cards; choose cpu, or install one made for CUDA"
+        )
+    return device
 
 
 class Work(Interface):
@@ -154,6 +196,9 @@ def run_jobs(
 
 
 _cache_bytes = CACHE_BYTES
+_device = "cpu"
+_interrupted = threading.Event()
+_loading = threading.RLock()  # threads share what is kept of zoos and features
 
 
 def _start_worker(parent: int, cache_bytes: int) -> None:
@@ -178,7 +223,8 @@ def run_job(job: Job) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     common = {"method": job.method, "config": job.config, "settings": job.settings, "seed": job.seed}
     try:
-        result = _fit_baseline(job) if job.method in set(Baseline) else _fit_encoder(job, out)
+        with torch.cuda.stream(torch.cuda.Stream(_device)) if _device.startswith("cuda") else nullcontext():
+            result = _fit_baseline(job) if job.method in set(Baseline) else _fit_encoder(job, out)
     except _Diverged as error:
         result = {"error": str(error), "validation": None, "parameters": None}
     result = {**common, **result, "seconds": time.perf_counter() - started}
@@ -208,6 +254,8 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     best: list[float] = []
 
     def hopeless(epoch: int, loss: float) -> bool:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
         best.append(min([*best[-1:], loss if math.isfinite(loss) else math.inf]))
         return epoch >= grace and is_hopeless(best[-1], epoch, curves)
 
@@ -264,9 +312,14 @@ def _open(zoo: str, target: Target) -> tuple[Zoo, np.ndarray]:
     return opened, usable_checkpoints(opened, target)
 
 
-@lru_cache(maxsize=1)
 def load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
     """The zoo and its split."""
+    with _loading:
+        return _load_protocol(protocol)
+
+
+@lru_cache(maxsize=1)
+def _load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
     zoo, usable = _open(protocol.zoo, protocol.target)
     table = zoo.table()
     split = make_split(
@@ -277,11 +330,20 @@ def load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
     return zoo, split
 
 
-@lru_cache(maxsize=1)  # trials of one method follow one another, and features can be large
 def features_of(protocol: Protocol, method: Method) -> Features:
-    """Of all three parts."""
+    """Of all three parts, on the workers' device."""
+    with _loading:
+        return _features_of(protocol, method, _device)
+
+
+@lru_cache(maxsize=1)  # trials of one method follow one another, and features can be large
+def _features_of(protocol: Protocol, method: Method, device: str) -> Features:
     zoo, split = load_protocol(protocol)
-    return Features(zoo, method, split.train, np.concatenate([split.train, split.validation, split.test]), _cache_bytes)
+    positions = np.concatenate([split.train, split.validation, split.test])
+    features = Features(zoo, method, split.train, positions, _cache_bytes, device)
+    if features.device.type == "cuda":
+        torch.cuda.synchronize(features.device)  # other threads' streams use them next
+    return features
 
 
 @lru_cache(maxsize=2)

@@ -116,6 +116,7 @@ def make_tables(
     curve: bool = True,
     seed: int = 0,
     workers: int | None = None,
+    device: str = "cpu",
     root: Path | None = None,
     quiet: bool = False,
 ) -> list[ZooTables]:
@@ -142,7 +143,7 @@ def make_tables(
     total = len(zoos) * len(protocols) * sum(numbers[method] + seeds for method in methods)
     made: list[ZooTables] = []
     bar = progress_bar("fits", None if curve else total, unit="fits", quiet=quiet)
-    with worker_pool(workers) as pool, bar as advance:
+    with worker_pool(workers, device) as pool, bar as advance:
 
         def run(jobs: list[Job], note: str, then: Follower | None = None) -> None:
             def finished(job: Job, result: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
 from weightsearch.fit import (
     DEFAULTS,
+    Features,
     Fit,
     embed_zoo,
     finite_weights,
@@ -29,7 +30,7 @@ from weightsearch.fit import (
     usable_checkpoints,
 )
 from weightsearch.index import add_architecture, check_addition, check_target, create_index
-from weightsearch.jobs import Protocol
+from weightsearch.jobs import Protocol, check_device
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
 from weightsearch.splits import Split, make_split
@@ -84,6 +85,7 @@ def train(
     target: Target | None = None,
     trials: int = 0,
     workers: int | None = None,
+    device: str = "cpu",
     examples: int = 0,
     replace: bool = False,
     add: bool = False,
@@ -96,8 +98,9 @@ def train(
     Splits 70/15/15 with `seed`, by run unless `split_by` says otherwise; half of the test runs then calibrate the
     intervals instead (see `Split.with_calibration`). With `per_run`, that many random checkpoints
     of each run take part in the fit. With `trials`, settings are searched at random (see `tune`), `workers` fits at a
-    time; a search that was killed goes on when called again. With `examples` of 1 to 4, that many checkpoints of test
-    runs are written to `out/examples/` and their runs are left out of the index; all others are indexed.
+    time; a search that was killed goes on when called again. Fits run on `device`, "cpu" or a graphics card, "cuda".
+    With `examples` of 1 to 4, that many checkpoints of test runs are written to `out/examples/` and their runs are left
+    out of the index; all others are indexed.
     The test part is scored once, with the method that was kept. `target` is what is predicted, and what good and bad
     mean in the index (None: test accuracy). With `add`, the index at `out` gets one more architecture; its card and
     examples then lie in the architecture's sub-directory. `factory` is FAISS's name for its index's type (None: by
@@ -111,6 +114,7 @@ def train(
         check_addition(directory, opened.architecture, target, metric)
     else:
         check_target(directory, replace)
+    check_device(device)
     if trials < 0:
         raise UsageError(f"--trials {trials}: choose at least 1, or 0 for the default settings")
     if per_run is not None and per_run < 1:
@@ -122,9 +126,9 @@ def train(
 
     protocol = Protocol(str(opened.path), split_by, per_run, seed, target=target)
     fits = {
-        name: _search(protocol, name, trials, workers, quiet)
+        name: _search(protocol, name, trials, workers, device, quiet)
         if trials
-        else _fit(opened, split, name, target, seed, quiet)
+        else _fit(opened, split, name, target, seed, device, quiet)
         for name in ([method] if method else AUTO)
     }
     kept = max(fits, key=lambda name: fits[name].validation.r2)
@@ -203,16 +207,17 @@ def train(
     return summary
 
 
-def _fit(zoo: Zoo, split: Split, method: Method, target: Target, seed: int, quiet: bool) -> Fit:
+def _fit(zoo: Zoo, split: Split, method: Method, target: Target, seed: int, device: str, quiet: bool) -> Fit:
     config, settings = DEFAULTS[method]
+    features = Features(zoo, method, split.train, np.concatenate([split.train, split.validation]), device=device)
     with progress_bar(f"fitting {method}", settings.epochs, unit="epochs", quiet=quiet) as advance:
         return fit(
-            zoo, split, config, settings, target=target, seed=seed,
+            zoo, split, config, settings, target=target, seed=seed, features=features,
             on_epoch=lambda _, loss: advance(note=f"validation RMSE {loss**0.5:.4f}"),
         )  # fmt: skip
 
 
-def _search(protocol: Protocol, method: Method, trials: int, workers: int | None, quiet: bool) -> Fit:
+def _search(protocol: Protocol, method: Method, trials: int, workers: int | None, device: str, quiet: bool) -> Fit:
     best = float("inf")
     with progress_bar(f"searching {method}", trials, unit="trials", quiet=quiet) as advance:
 
@@ -221,7 +226,7 @@ def _search(protocol: Protocol, method: Method, trials: int, workers: int | None
             best = min(best, validation_loss(result))
             advance(note=f"best validation RMSE {best**0.5:.4f}")
 
-        found = search(protocol, method, trials=trials, workers=workers, on_trial=show)
+        found = search(protocol, method, trials=trials, workers=workers, device=device, on_trial=show)
     result = found.trials[found.best]
     return Fit(
         load_encoder(found.encoder_directory),

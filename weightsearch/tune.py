@@ -165,6 +165,7 @@ def search(
     trials: int,
     epochs: int = 300,
     workers: int | None = None,
+    device: str = "cpu",
     root: Path | None = None,
     on_trial: Callable[[dict[str, Any]], None] | None = None,
 ) -> Search:
@@ -180,7 +181,7 @@ def search(
         if on_trial:
             on_trial(result)
 
-    with worker_pool(workers) as pool:
+    with worker_pool(workers, device) as pool:
         run_jobs(jobs, pool, finished)
         found = collect(jobs)
         if isinstance(method, Method) and not (found.encoder_directory / "encoder.json").exists():

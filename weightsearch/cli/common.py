@@ -12,6 +12,7 @@ import typer
 from weightsearch.errors import UsageError
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Device = Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1.", metavar="DEVICE")]
 IndexOption = Annotated[
     Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/, else index/")
 ]

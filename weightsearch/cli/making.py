@@ -9,6 +9,7 @@ import typer
 
 from weightsearch import runs
 from weightsearch.cli.common import (
+    Device,
     Key,
     Metadata,
     OwnIndexOption,
@@ -43,7 +44,10 @@ def train(
         int,
         typer.Option(help="Search settings at random, this many of each method; resumes.", show_default="no search"),
     ] = 0,
-    workers: Annotated[int | None, typer.Option(help="Trials at a time.", show_default="one per core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Trials at a time.", show_default="one per core, 4 on a graphics card")
+    ] = None,
+    device: Device = "cpu",
     examples: Annotated[
         int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")
     ] = 0,
@@ -85,6 +89,7 @@ def train(
         target=Target(target, lower_is_better),
         trials=trials,
         workers=workers,
+        device=device,
         examples=examples,
         replace=replace,
         add=add,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from weightsearch import runs
-from weightsearch.cli.common import Quiet, choice, example, say, show
+from weightsearch.cli.common import Device, Quiet, choice, example, say, show
 from weightsearch.errors import UsageError
 from weightsearch.types import Baseline, Method
 
@@ -45,7 +45,10 @@ def tables(
     ] = None,
     curve: Annotated[bool, typer.Option(help="Also R² by number of training runs.")] = True,
     seed: Annotated[int, typer.Option(help="Seeds the search and the split.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Fits at a time.", show_default="one per core, 4 on a graphics card")
+    ] = None,
+    device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """Every method and baseline side by side on zoos, beside the paper's figures. Resumes where it was."""
@@ -61,7 +64,7 @@ def tables(
     methods = [known[name] for name in method] if method else library.PREDICTORS
     made = library.make_tables(
         zoos, out, trials=every, trials_of=some, seeds=seeds, epochs=epochs, methods=methods,
-        protocols=protocols, curve=curve, seed=seed, workers=workers, quiet=quiet,
+        protocols=protocols, curve=curve, seed=seed, workers=workers, device=device, quiet=quiet,
     )  # fmt: skip
     for zoo in made:
         show(library.render(zoo))

@@ -66,6 +66,7 @@ class Encoder(nn.Module, ABC):
         super().__init__()
         self.architecture = architecture
         self.config = config
+        self.generator: torch.Generator | None = None
 
     @property
     @abstractmethod
@@ -145,6 +146,13 @@ class Encoder(nn.Module, ABC):
                         nn.init.orthogonal_(module.weight)
                 nn.init.zeros_(module.bias)
 
+    def draw_from(self, generator: torch.Generator | None) -> None:
+        """Where dropout and input noise come from while fitting; None: torch's global generator."""
+        self.generator = generator
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
+
     def _make_predictor(self) -> nn.Sequential:
         """Hidden layers (ReLU, dropout) and one output, before its sigmoid."""
         config, width = self.config, self.embedding_width
@@ -157,7 +165,8 @@ class Encoder(nn.Module, ABC):
     def _noisy(self, normalised: Tensor) -> Tensor:
         """Adds the configured input noise while fitting."""
         if self.training and self.config.input_noise > 0:
-            return normalised + self.config.input_noise * torch.randn_like(normalised)
+            noise = torch.empty_like(normalised).normal_(generator=self.generator)
+            return normalised + self.config.input_noise * noise
         return normalised
 
 
@@ -196,10 +205,13 @@ class WeightEncoder(Encoder):
 class Dropout(nn.Dropout):
     """PyTorch's, with masks from 16 random bits an element instead of a float64: a third of the time on a CPU."""
 
+    generator: torch.Generator | None = None
+
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return inputs
-        bits = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64, device=inputs.device)
+        bits = words.random_(-(2**63), None, generator=self.generator)
         keep = bits.view(torch.int16)[: inputs.numel()].view_as(inputs) >= round(self.p * 2**16) - 2**15
         return inputs * keep.to(inputs.dtype).div_(1 - self.p)
 

@@ -76,7 +76,7 @@ class _SlideAndMax(torch.autograd.Function):
         sums += products[:, 2:, 2]  # (B, rows - 2, E) float32
         values = sums.amax(dim=1)  # (B, E)
         # Where the first maximum is, at a quarter of the time of `max(dim=1)`; the clamp is for NaN, equal to nothing.
-        backwards = torch.arange(rows - 2, 0, -1.0)[:, None]
+        backwards = torch.arange(rows - 2, 0, -1.0, device=sums.device)[:, None]
         where = rows - 2 - sums.eq_(values[:, None]).mul_(backwards).amax(dim=1).clamp_(min=1).long()  # (B, E)
         ctx.save_for_backward(table, where)
         ctx.rows = rows
@@ -87,8 +87,9 @@ class _SlideAndMax(torch.autograd.Function):
         table, where = ctx.saved_tensors
         (gradient,) = gradients  # (B, E)
         batch, filters = gradient.shape
-        first = where + ctx.rows * torch.arange(batch)[:, None]  # (B, E) first row of each maximum's window
-        windows = first.T + torch.arange(KERNEL_ROWS)[:, None, None]  # (3, E, B)
+        device = where.device
+        first = where + ctx.rows * torch.arange(batch, device=device)[:, None]  # (B, E) of each maximum's window
+        windows = first.T + torch.arange(KERNEL_ROWS, device=device)[:, None, None]  # (3, E, B)
         weights = gradient.T.expand(KERNEL_ROWS, filters, batch)
         by_row = nn.functional.embedding_bag(
             windows.reshape(-1, batch), table, mode="sum", per_sample_weights=weights.reshape(-1, batch).to(table.dtype)

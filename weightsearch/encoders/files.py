@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ ENCODERS: dict[Method, type[Encoder]] = {
     Method.INVARIANT: Invariant,
 }
 FORMAT = 1
+_BUILDING = threading.Lock()  # modules draw from the global generator, which all threads share
 
 
 def build_encoder(architecture: Architecture, config: EncoderConfig, generator: torch.Generator) -> Encoder:
     """A new encoder whose initial parameters are drawn from `generator` alone."""
-    with torch.random.fork_rng(devices=[]):
+    with _BUILDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         encoder = ENCODERS[config.method](architecture, config)
         encoder.initialise()

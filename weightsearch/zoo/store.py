@@ -150,7 +150,8 @@ class Zoo:
         self._maps.clear()
 
     def _map(self, number: int) -> np.ndarray:
-        if number not in self._maps:
+        mapped = self._maps.get(number)  # once: another thread may let it go meanwhile
+        if mapped is None:
             path = part_path(self.path, number)
             mapped = map_part(path)
             if mapped is not None and mapped.shape[1] != self.architecture.size:
@@ -162,7 +163,7 @@ class Zoo:
             if mapped is None or mapped.shape != expected:
                 raise WeightsearchError(f"{path} is missing or damaged: run the build-zoo or import again that made it")
             self._maps[number] = mapped
-        return self._maps[number]
+        return mapped
 
 
 class ZooWriter:
