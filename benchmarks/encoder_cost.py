@@ -20,6 +20,7 @@ from weightsearch.encoders import build_encoder
 from weightsearch.encoders.invariant import Invariant
 from weightsearch.fit import DEFAULTS, activation_codes, embed_zoo, fit
 from weightsearch.jobs import write_atomically
+from weightsearch.processor import fast_processor
 from weightsearch.splits import make_split
 from weightsearch.types import Method
 from weightsearch.zoo.store import Zoo
@@ -78,7 +79,7 @@ def main() -> None:
     weights, codes = torch.from_numpy(zoo.weights(positions)), activation_codes(zoo.table())[positions]
     result: dict[str, object] = {"zoo": options.zoo.name, "threads": torch.get_num_threads(), "embedded_per_second": {}}
     found: dict[str, float] = result["embedded_per_second"]  # type: ignore[assignment]
-    with torch.no_grad():
+    with torch.no_grad(), fast_processor(zoo.architecture.size):
         for method, (config, _) in DEFAULTS.items():
             encoder = build_encoder(zoo.architecture, config, torch.Generator()).eval()
             found[method.value] = per_second(lambda encoder=encoder: encoder.embed(weights, codes))  # type: ignore[misc]

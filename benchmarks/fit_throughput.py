@@ -3,8 +3,8 @@
     python benchmarks/fit_throughput.py [--preset v1 v2] [--threads 1] [--checkpoints 1024] [--repeats 3]
 
 Both train the same network from the same initial parameters on the same random weights (speed does not depend on their
-values), in alternating epochs; the losses of the first steps are compared first. Writes
-benchmarks/results/fit_throughput.json.
+values), in alternating epochs; their predictions are compared first. Then an epoch of each of the paper's methods, with
+and without the settings of `weightsearch.processor`, alternating. Writes benchmarks/results/fit_throughput.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import platform
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.fit import DEFAULTS, Features, FitSettings, make_optimizer
+from weightsearch.processor import fast_processor
 from weightsearch.types import Architecture, Method, content_hash
 from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
@@ -33,6 +35,7 @@ from weightsearch.zoo.store import CheckpointRow, RunRow, Zoo, ZooInfo, open_wri
 RESULT = Path(__file__).parent / "results" / "fit_throughput.json"
 RECIPE = Recipe(Optimizer.ADAM, 1e-3, 0.0, 0.0, Initializer.HE_NORMAL, None, Activation.RELU, 1.0, 0)  # of no matter
 FILTERS = {"v1": 16, "v2": 64}
+PAPER = (Method.FC, Method.FC_LINEAR, Method.COMVEX_LINEAR, Method.COMVEX_CONV)
 
 
 class Checkpoints(Dataset):
@@ -117,14 +120,8 @@ def compare(preset: str, count: int, repeats: int) -> dict[str, object]:
                 plain_optimizer.step()
 
         def epoch() -> None:
-            encoder.train()
-            order = np.random.default_rng(0).permutation(positions)
-            for start in range(0, count, settings.batch_size):
-                batch = order[start : start + settings.batch_size]
-                loss = (encoder(features(batch)) - truth[batch]).square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            with fast_processor(architecture.size):
+                our_epoch(encoder, features, truth, optimizer, settings.batch_size)
 
         difference = _check(encoder, plain, features, dataset, settings)
         times: dict[str, list[float]] = {"plain": [], "weightsearch": []}
@@ -135,6 +132,7 @@ def compare(preset: str, count: int, repeats: int) -> dict[str, object]:
                 started = time.perf_counter()
                 run()
                 times[name].append(time.perf_counter() - started)
+        methods = {method.value: with_and_without(zoo, method, truth, repeats) for method in PAPER}
     seconds = {name: statistics.median(values) for name, values in times.items()}
     return {
         "checkpoints": count,
@@ -144,7 +142,43 @@ def compare(preset: str, count: int, repeats: int) -> dict[str, object]:
         "checkpoints_per_second": {name: count / value for name, value in seconds.items()},
         "speedup": seconds["plain"] / seconds["weightsearch"],
         "preparation_seconds": preparation,  # once for a fit, or for a whole search
+        "epoch_seconds_by_settings": methods,
     }
+
+
+def our_epoch(
+    encoder: nn.Module, features: Features, truth: Tensor, optimizer: torch.optim.Optimizer, batch_size: int
+) -> None:
+    """An epoch as `weightsearch.fit` does it."""
+    encoder.train()
+    order = np.random.default_rng(0).permutation(len(truth))
+    for start in range(0, len(truth), batch_size):
+        batch = order[start : start + batch_size]
+        loss = (encoder(features(batch)) - truth[batch]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def with_and_without(zoo: Zoo, method: Method, truth: Tensor, repeats: int) -> dict[str, float]:
+    """Seconds an epoch with and without the settings of `fast_processor`, medians of alternating epochs."""
+    config, settings = DEFAULTS[method]
+    positions = np.arange(len(truth))
+    encoder = build_encoder(zoo.architecture, config, torch.Generator().manual_seed(0))
+    features = Features(zoo, method, positions, positions)
+    features.calibrate(encoder)
+    optimizer = make_optimizer(encoder, settings)
+    times: dict[str, list[float]] = {"without": [], "with": []}
+    for repeat in range(repeats + 1):
+        for name in times:
+            context = fast_processor(zoo.architecture.size) if name == "with" else nullcontext()
+            with context:
+                started = time.perf_counter()
+                our_epoch(encoder, features, truth, optimizer, settings.batch_size)
+                seconds = time.perf_counter() - started
+            if repeat:
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _check(encoder: nn.Module, plain: Plain, features: Features, dataset: Checkpoints, settings: FitSettings) -> float:
