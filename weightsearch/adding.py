@@ -21,6 +21,7 @@ from weightsearch.index import Index, Rows, add_rows
 from weightsearch.intake import Found, Quarantined, Skipped, Sources, below, find_files, reason_of
 from weightsearch.layers import describe
 from weightsearch.metadata import Metadata, as_fractions, stand_ins
+from weightsearch.processor import fast_processor
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture, content_hash
 from weightsearch.zoo.importers.layouts import Layout, comvex_runs, find, recognise
@@ -142,7 +143,8 @@ class _Batch:
         if self.weights:
             stacked = np.stack(self.weights)
             self.weights.clear()
-            embedding, predicted = self.encoder.embed(torch.from_numpy(stacked))
+            with fast_processor(self.architecture.size):
+                embedding, predicted = self.encoder.embed(torch.from_numpy(stacked))
             self.embeddings.append(embedding.numpy())
             self.predictions.append(predicted.double().numpy())
             self.descriptions.append(describe(stacked, self.architecture))

@@ -29,6 +29,7 @@ from weightsearch.evaluation.probe import (
 )
 from weightsearch.fit import DEFAULTS, fit, target_values
 from weightsearch.jobs import Protocol, features_of, load_protocol, plain, read_result, write_atomically
+from weightsearch.processor import fast_processor
 from weightsearch.splits import Split
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.store import Zoo
@@ -169,7 +170,8 @@ def _fitted(task: Task, zoo: Zoo, split: Split, values: np.ndarray, out: Path) -
 def _of_encoder(encoder: Encoder) -> Represent:
     def represent(weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
         codes = torch.tensor([activation_code(activation) for activation in activations])
-        embedding, predicted = encoder.embed(torch.from_numpy(weights), codes)
+        with fast_processor(encoder.architecture.size):
+            embedding, predicted = encoder.embed(torch.from_numpy(weights), codes)
         return embedding.numpy(), predicted.double().numpy()
 
     return represent
