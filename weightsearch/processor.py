@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 SMALL = 20_000  # weights; fits on smaller networks take one thread, since more would wait for one another, and float32
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
+REUSED_BYTES = 1 << 28  # larger blocks go back to the system when freed
 
 
 @contextmanager
@@ -80,12 +81,11 @@ def _reused_memory() -> Iterator[None]:
     if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         yield
         return
-    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_MMAP_THRESHOLD, REUSED_BYTES)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:  # where glibc's own adjusting ends for programs with large blocks
-        libc.mallopt(M_MMAP_MAX, 65_536)
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
         libc.malloc_trim(0)
