@@ -74,7 +74,7 @@ def _fast_products() -> Iterator[None]:
 def _reused_memory() -> Iterator[None]:
     """Freed memory stays with the process: large gradients, new in every step, would be zeroed pages each time.
 
-    It takes more than half of the time off a step of `fc` on 75,146 weights (see benchmarks/fit_throughput.py). Only
+    It takes about half of the time off a step of `fc` on 75,146 weights (see benchmarks/fit_throughput.py). Only
     where the C library is glibc.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
