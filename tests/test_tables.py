@@ -80,7 +80,7 @@ def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path
     assert row["test_r2"]["mean"] == made.tables[ProtocolName.RUN][1].test_r2.mean
     text = (tmp_path / "out" / "tables.md").read_text()
     assert "looser protocol" in text
-    assert "2 trials of a random search a method or as many as the table says" in text
+    assert "2 trials of a random search a method, or as many as the table says, at most" in text
     assert f"| comvex-conv | {row['parameters']:,} |" in text
     assert {point.per_run for point in made.curve} == {None, 1}
 
