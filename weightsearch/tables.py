@@ -307,7 +307,7 @@ def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
         "# Predicting accuracy from weights",
         "",
         f"Made by `weightsearch tables` {version('weightsearch')}: {_trials(settings['trials'])} a "
-        f"method{', or as many as the table says,' if _other_trials(made, settings) else ''}, at most "
+        f"method{', or as many as the table says' if _other_trials(made, settings) else ''}, at most "
         f"{settings['epochs']} epochs each; the best by validation loss, fitted with "
         + (
             "one seed and judged on the test part."
