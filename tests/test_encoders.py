@@ -250,7 +250,9 @@ def test_dropout_and_noise_are_off_when_embedding_and_one_network_is_a_batch():
 
 @pytest.mark.parametrize("method", [method for method in Method if method is not Method.INVARIANT])
 def test_a_step_makes_no_tensor_on_another_device(method: Method):
-    """On `meta`, whose tensors have no values: like on a graphics card, it cannot be mixed with the processor's."""
+    """On `meta`, whose tensors cannot be mixed with the processor's, like a card's. They have no values, by which
+    `invariant` sorts its batch, so that it has no test.
+    """
     encoder = make(method, dropout=0.2, input_noise=0.1).to("meta").train()
     features = encoder.features_bytes // 4 if method is Method.STATISTICS else TINY.size
     encoder(torch.zeros(3, features, device="meta")).sum().backward()

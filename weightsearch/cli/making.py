@@ -16,6 +16,7 @@ from weightsearch.cli.common import (
     Quiet,
     RunColumn,
     RunPattern,
+    Workers,
     choice,
     example,
     say,
@@ -44,9 +45,7 @@ def train(
         int,
         typer.Option(help="Search settings at random, this many of each method; resumes.", show_default="no search"),
     ] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Trials at a time.", show_default="one per core, 4 on a graphics card")
-    ] = None,
+    workers: Workers = None,
     device: Device = "cpu",
     examples: Annotated[
         int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")

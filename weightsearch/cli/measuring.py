@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from weightsearch import runs
-from weightsearch.cli.common import Device, Quiet, choice, example, say, show
+from weightsearch.cli.common import Device, Quiet, Workers, choice, example, say, show
 from weightsearch.errors import UsageError
 from weightsearch.types import Baseline, Method
 
@@ -45,9 +45,7 @@ def tables(
     ] = None,
     curve: Annotated[bool, typer.Option(help="Also R² by number of training runs.")] = True,
     seed: Annotated[int, typer.Option(help="Seeds the search and the split.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Fits at a time.", show_default="one per core, 4 on a graphics card")
-    ] = None,
+    workers: Workers = None,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
