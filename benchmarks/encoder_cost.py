@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from weightsearch.devices import fast_processor
 from weightsearch.encoders import build_encoder
 from weightsearch.encoders.invariant import Invariant
-from weightsearch.fit import DEFAULTS, activation_codes, embed_zoo, fit
-from weightsearch.jobs import write_atomically
-from weightsearch.processor import fast_processor
-from weightsearch.splits import make_split
+from weightsearch.training.fit import DEFAULTS, activation_codes, embed_zoo, fit
+from weightsearch.training.runner import write_atomically
 from weightsearch.types import Method
+from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
 
 RESULT = Path(__file__).parent / "results" / "encoder_cost.json"

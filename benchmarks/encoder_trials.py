@@ -18,14 +18,14 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline
 from weightsearch.encoders import invariant
-from weightsearch.evaluation.probe import with_noise
-from weightsearch.fit import DEFAULTS, Features, activation_codes, embed_zoo, fit
-from weightsearch.jobs import plain, write_atomically
+from weightsearch.evaluation.retrieval import with_noise
 from weightsearch.metrics import score
-from weightsearch.splits import Split, make_split
+from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
+from weightsearch.training.fit import DEFAULTS, Features, activation_codes, embed_zoo, fit
+from weightsearch.training.runner import plain, write_atomically
 from weightsearch.types import Baseline, Method
+from weightsearch.zoo.splits import Split, make_split
 from weightsearch.zoo.store import Zoo
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from weightsearch import runs
+from weightsearch import paths as runs
 from weightsearch.viz import Projection, draw, draw_map
 from weightsearch.viz.browser import browser_files, open_browser
 

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from weightsearch.fit import DEFAULTS, fit
-from weightsearch.splits import make_split
+from weightsearch.training.fit import DEFAULTS, fit
 from weightsearch.types import Method, content_hash
-from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
+from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import CheckpointRow, RunRow, Zoo, ZooInfo, open_writer, write_part
+from weightsearch.zoo.trainer.networks import CnnShape
 
 RESULT = Path(__file__).parent / "results" / "fit_memory.json"
 RECIPE = Recipe(Optimizer.ADAM, 1e-3, 0.0, 0.0, Initializer.HE_NORMAL, None, Activation.RELU, 1.0, 0)

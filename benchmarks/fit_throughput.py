@@ -4,7 +4,7 @@
 
 Both train the same network from the same initial parameters on the same random weights (speed does not depend on their
 values), in alternating epochs; their predictions are compared first. Then an epoch of each of the paper's methods, with
-and without the settings of `weightsearch.processor`, alternating. Writes benchmarks/results/fit_throughput.json.
+and without the settings of `weightsearch.devices`, alternating. Writes benchmarks/results/fit_throughput.json.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from weightsearch.devices import fast_processor
 from weightsearch.encoders import EncoderConfig, build_encoder
-from weightsearch.fit import DEFAULTS, Features, FitSettings, make_optimizer
-from weightsearch.processor import fast_processor
+from weightsearch.training.fit import DEFAULTS, Features, FitSettings, make_optimizer
 from weightsearch.types import Architecture, Method, content_hash
-from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
 from weightsearch.zoo.store import CheckpointRow, RunRow, Zoo, ZooInfo, open_writer, write_part
+from weightsearch.zoo.trainer.networks import CnnShape
 
 RESULT = Path(__file__).parent / "results" / "fit_throughput.json"
 RECIPE = Recipe(Optimizer.ADAM, 1e-3, 0.0, 0.0, Initializer.HE_NORMAL, None, Activation.RELU, 1.0, 0)  # of no matter
@@ -149,7 +149,7 @@ def compare(preset: str, count: int, repeats: int) -> dict[str, object]:
 def our_epoch(
     encoder: nn.Module, features: Features, truth: Tensor, optimizer: torch.optim.Optimizer, batch_size: int
 ) -> None:
-    """An epoch as `weightsearch.fit` does it."""
+    """An epoch as `weightsearch.training.fit` does it."""
     encoder.train()
     order = np.random.default_rng(0).permutation(len(truth))
     for start in range(0, len(truth), batch_size):

@@ -21,7 +21,7 @@ import psutil
 from weightsearch.types import Architecture, Metric, Target
 from weightsearch.viz.browser import open_browser
 from weightsearch.viz.figures import Options
-from weightsearch.viz.interactive import interactive
+from weightsearch.viz.map import interactive
 from weightsearch.viz.projection import Projection
 from weightsearch.viz.sources import Part, Source
 

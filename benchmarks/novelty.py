@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from weightsearch import Zoo
-from weightsearch.calibration import describe_zoo
-from weightsearch.layers import Familiar, describe
 from weightsearch.types import Architecture
+from weightsearch.uncertainty.calibration import describe_zoo
+from weightsearch.uncertainty.novelty import Familiar, describe
 
 RESULT = Path(__file__).parent / "results" / "novelty.json"
 NETWORKS, SEEDS = 100, 5

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightsearch.fit import DEFAULTS, embed_zoo, fit, target_values
-from weightsearch.jobs import Protocol, load_protocol, write_atomically
 from weightsearch.metrics import score
-from weightsearch.splits import Split
+from weightsearch.training.fit import DEFAULTS, embed_zoo, fit, target_values
+from weightsearch.training.runner import Protocol, load_protocol, write_atomically
 from weightsearch.types import Architecture, Method, Target
+from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
 
 RESULT = Path(__file__).parent / "results" / "peers.json"

@@ -24,7 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def query() -> str:
     """The answer of the committed index for its best example, as the terminal shows it in the project's root."""
     from weightsearch import query as run
-    from weightsearch import render
+    from weightsearch.cli import render
 
     buffer = io.StringIO()
     console = Console(file=buffer, width=118)

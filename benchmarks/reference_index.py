@@ -19,10 +19,11 @@ import numpy as np
 from scipy.stats import kendalltau
 from sklearn.metrics import mean_absolute_error, r2_score
 
-from weightsearch import Index, Zoo, build_zoo, query, render, train
+from weightsearch import Index, Zoo, build_zoo, query, train
+from weightsearch.cli import render
 from weightsearch.cli.common import show
 from weightsearch.encoders import load_encoder
-from weightsearch.fit import embed_zoo
+from weightsearch.training.fit import embed_zoo
 
 ROOT = Path(__file__).parent.parent
 INDEX = Path("index")  # both below ROOT: the index says where its weights are by paths that hold in any clone

@@ -20,10 +20,10 @@ import torch
 from scipy.stats import ttest_rel
 
 from weightsearch import load_dataset
-from weightsearch.zoo.networks import CnnShape
-from weightsearch.zoo.population import TrainingPlan, train_population
 from weightsearch.zoo.recipes import PRESETS, Recipe, sample
-from weightsearch.zoo.single import train_one
+from weightsearch.zoo.trainer.networks import CnnShape
+from weightsearch.zoo.trainer.population import TrainingPlan, train_population
+from weightsearch.zoo.trainer.reference import train_one
 
 RESULT = Path(__file__).parent / "results" / "zoo_accuracy.json"
 RECIPES, EPOCHS, SEED = 64, 20, 1

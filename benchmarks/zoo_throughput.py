@@ -4,8 +4,9 @@
 
 naive      what one would write first: a DataLoader with per-sample transforms, both splits evaluated whole after every
            epoch, one network at a time, torch's own threads.
-tight      `weightsearch.zoo.single`: tensors in memory, channels-last, fused optimizers, evaluated on the schedule. The
-           faster of two threads (one network at a time) and two single-threaded processes; start-up is not counted.
+tight      `weightsearch.zoo.trainer.reference`: tensors in memory, channels-last, fused optimizers, evaluated on the
+           schedule. The faster of two threads (one network at a time) and two single-threaded processes; start-up is not
+           counted.
 build_zoo  the public function: training, evaluation, writing and start-up.
 
 They take turns, so that a busy spell of the machine hits all of them; still, nothing else should run. `naive` trains
@@ -36,12 +37,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from weightsearch.datasets import ImageDataset, load_dataset
-from weightsearch.zoo.build import build_zoo
-from weightsearch.zoo.networks import CnnShape, initialize
-from weightsearch.zoo.population import TrainingPlan, training_subset
+from weightsearch.datasets.load import ImageDataset, load_dataset
+from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.recipes import PRESETS, Preset, Recipe, sample
-from weightsearch.zoo.single import BaseCnn, make_optimizer, train_one
+from weightsearch.zoo.trainer.networks import CnnShape, initialize
+from weightsearch.zoo.trainer.population import TrainingPlan, training_subset
+from weightsearch.zoo.trainer.reference import BaseCnn, make_optimizer, train_one
 
 CORES = 2
 RESULT = Path(__file__).parent / "results" / "zoo_throughput.json"
@@ -144,7 +145,7 @@ class PeakMemory:
             total = 0
             for process in me.children(recursive=True):
                 try:
-                    if "weightsearch.zoo.worker" in process.cmdline():
+                    if "weightsearch.zoo.workers.worker" in process.cmdline():
                         total += process.memory_info().rss
                 except psutil.NoSuchProcess:
                     continue

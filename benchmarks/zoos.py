@@ -12,7 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from weightsearch import build_zoo, render
+from weightsearch import build_zoo
+from weightsearch.cli import render
 from weightsearch.cli.common import show
 from weightsearch.zoo.summary import render_summary, zoo_summary
 

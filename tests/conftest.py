@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from weightsearch.training import TrainSummary, train
-from weightsearch.zoo.build import build_zoo
+from weightsearch.training.train import TrainSummary, train
+from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.store import Zoo
 
 

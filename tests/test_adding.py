@@ -14,17 +14,17 @@ import safetensors.torch
 import torch
 from conftest import share
 
-from weightsearch import runs
-from weightsearch.adding import add
-from weightsearch.answers import Index as AnswerIndex
-from weightsearch.checkpoints import align, read_checkpoint, to_state_dict, write_checkpoint
+from weightsearch import paths as runs
+from weightsearch.checkpoints.discovery import Sources
+from weightsearch.checkpoints.state_dict import align, read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import Index
-from weightsearch.intake import Sources
-from weightsearch.training import TrainSummary, train
+from weightsearch.search.add import add
+from weightsearch.search.index import Index as AnswerIndex
+from weightsearch.training.train import TrainSummary, train
 from weightsearch.types import Method, Selection
-from weightsearch.zoo.importers import import_zoo
+from weightsearch.zoo.import_zoo import import_zoo
 from weightsearch.zoo.store import Zoo
 
 pytestmark = pytest.mark.slow  # the index that these tests add to is trained once for all

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from weightsearch import Index, wording
-from weightsearch.answers import Answer
-from weightsearch.calibration import Calibration
-from weightsearch.checkpoints import read_checkpoint, write_checkpoint
-from weightsearch.conformal import Conformal
+from weightsearch import Index
+from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.encoders import activation_code, build_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.fit import DEFAULTS
-from weightsearch.layers import LayerDifference, describe
-from weightsearch.sources import read_source
-from weightsearch.training import TrainSummary
+from weightsearch.search import wording
+from weightsearch.search.index import Answer
+from weightsearch.search.weights_location import read_source
+from weightsearch.training.fit import DEFAULTS
+from weightsearch.training.train import TrainSummary
 from weightsearch.types import Method
+from weightsearch.uncertainty.calibration import Calibration
+from weightsearch.uncertainty.conformal import Conformal
+from weightsearch.uncertainty.novelty import LayerDifference, describe
 from weightsearch.zoo.store import Zoo
 
 pytestmark = pytest.mark.slow  # several encoders are fitted first

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline, recipe_features
 from weightsearch.metrics import score
-from weightsearch.splits import make_split
+from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline, recipe_features
 from weightsearch.types import Baseline
+from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
 
 SETTINGS = TreeSettings(leaf_checkpoints=3, trees=200)

@@ -18,7 +18,7 @@ import pytest
 
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.types import content_hash
-from weightsearch.zoo.build import build_zoo
+from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.recipes import V1, Preset, load_preset, sample
 from weightsearch.zoo.store import Zoo, ZooWriter, connect
 from weightsearch.zoo.summary import render_summary, zoo_summary
@@ -79,10 +79,10 @@ def test_a_zoo(built, tiny):
 @pytest.mark.slow
 def test_stored_accuracies_are_the_weights_own(built):
     torch = pytest.importorskip("torch")
-    from weightsearch.datasets import load_dataset
-    from weightsearch.zoo.networks import CnnShape
+    from weightsearch.datasets.load import load_dataset
     from weightsearch.zoo.recipes import Activation
-    from weightsearch.zoo.single import BaseCnn
+    from weightsearch.zoo.trainer.networks import CnnShape
+    from weightsearch.zoo.trainer.reference import BaseCnn
 
     zoo = Zoo.open(built[0])
     table, data, shape = zoo.table(), load_dataset("digits"), CnnShape(filters=4)
@@ -187,9 +187,9 @@ def test_summary_of_a_zoo(built):
 
 def test_groups_are_balanced():
     """Groups are some 30 core-seconds at most, below 200 MB, and whole cores get work in small zoos."""
-    from weightsearch.datasets import ImageDataset
-    from weightsearch.zoo.build import _runs_per_part
-    from weightsearch.zoo.networks import CnnShape
+    from weightsearch.datasets.load import ImageDataset
+    from weightsearch.zoo.build_zoo import _runs_per_part
+    from weightsearch.zoo.trainer.networks import CnnShape
 
     def group(preset: Preset, images: int, size: int, device: str = "cpu") -> int:
         x, y = np.empty((images, 1, size, size), np.float32), np.empty(images, np.int64)
@@ -203,7 +203,7 @@ def test_groups_are_balanced():
 
 
 def test_groups_begin_at_multiples_whatever_is_there(tmp_path):
-    from weightsearch.zoo.build import _jobs
+    from weightsearch.zoo.build_zoo import _jobs
 
     (tmp_path / "zoo").mkdir()
     writer = ZooWriter(tmp_path / "zoo")

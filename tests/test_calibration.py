@@ -8,13 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from weightsearch.calibration import Calibration, load_calibration, nearest_distances
-from weightsearch.conformal import Conformal
 from weightsearch.index import Index
-from weightsearch.splits import make_split
-from weightsearch.training import TrainSummary
+from weightsearch.training.train import TrainSummary
 from weightsearch.types import Metric, SplitBy
-from weightsearch.zoo.rows import CheckpointTable
+from weightsearch.uncertainty.calibration import Calibration, load_calibration, nearest_distances
+from weightsearch.uncertainty.conformal import Conformal
+from weightsearch.zoo.schema import CheckpointTable
+from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
 
 

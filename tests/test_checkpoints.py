@@ -25,9 +25,9 @@ import torch
 from conftest import share
 from torch import nn
 
-from weightsearch.checkpoints import align, from_state_dict, read_checkpoint, to_state_dict, write_checkpoint
+from weightsearch.checkpoints.formats import MAX_FILE_BYTES
+from weightsearch.checkpoints.state_dict import align, from_state_dict, read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.formats import MAX_FILE_BYTES
 from weightsearch.types import Architecture, Checkpoint, Layer, LayerKind
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning")
@@ -332,7 +332,7 @@ def test_safetensors_and_npz_are_read_without_torch(tmp_path: Path) -> None:
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")
     np.savez(tmp_path / "a.npz", weight=np.ones((2, 3), np.float32))
     code = (
-        "import sys; from weightsearch.checkpoints import read_checkpoint\n"
+        "import sys; from weightsearch.checkpoints.state_dict import read_checkpoint\n"
         "for path in sys.argv[1:]: assert read_checkpoint(path).weights.sum() == 6\n"
         "assert 'torch' not in sys.modules"
     )

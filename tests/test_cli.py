@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from weightsearch import cli
-from weightsearch.answers import query
-from weightsearch.checkpoints import read_checkpoint, write_checkpoint
+from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.index import Index
-from weightsearch.training import TrainSummary
+from weightsearch.search.index import query
+from weightsearch.search.wording import recipe_text
+from weightsearch.training.train import TrainSummary
 from weightsearch.types import content_hash
-from weightsearch.wording import recipe_text
 from weightsearch.zoo.store import Zoo
 
 Run = Callable[..., tuple[int, str, str]]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from weightsearch.conformal import Conformal, calibrate, conformal_quantile, one_per_run
+from weightsearch.uncertainty.conformal import Conformal, calibrate, conformal_quantile, one_per_run
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 10, 19, 20, 57])

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from weightsearch.datasets import OFFICIAL, DatasetName, ImageDataset, load_dataset
+from weightsearch.datasets.load import OFFICIAL, DatasetName, ImageDataset, load_dataset
 from weightsearch.errors import UsageError, WeightsearchError
 
 SHARED = Path(os.environ.get("WEIGHTSEARCH_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -735,6 +735,6 @@ def test_one_float_copy(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 def test_import_is_cheap() -> None:
-    code = "import weightsearch.datasets, sys; print(*sys.modules)"
+    code = "import weightsearch.datasets.load, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "sklearn", "scipy", "pooch", "requests", "PIL"} & set(modules)

@@ -16,7 +16,7 @@ from weightsearch.encoders.comvex import slide_and_max
 from weightsearch.encoders.statistics import KNOTS, STATISTICS
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Layer, LayerKind, Method
-from weightsearch.zoo.networks import CnnShape
+from weightsearch.zoo.trainer.networks import CnnShape
 
 TINY = Architecture(
     (

@@ -10,15 +10,15 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from weightsearch.errors import UsageError
-from weightsearch.evaluation import probe as probing
-from weightsearch.evaluation.measures import auc
-from weightsearch.evaluation.probe import draw_queries, nearest, nearest_runs, probe, raw_weights, with_noise
+from weightsearch.evaluation import retrieval as probing
+from weightsearch.evaluation.bootstrap import auc
+from weightsearch.evaluation.evaluate import evaluate
 from weightsearch.evaluation.report import markdown
-from weightsearch.evaluation.rows import Judged, Row, draws, forecast, interval, plain_forecasts, rows_of
-from weightsearch.evaluation.run import evaluate
-from weightsearch.splits import make_split
-from weightsearch.zoo.networks import CnnShape
+from weightsearch.evaluation.retrieval import draw_queries, nearest, nearest_runs, probe, raw_weights, with_noise
+from weightsearch.evaluation.scores import Judged, Row, draws, forecast, interval, plain_forecasts, rows_of
+from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
+from weightsearch.zoo.trainer.networks import CnnShape
 
 
 def sorted_weights(weights: np.ndarray, activations: object) -> tuple[np.ndarray, np.ndarray]:
@@ -275,7 +275,7 @@ def test_evaluate_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path,
     def refuse(*_: object) -> None:
         raise AssertionError("a finished fit was made again")
 
-    monkeypatch.setattr("weightsearch.jobs.ProcessPoolExecutor.submit", refuse)
+    monkeypatch.setattr("weightsearch.training.runner.ProcessPoolExecutor.submit", refuse)
     third = evaluate([zoo.path, twin], tmp_path / "out", **options)
     assert third == again
 

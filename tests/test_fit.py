@@ -13,10 +13,10 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.errors import WeightsearchError
-from weightsearch.fit import DEFAULTS, Features, FitSettings, Optimizer, embed_zoo, fit, usable_checkpoints
 from weightsearch.metrics import score
-from weightsearch.splits import make_split
+from weightsearch.training.fit import DEFAULTS, Features, FitSettings, Optimizer, embed_zoo, fit, usable_checkpoints
 from weightsearch.types import Method, SplitBy, Target
+from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
 
@@ -127,7 +127,7 @@ def test_a_zoo_too_big_for_memory_is_fitted_the_same(zoo: Zoo, monkeypatch: pyte
     split = make_split(zoo.table())
     config, settings = DEFAULTS[Method.COMVEX_CONV][0], FitSettings(epochs=3, batch_size=16)
     kept = fit(zoo, split, config, settings)
-    monkeypatch.setattr("weightsearch.fit.RELEASE_BYTES", 100_000)
+    monkeypatch.setattr("weightsearch.training.fit.RELEASE_BYTES", 100_000)
     features = Features(zoo, Method.COMVEX_CONV, split.train, split.train, cache_bytes=0)
     assert kept.losses == fit(zoo, split, config, settings, features=features).losses
 
@@ -144,8 +144,8 @@ def test_large_networks_in_bfloat16_give_nearly_the_same_fit(
     split = make_split(zoo.table())
     config, settings = DEFAULTS[method][0], FitSettings(epochs=2, batch_size=16)
     exact = fit(zoo, split, config, settings)
-    monkeypatch.setattr("weightsearch.fit.SMALL", 0)
-    monkeypatch.setattr("weightsearch.fit.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("weightsearch.training.fit.SMALL", 0)
+    monkeypatch.setattr("weightsearch.training.fit.multiplies_bfloat16", lambda: True)
     positions = np.concatenate([split.train, split.validation])
     features = Features(zoo, method, split.train, positions, cache_bytes)
     assert features(split.train[:3]).dtype is torch.bfloat16
@@ -180,7 +180,7 @@ def test_gradients_in_bfloat16_are_those_in_float32(zoo: Zoo, method: Method):
 def test_a_killed_fit_goes_on_where_it_was(
     zoo: Zoo, optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("weightsearch.fit.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("weightsearch.training.fit.PROGRESS_SECONDS", 0.0)
     split = make_split(zoo.table())
     config = EncoderConfig(Method.STATISTICS, input_noise=0.1, dropout=0.3)
     settings = FitSettings(epochs=6, batch_size=16, optimizer=optimizer)

@@ -18,14 +18,15 @@ import torch
 from conftest import share
 from torch import nn
 
-from weightsearch.checkpoints import to_state_dict
+from weightsearch.checkpoints.discovery import Sources
+from weightsearch.checkpoints.folder_layouts import recognise
+from weightsearch.checkpoints.state_dict import to_state_dict
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.intake import Sources
-from weightsearch.zoo import importers
-from weightsearch.zoo.importers import ImportSummary, Layout, import_zoo, writing
-from weightsearch.zoo.importers.layouts import recognise
-from weightsearch.zoo.networks import CnnShape
+from weightsearch.zoo import import_writer as writing
+from weightsearch.zoo import import_zoo as importers
+from weightsearch.zoo.import_zoo import ImportSummary, Layout, import_zoo
 from weightsearch.zoo.store import Zoo, connect
+from weightsearch.zoo.trainer.networks import CnnShape
 
 IMAGES = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 

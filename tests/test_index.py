@@ -16,9 +16,9 @@ import pytest
 
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import Index, Rows, create_index
-from weightsearch.layers import describe
-from weightsearch.training import TrainSummary
+from weightsearch.training.train import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind, Metric, Selection
+from weightsearch.uncertainty.novelty import describe
 from weightsearch.zoo.store import Zoo
 
 DENSE = Architecture((Layer("dense", LayerKind.DENSE, (2, 3)),))

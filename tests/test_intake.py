@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from weightsearch.checkpoints import read_checkpoint
+from weightsearch.checkpoints.discovery import Found, Skipped, Sources, find_files
+from weightsearch.checkpoints.metadata import Measured, Metadata, as_fractions, interpret, merge
+from weightsearch.checkpoints.metadata_table import MetadataTable
+from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.intake import Found, Skipped, Sources, find_files
-from weightsearch.metadata import Measured, Metadata, as_fractions, interpret, merge
-from weightsearch.metadata_files import MetadataTable
 
 STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)}
 

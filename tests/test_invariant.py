@@ -8,10 +8,10 @@ import torch
 
 from weightsearch.encoders import EncoderConfig, activation_code, build_encoder
 from weightsearch.encoders.invariant import PROBE_SCALE, SINGULAR_VALUES, Invariant, canonical, chain_of
-from weightsearch.symmetry import twins
+from weightsearch.encoders.symmetry import twins
 from weightsearch.types import Architecture, Layer, LayerKind, Method
-from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.recipes import Activation
+from weightsearch.zoo.trainer.networks import CnnShape
 
 CNN = Architecture(
     (

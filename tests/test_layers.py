@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weightsearch.calibration import FAMILIAR, describe_zoo
+from weightsearch.encoders.symmetry import twins
 from weightsearch.errors import WeightsearchError
-from weightsearch.layers import EXTRA, WEIGHTS, Familiar, describe, far, slices
-from weightsearch.symmetry import twins
-from weightsearch.training import TrainSummary
+from weightsearch.training.train import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind
+from weightsearch.uncertainty.calibration import FAMILIAR, describe_zoo
+from weightsearch.uncertainty.novelty import EXTRA, WEIGHTS, Familiar, describe, far, slices
 from weightsearch.zoo.store import Zoo
 
 

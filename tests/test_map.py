@@ -17,14 +17,14 @@ from PIL import Image
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
 from weightsearch.metrics import score
-from weightsearch.training import TrainSummary
+from weightsearch.search.wording import recipe_text
+from weightsearch.training.train import TrainSummary
 from weightsearch.viz import Projection, draw_map, report
 from weightsearch.viz.browser import MISSING, browser_files, open_browser
 from weightsearch.viz.figures import Options
-from weightsearch.viz.interactive import fill_template, interactive
+from weightsearch.viz.map import fill_template, interactive
 from weightsearch.viz.projection import nearest, prepare
 from weightsearch.viz.sources import Source, open_sources
-from weightsearch.wording import recipe_text
 
 in_browser = pytest.mark.skipif(browser_files() is None, reason=MISSING)
 

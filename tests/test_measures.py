@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weightsearch.evaluation import block_means
-from weightsearch.evaluation.measures import auc, extrapolate, mean, r2, resampled, tau
+from weightsearch.evaluation.bootstrap import auc, extrapolate, mean, r2, resampled, tau
 from weightsearch.metrics import score
 
 

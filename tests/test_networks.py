@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from weightsearch.errors import UsageError
-from weightsearch.zoo.networks import CnnShape, initialize
 from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
-from weightsearch.zoo.single import BaseCnn
+from weightsearch.zoo.trainer.networks import CnnShape, initialize
+from weightsearch.zoo.trainer.reference import BaseCnn
 
 RECIPE = Recipe(
     optimizer=Optimizer.SGD,

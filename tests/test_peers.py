@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from weightsearch.symmetry import twins
-from weightsearch.zoo.networks import CnnShape
+from weightsearch.encoders.symmetry import twins
+from weightsearch.zoo.trainer.networks import CnnShape
 
 pytest.importorskip("nfn")
 

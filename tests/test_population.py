@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from weightsearch.datasets import ImageDataset
+from weightsearch.datasets.load import ImageDataset
 from weightsearch.errors import UsageError
-from weightsearch.zoo import kernels
-from weightsearch.zoo.batched import hash_bits, train_batched
-from weightsearch.zoo.networks import CnnShape, initialize
-from weightsearch.zoo.population import (
+from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
+from weightsearch.zoo.trainer import kernels
+from weightsearch.zoo.trainer.batched import hash_bits, train_batched
+from weightsearch.zoo.trainer.networks import CnnShape, initialize
+from weightsearch.zoo.trainer.population import (
     PopulationCheckpoint,
     TrainingPlan,
     dropout_keys,
@@ -22,8 +23,7 @@ from weightsearch.zoo.population import (
     train_population,
     training_subset,
 )
-from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
-from weightsearch.zoo.single import train_one
+from weightsearch.zoo.trainer.reference import train_one
 
 RECIPE = Recipe(
     optimizer=Optimizer.SGD,

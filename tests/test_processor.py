@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from weightsearch.processor import SMALL, fast_processor
+from weightsearch.devices import SMALL, fast_processor
 
 
 def test_products_stay_exact_and_settings_come_back():

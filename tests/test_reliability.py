@@ -27,7 +27,8 @@ from test_index import DENSE, make_index, make_rows
 from test_writing import by_id, check, more_rows
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import Index, State, add_rows, doctor, rebuild, remove_rows, update_rows, writing
+from weightsearch.index import Index, State, add_rows, doctor, rebuild, remove_rows, update_rows
+from weightsearch.index import writer as writing
 from weightsearch.types import Selection
 
 pytestmark = pytest.mark.slow

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from weightsearch.encoders.symmetry import hidden_units, twins
 from weightsearch.errors import WeightsearchError
-from weightsearch.symmetry import hidden_units, twins
 from weightsearch.types import Architecture, Layer, LayerKind
-from weightsearch.zoo.networks import CnnShape
 from weightsearch.zoo.recipes import Activation
+from weightsearch.zoo.trainer.networks import CnnShape
 
 
 class Pool(nn.Module):

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from weightsearch.errors import UsageError
-from weightsearch.tables import (
+from weightsearch.evaluation.comparison import (
     PREDICTORS,
     ProtocolName,
     Row,
@@ -87,7 +87,7 @@ def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path
     def refuse(*_: object) -> None:
         raise AssertionError("a finished fit was made again")
 
-    monkeypatch.setattr("weightsearch.jobs.ProcessPoolExecutor.submit", refuse)
+    monkeypatch.setattr("weightsearch.training.runner.ProcessPoolExecutor.submit", refuse)
     again = make_tables([zoo.path], tmp_path / "out", **options)
     assert render(again[0]) is not None
     assert (tmp_path / "out" / "tables.md").read_text() == text

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weightsearch.checkpoints import read_checkpoint
+from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.fit import target_values
 from weightsearch.index import Index
-from weightsearch.training import train
+from weightsearch.training.fit import target_values
+from weightsearch.training.train import train
 from weightsearch.types import Architecture, Layer, LayerKind, Method, Target, content_hash
-from weightsearch.zoo.rows import CheckpointRow, RunRow
+from weightsearch.zoo.schema import CheckpointRow, RunRow
 from weightsearch.zoo.store import Zoo, ZooInfo, open_writer, part_path, write_part
 
 ARCHITECTURE = Architecture((Layer("0", LayerKind.DENSE, (4, 3)), Layer("1", LayerKind.DENSE, (2, 4))))

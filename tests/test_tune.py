@@ -17,8 +17,10 @@ import pytest
 
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.fit import embed_zoo
-from weightsearch.jobs import (
+from weightsearch.metrics import score
+from weightsearch.training.fit import embed_zoo
+from weightsearch.training.random_search import V1, V2, draw_trial, search, search_directory, search_jobs
+from weightsearch.training.runner import (
     SCORES,
     Job,
     Protocol,
@@ -29,8 +31,6 @@ from weightsearch.jobs import (
     thread_pool,
     worker_pool,
 )
-from weightsearch.metrics import score
-from weightsearch.tune import V1, V2, draw_trial, search, search_directory, search_jobs
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.zoo.store import Zoo
 
@@ -124,8 +124,8 @@ def test_a_device_that_is_not_there_is_one_line():
 @pytest.mark.slow
 def test_a_search_goes_on_after_kill_9_and_leaves_no_process(zoo: Zoo, tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from weightsearch.tune import search\n"
-        "from weightsearch.jobs import Protocol\n"
+        "import sys; from pathlib import Path; from weightsearch.training.random_search import search\n"
+        "from weightsearch.training.runner import Protocol\n"
         "from weightsearch.types import Method\n"
         "search(Protocol(sys.argv[1]), Method.STATISTICS, trials=60, epochs=40, workers=2, root=Path(sys.argv[2]))"
     )

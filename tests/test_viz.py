@@ -10,10 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from weightsearch.checkpoints import write_checkpoint
+from weightsearch.checkpoints.state_dict import write_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.evaluation import block_means
-from weightsearch.training import TrainSummary
+from weightsearch.training.train import TrainSummary
 from weightsearch.types import Method, Metric
 from weightsearch.viz import Format, Part, Projection, draw, figures
 from weightsearch.viz.curves import TOP, top_trials
@@ -226,7 +226,7 @@ def test_a_zoo_is_drawn_through_encoders_that_are_fitted_once(
     def refuse(*_: object) -> None:
         raise AssertionError("a fit was made again")
 
-    monkeypatch.setattr("weightsearch.jobs.ProcessPoolExecutor.submit", refuse)
+    monkeypatch.setattr("weightsearch.training.runner.ProcessPoolExecutor.submit", refuse)
     first = {path: path.read_bytes() for path in written}
     again = draw([zoo, trained.index], tmp_path / "out", networks=[tmp_path / "own.pt"], **options)
     assert {path: path.read_bytes() for path in again} == first

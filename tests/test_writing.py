@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from test_index import DENSE, make_index, make_rows, write_encoder_files
 
-from weightsearch.answers import query
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import (
@@ -32,12 +31,13 @@ from weightsearch.index import (
     update_table,
     update_where,
     vectors,
-    writing,
 )
-from weightsearch.index.files import FORMAT, describe
-from weightsearch.training import TrainSummary, train
+from weightsearch.index import writer as writing
+from weightsearch.index.manifest import FORMAT, describe
+from weightsearch.search.index import query
+from weightsearch.training.train import TrainSummary, train
 from weightsearch.types import Architecture, Layer, LayerKind, Method, Metric, Selection
-from weightsearch.zoo.build import build_zoo
+from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.store import Zoo
 
 pytestmark = pytest.mark.slow  # each test writes indexes of its own

@@ -12,12 +12,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from weightsearch import render
-from weightsearch.answers import query
+from weightsearch.cli import render
 from weightsearch.index import Index
-from weightsearch.training import train
+from weightsearch.search.index import query
+from weightsearch.training.train import train
 from weightsearch.viz import draw
-from weightsearch.zoo.build import build_zoo
+from weightsearch.zoo.build_zoo import build_zoo
 
 NAME = "demo"
 

@@ -10,7 +10,13 @@ from typing import Annotated
 
 import typer
 
-from weightsearch.cli import asking, demo, making, measuring, pictures, upkeep, zoos
+from weightsearch.cli import demo
+from weightsearch.cli import evaluate as measuring
+from weightsearch.cli import index as upkeep
+from weightsearch.cli import query as asking
+from weightsearch.cli import train_add as making
+from weightsearch.cli import viz as pictures
+from weightsearch.cli import zoo as zoos
 from weightsearch.cli.common import complain
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from weightsearch import runs
+from weightsearch import paths as runs
 from weightsearch.cli.common import Quiet, example, show
 
 app = typer.Typer()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
+from weightsearch.encoders.symmetry import Hidden, hidden_units
 from weightsearch.errors import WeightsearchError
-from weightsearch.symmetry import Hidden, hidden_units
 from weightsearch.types import Architecture
 from weightsearch.zoo.recipes import Activation
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from weightsearch.evaluation.rows import Row
+from weightsearch.evaluation.scores import Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

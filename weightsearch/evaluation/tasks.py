@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from weightsearch.baselines import TreeSettings, baseline_features, fit_baseline, load_trees
+from weightsearch.devices import fast_processor
 from weightsearch.encoders import Encoder, EncoderConfig, activation_code, build_encoder, load_encoder, save_encoder
 from weightsearch.errors import WeightsearchError
-from weightsearch.evaluation.probe import (
+from weightsearch.evaluation.retrieval import (
     Activations,
     Represent,
     activations_of,
@@ -27,11 +27,11 @@ from weightsearch.evaluation.probe import (
     probe,
     raw_weights,
 )
-from weightsearch.fit import DEFAULTS, fit, target_values
-from weightsearch.jobs import Protocol, features_of, load_protocol, plain, read_result, write_atomically
-from weightsearch.processor import fast_processor
-from weightsearch.splits import Split
+from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline, load_trees
+from weightsearch.training.fit import DEFAULTS, fit, target_values
+from weightsearch.training.runner import Protocol, features_of, load_protocol, plain, read_result, write_atomically
 from weightsearch.types import Baseline, Method
+from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
 
 FORMAT = 2  # counts changes of the code after which older results are not comparable

@@ -1,12 +1,12 @@
 """The index: checkpoints' rows in DuckDB, their vectors in FAISS. No torch."""
 
-from weightsearch.index.catalogue import Rows
-from weightsearch.index.contents import IndexInfo, export, info
 from weightsearch.index.create import add_architecture, check_addition, create_index
+from weightsearch.index.database import Rows
 from weightsearch.index.doctor import Finding, State, doctor
-from weightsearch.index.files import check_target
-from weightsearch.index.index import Index, Neighbourhood, Row
-from weightsearch.index.writing import (
+from weightsearch.index.info import IndexInfo, export, info
+from weightsearch.index.manifest import check_target
+from weightsearch.index.store import Index, Neighbourhood, Row
+from weightsearch.index.writer import (
     AddSummary,
     add_rows,
     rebuild,

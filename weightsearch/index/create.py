@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import UsageError
-from weightsearch.index import catalogue, vectors
-from weightsearch.index.catalogue import SCHEMA, Catalogue, Rows
-from weightsearch.index.files import DATABASE, FORMAT, check_target, describe, read_manifest, sync, write_manifest
-from weightsearch.index.index import Index
-from weightsearch.index.writing import BATCH, check_rows, publish, writing
+from weightsearch.index import database as catalogue
+from weightsearch.index import vectors
+from weightsearch.index.database import SCHEMA, Catalogue, Rows
+from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe, read_manifest, sync, write_manifest
+from weightsearch.index.store import Index
+from weightsearch.index.writer import BATCH, check_rows, publish, writing
 from weightsearch.types import Architecture, Metric, Target
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import catalogue, vectors
-from weightsearch.index.files import DATABASE, MANIFEST, is_intact, read_manifest
-from weightsearch.index.index import Index
-from weightsearch.index.writing import Writer, leftovers, publish, writing
+from weightsearch.index import database as catalogue
+from weightsearch.index import vectors
+from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, read_manifest
+from weightsearch.index.store import Index
+from weightsearch.index.writer import Writer, leftovers, publish, writing
 
 TOLERANCE = 1e-4  # of a vector in the FAISS file against the catalogue's
 

@@ -9,8 +9,8 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError
-from weightsearch.index import catalogue
-from weightsearch.index.catalogue import COLUMNS
+from weightsearch.index import database as catalogue
+from weightsearch.index.database import COLUMNS
 
 # Parts of a parsed SELECT that `WHERE <expression>` alone leaves empty.
 _BEYOND_WHERE = ("modifiers", "group_expressions", "group_sets", "having", "sample", "qualify")

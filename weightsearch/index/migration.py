@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weightsearch.index import catalogue, vectors
-from weightsearch.index.catalogue import SCHEMA, Catalogue
-from weightsearch.index.files import FORMAT, read_manifest, write_manifest
+from weightsearch.index import database as catalogue
+from weightsearch.index import vectors
+from weightsearch.index.database import SCHEMA, Catalogue
+from weightsearch.index.manifest import FORMAT, read_manifest, write_manifest
 
 
 def migrate(path: Path, rows: Catalogue, wait_seconds: float) -> None:

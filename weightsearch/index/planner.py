@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightsearch.index import vectors
-from weightsearch.index.catalogue import Columns
+from weightsearch.index.database import Columns
 from weightsearch.index.vectors import Cache
 from weightsearch.types import Metric
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index.files import SEAL, describe, is_intact, is_sealed, sync, write_sealed, write_whole
+from weightsearch.index.manifest import SEAL, describe, is_intact, is_sealed, sync, write_sealed, write_whole
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":

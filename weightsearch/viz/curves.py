@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from weightsearch import runs
+from weightsearch import paths as runs
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.viz.style import rows_of, save, theme
 from weightsearch.zoo.store import Zoo
 
 if TYPE_CHECKING:
-    from weightsearch.tables import Point
+    from weightsearch.evaluation.comparison import Point
 
 COLOURS = dict(  # Okabe and Ito's, told apart by colour-blind readers, and two more
     zip(
@@ -92,8 +92,8 @@ def trials_on(zoo: Zoo, *, seed: int = 0, root: Path | None = None) -> tuple[str
 
     Of the first of the ways to split that has any, by run before by checkpoint.
     """
-    from weightsearch.jobs import Protocol, read_result
-    from weightsearch.tune import search_directory
+    from weightsearch.training.random_search import search_directory
+    from weightsearch.training.runner import Protocol, read_result
 
     root = root or runs.RUNS / "searches"
     for split in SplitBy:

@@ -9,14 +9,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from weightsearch import runs
+from weightsearch import paths as runs
 from weightsearch.errors import UsageError
 from weightsearch.index import Index
 from weightsearch.progress import progress_bar
 from weightsearch.viz import figures as drawn
 from weightsearch.viz.curves import efficiency, is_tables, trials_in, trials_on
 from weightsearch.viz.figures import Options
-from weightsearch.viz.interactive import interactive
+from weightsearch.viz.map import interactive
 from weightsearch.viz.projection import Projection
 from weightsearch.viz.report import commands_of, compose, png
 from weightsearch.viz.sources import Part, Source, ZooSource, open_sources

@@ -18,7 +18,7 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.evaluation import block_means
 from weightsearch.metrics import score
 from weightsearch.viz.figures import SIMILARITY_SAMPLE, Options, sample_of
-from weightsearch.viz.interactive import fill_template
+from weightsearch.viz.map import fill_template
 from weightsearch.viz.sources import IndexSource, Part, Source, ZooSource
 from weightsearch.viz.style import DPI
 

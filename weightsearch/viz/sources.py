@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightsearch import runs
+from weightsearch import paths as runs
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import Index
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture, Checkpoint, Method, Metric, SplitBy, Target
 from weightsearch.viz.projection import NEIGHBOURS
-from weightsearch.zoo.rows import METRICS
+from weightsearch.zoo.schema import METRICS
 from weightsearch.zoo.store import Zoo
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Source(ABC):
 
     def read(self, path: str | Path) -> Checkpoint:
         """A checkpoint file as a network like the source's; raises WeightsearchError where it is none."""
-        from weightsearch.checkpoints import align, read_checkpoint
+        from weightsearch.checkpoints.state_dict import align, read_checkpoint
 
         checkpoint = align(read_checkpoint(path), [self.architecture])
         if checkpoint.architecture.fingerprint != self.architecture.fingerprint:
@@ -208,7 +208,7 @@ class ZooSource(Source):
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        from weightsearch.jobs import load_protocol
+        from weightsearch.training.runner import load_protocol
 
         table = self.zoo.table()
         _, split = load_protocol(self._protocol)
@@ -224,15 +224,15 @@ class ZooSource(Source):
 
     @property
     def _protocol(self) -> Any:
-        from weightsearch.jobs import Protocol
+        from weightsearch.training.runner import Protocol
 
         return Protocol(str(self.zoo.path), SplitBy.RUN, None, self._seed, target=self.target)
 
     def prepare(self, methods: Sequence[str], *, quiet: bool) -> None:
         """Fits what has not been fitted before, side by side, with the default settings."""
         from weightsearch.encoders import load_encoder
-        from weightsearch.jobs import read_result, run_jobs, worker_pool
-        from weightsearch.tune import search_jobs
+        from weightsearch.training.random_search import search_jobs
+        from weightsearch.training.runner import read_result, run_jobs, worker_pool
 
         epochs = 300
         jobs = [
@@ -258,7 +258,7 @@ class ZooSource(Source):
         return None if method == RAW else self._embedded(method, positions)[1]
 
     def _embedded(self, method: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from weightsearch.fit import embed_zoo
+        from weightsearch.training.fit import embed_zoo
 
         self.prepare([method], quiet=True)
         return embed_zoo(self.zoo, self._encoders[method], positions)
@@ -273,8 +273,8 @@ class ZooSource(Source):
 def _embed(encoder: Encoder, checkpoint: Checkpoint) -> np.ndarray:
     import torch
 
+    from weightsearch.checkpoints.metadata import interpret
     from weightsearch.encoders import activation_code
-    from weightsearch.metadata import interpret
 
     activation = interpret(checkpoint.metadata, "file").recipe.get("activation")
     weights, activations = torch.from_numpy(checkpoint.weights[None]), torch.tensor([activation_code(activation)])

@@ -23,8 +23,8 @@ import numpy as np
 
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture
-from weightsearch.zoo import rows
-from weightsearch.zoo.rows import CheckpointRow, CheckpointTable, RunRow
+from weightsearch.zoo import schema as rows
+from weightsearch.zoo.schema import CheckpointRow, CheckpointTable, RunRow
 
 FORMAT = 1
 LOCK_WAIT_SECONDS = 10.0  # a build of tiny networks commits so often that a reader must try for a while

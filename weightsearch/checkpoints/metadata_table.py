@@ -1,0 +1,129 @@
+"""Files of metadata: JSON objects, and tables that say which checkpoint file each row is about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from weightsearch.checkpoints.metadata import Metadata, interpret
+from weightsearch.errors import UsageError, WeightsearchError
+
+MAX_JSON_BYTES = 16 * 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; literal NaN is allowed. Raises WeightsearchError naming the file's problem."""
+    return json_object(read_text(path), path.name)
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsearchError(f"{name} is no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise WeightsearchError(f"{name} holds a {type(content).__name__}, not an object of names and values")
+    return content
+
+
+def read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise WeightsearchError(f"{path.name} is over {MAX_JSON_BYTES // 2**20} MiB")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsearchError(f"{path.name} cannot be read ({error})") from None
+
+
+def read_table(path: Path, key: str) -> list[dict[str, Any]]:
+    """The rows, by column, of a .csv, .tsv, .json, .jsonl or .parquet file that has a column `key`.
+
+    Raises WeightsearchError where it cannot be read.
+    """
+    import duckdb
+
+    suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    reader = {"csv": "read_csv", "tsv": "read_csv", "json": "read_json", "jsonl": "read_json", "ndjson": "read_json"}
+    function = reader.get(suffix, "read_parquet" if suffix == "parquet" else None)
+    if function is None:
+        raise UsageError(f"{path}: give a .csv, .json or .parquet file")
+    try:
+        with duckdb.connect() as connection:
+            found = connection.execute(f"SELECT * FROM {function}(?)", [str(path)])
+            names = [column[0] for column in found.description or ()]
+            content = found.fetchall()
+    except duckdb.Error as error:
+        reason = "there is no such file" if not path.exists() else str(error).splitlines()[0]
+        raise WeightsearchError(f"{path} cannot be read: {reason}") from None
+    if key not in names:
+        raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
+    return [dict(zip(names, values, strict=True)) for values in content]
+
+
+class MetadataTable:
+    """A table of metadata whose column `key` says which checkpoint file each row is about.
+
+    It may hold whole paths, their ends (`run-7/model.pt`), or bare names, with the file's suffix or without; and paths
+    of another machine, told by their ends from the folder on if no other row's agrees as well.
+    """
+
+    def __init__(self, path: Path, rows: Mapping[str, Metadata], key: str) -> None:
+        self.path = path
+        self.key = key
+        self._rows = rows
+        self._taken: dict[str, Path] = {}
+        self._by_name: dict[str, list[str]] = {}
+        for name in rows:
+            self._by_name.setdefault(name.rpartition("/")[2], []).append(name)
+
+    @classmethod
+    def read(cls, path: str | Path, key: str = "path") -> MetadataTable:
+        """Reads a .csv, .tsv, .json, .jsonl or .parquet file; raises WeightsearchError where it cannot."""
+        path = Path(path)
+        rows: dict[str, Metadata] = {}
+        for row in read_table(path, key):
+            name = _trail(str(row.pop(key)))
+            if name in rows:
+                raise WeightsearchError(f"{path} has two rows for {name}; keep one of them")
+            rows[name] = interpret(row, "table")
+        return cls(path, rows, key)
+
+    def find(self, path: Path) -> Metadata | None:
+        """The row about the file `path`; raises WeightsearchError where the row is about another file as well."""
+        parts = path.resolve().parts[1:]
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        names = [name for end in ends for name in (end, str(PurePosixPath(end).with_suffix("")))]
+        row = next((name for name in names if name in self._rows), None) or self._elsewhere(parts)
+        if row is None:
+            return None
+        other = self._taken.setdefault(row, path)
+        if other != path:
+            raise WeightsearchError(
+                f"the row {row} of {self.path.name} is also about {other}: give more of the path in {self.key}"
+            )
+        return self._rows[row]
+
+    def _elsewhere(self, parts: Sequence[str]) -> str | None:
+        """The row of a path of another machine that ends in the same folder and file, and only it."""
+        agreeing: dict[int, list[str]] = {}
+        for name in self._by_name.get(parts[-1], ()):
+            pairs = zip(reversed(parts), reversed(name.split("/")), strict=False)
+            count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            agreeing.setdefault(count, []).append(name)
+        most = max(agreeing, default=0)
+        return agreeing[most][0] if most >= 2 and len(agreeing[most]) == 1 else None
+
+    @property
+    def notes(self) -> list[str]:
+        """That some rows are about none of the files that were asked for, if so."""
+        unused = [name for name in self._rows if name not in self._taken]
+        if not unused:
+            return []
+        return [f"{len(unused):,} rows of {self.path.name} are about no file here, such as {unused[0]}"]
+
+
+def _trail(text: str) -> str:
+    return "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", "."))

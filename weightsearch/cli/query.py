@@ -1,0 +1,128 @@
+"""Commands that ask an index: query, get."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightsearch import paths as runs
+from weightsearch.cli.common import IndexOption, complain, example, say, show
+from weightsearch.errors import UsageError, WeightsearchError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=example(
+        "weightsearch query index/examples/good.pt --k 5",
+        "weightsearch query sweep/ --where \"optimizer = 'adam'\" --per-run 1 --json",
+        "weightsearch query --id 1f00c94a --not-run",
+    )
+)
+def query(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoint files, or folders of them.", metavar="MODEL.pt...")
+    ] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="Of an indexed checkpoint, or how it begins; repeatable.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Rows in each list.")] = 10,
+    index: IndexOption = None,
+    where: Annotated[
+        str | None, typer.Option(help='Condition that neighbours meet, in SQL: "epoch > 5 and dropout < 0.1".')
+    ] = None,
+    good: Annotated[
+        str | None, typer.Option(help="Good is at least this: 0.9, or q75 for a quantile.", show_default="q75")
+    ] = None,
+    bad: Annotated[str | None, typer.Option(help="Bad is at most this.", show_default="q25")] = None,
+    within: Annotated[float | None, typer.Option(help="Greatest distance of a neighbour.", show_default="any")] = None,
+    not_run: Annotated[bool, typer.Option("--not-run", help="Leave out neighbours of the network's own run.")] = False,
+    per_run: Annotated[
+        int | None, typer.Option(help="At most this many neighbours of one run.", show_default="any")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="The network's run, where its file does not say.")] = None,
+    epoch: Annotated[int | None, typer.Option(help="The network's epoch, where its file does not say.")] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="The network's: relu, tanh, ...", show_default="what its file says")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="How the search was done, and its time.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")] = False,
+) -> None:
+    """What a network's weights say: its accuracy, its nearest good and bad neighbours, what became of runs like it."""
+    if k < 1:
+        raise UsageError(f"--k {k}: choose at least 1")
+    if not models and not id_:
+        raise UsageError("query needs a MODEL file or folder, or the --id of an indexed checkpoint")
+    path = index or runs.newest_index()
+    say(f"index: {path}")
+
+    from weightsearch.search.index import Index
+
+    opened = Index.open(path)
+    asked: list[tuple[Path | None, str | None]] = [(None, id) for id in id_ or ()]
+    failures = 0
+    if models:
+        from weightsearch.checkpoints.discovery import find_files
+
+        files, missing = find_files(models)
+        if not files and not asked and len(missing) == 1:
+            raise WeightsearchError(f"{missing[0].path}: {missing[0].reason}")
+        for bad_file in missing:
+            complain(f"{bad_file.path}: {bad_file.reason}")
+        asked = [*((file.path, None) for file in files), *asked]
+        failures = len(missing)
+    total = len(asked) + failures
+    for number, (model, id) in enumerate(asked):
+        try:
+            answer = opened.query(
+                model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run,
+                run=run, epoch=epoch, activation=activation,
+            )  # fmt: skip
+        except UsageError:
+            raise
+        except WeightsearchError as error:  # the others still get their answers
+            if total == 1:
+                raise
+            complain(error)
+            failures += 1
+            continue
+        if as_json:
+            print(json.dumps(answer.to_dict()), flush=True)
+        else:
+            if number:
+                print()
+            _show_answer(answer, explain)
+    if failures:
+        raise WeightsearchError(f"{failures} of {total} networks could not be answered")
+
+
+@app.command(epilog=example("weightsearch get 1f00c94a --out model.pt"))
+def get(
+    id: Annotated[str, typer.Argument(help="Of an indexed checkpoint, or how it begins; queries show it.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pt, .pth, .ckpt, .bin or .safetensors.")],
+    index: IndexOption = None,
+) -> None:
+    """Write an indexed checkpoint's weights back as a state dict, from the zoo or the file that they came from."""
+    path = index or runs.newest_index()
+    say(f"index: {path}")
+
+    from weightsearch.search.index import Index
+
+    print(Index.open(path).get(id, out))
+
+
+def _show_answer(answer: Any, explain: bool) -> None:
+    """Tables of the terminal's width; into a pipe or a file, which have none, text as wide as it is, without rich."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        from weightsearch.cli import render
+
+        show(render.answer(answer, explain))
+    else:
+        from weightsearch.search import wording
+
+        print(wording.as_text(answer, explain), flush=True)

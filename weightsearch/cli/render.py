@@ -1,0 +1,153 @@
+"""What the command line prints, as rich renderables. No numbers are made here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from weightsearch.search import wording
+
+QUARANTINED_LINES = 20
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from weightsearch.checkpoints.discovery import Quarantined
+    from weightsearch.index import Finding, IndexInfo
+    from weightsearch.metrics import Prediction
+    from weightsearch.search.add import AddReport
+    from weightsearch.search.index import Answer
+    from weightsearch.training.train import TrainSummary
+    from weightsearch.uncertainty.calibration import Calibration
+    from weightsearch.zoo.build_zoo import BuildSummary
+    from weightsearch.zoo.import_zoo import ImportSummary
+
+
+def answer(given: Answer, explain: bool = False) -> RenderableType:
+    head = Table.grid(padding=(0, 2))
+    head.add_column(no_wrap=True)
+    head.add_column(overflow="fold")
+    for name, text in wording.facts(given, explain):
+        head.add_row(name, Text(text, style="bold" if name.startswith("predicted") else ""))
+    return Group(head, *map(_grid, wording.grids(given)), Text(), Text(given.verdict, style="bold"))
+
+
+def _grid(grid: wording.Grid) -> RenderableType:
+    parts: list[RenderableType] = [Text(), Text(grid.title, style="bold")]
+    if grid.rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+        for number, column in enumerate(grid.columns):
+            free = column in ("recipe", "it has")
+            table.add_column(
+                column, justify="right" if number in grid.right else "left", no_wrap=not free, overflow="fold"
+            )
+        for row in grid.rows:
+            table.add_row(*map(Text, row))
+        parts.append(table)
+    if grid.caption:
+        parts.append(Text(grid.caption, style="dim"))
+    return Group(*parts)
+
+
+def index_info(info: IndexInfo) -> RenderableType:
+    about = Table.grid(padding=(0, 2))
+    about.add_row("index", f"{info.path} ({info.size / 2**20:.1f} MiB, format {info.format})")
+    about.add_row("generation", f"{info.generation:,}")
+    about.add_row("distance", info.metric)
+    about.add_row("judges by", info.target)
+    about.add_row("filters", "the rows' columns" + "".join(f", {name}" for name in info.keys))
+    parts: list[RenderableType] = [about]
+    for entry in info.architectures:
+        part = Table.grid(padding=(0, 2))
+        part.add_row("architecture", f"{entry.fingerprint}: {entry.description}")
+        part.add_row("encoder", f"{entry.method}, {entry.width} values")
+        datasets = ", ".join(f"{name} {rows:,}" for name, rows in entry.datasets.items())
+        part.add_row("rows", f"{entry.rows:,} of {entry.runs:,} runs ({datasets}); {entry.unknown:,} not judged")
+        part.add_row("good, bad", f"{entry.good:.3f} or better, {entry.bad:.3f} or worse")
+        approximate = f", nprobe {entry.nprobe}, recall {entry.recall:.3f}" if entry.recall is not None else ""
+        behind = f"; {entry.behind:,} rows behind, which readers add" if entry.behind else ""
+        part.add_row("FAISS", f"{entry.faiss}{approximate}{behind}")
+        exact = "exact: results are those of brute force over the rows that pass"
+        part.add_row("searches", exact if entry.exact else "approximate, but exact where few rows pass a filter")
+        parts += [Text(), part]
+    return Group(*parts)
+
+
+def findings(findings: Sequence[Finding]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        style = {"ok": "green", "repaired": "yellow", "broken": "red"}[finding.state]
+        table.add_row(Text(finding.state, style=style), finding.what, finding.detail)
+    return table
+
+
+def build_summary(summary: BuildSummary) -> RenderableType:
+    trained = f"{summary.trained:,} runs trained in {summary.seconds:.0f} s" if summary.trained else "nothing to do"
+    if summary.seconds > 0 and summary.network_epochs:
+        trained += f" ({summary.network_epochs / summary.seconds:,.0f} networks × epochs/s)"
+    failed = f", {summary.failed} of them failed" if summary.failed else ""
+    return Text(f"{summary.path}: {summary.runs:,} runs{failed}, {summary.checkpoints:,} checkpoints; {trained}")
+
+
+def import_summary(summary: ImportSummary) -> RenderableType:
+    found = "nothing new" if not summary.added else f"{summary.added:,} runs imported as {summary.layout}"
+    return Text(
+        f"{summary.path}: {summary.runs:,} runs, {summary.checkpoints:,} checkpoints of "
+        f"{summary.architecture.describe()}; {found}"
+    )
+
+
+def add_report(report: AddReport) -> RenderableType:
+    already = f", {report.already:,} were there already" if report.already else ""
+    left = len(report.quarantined) + sum(report.unknown.values())
+    return Text(
+        f"{report.index}: {report.added:,} checkpoints added{already}" + (f", {left:,} left out" if left else "")
+    )
+
+
+def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], notes: Sequence[str]) -> Iterator[str]:
+    """Lines for stderr: what was assumed, and which files were left out and why."""
+    yield from (f"note: {note}" for note in notes)
+    for name, count in others.items():
+        yield f"left out: {count:,} files of another architecture, {name}"
+    for bad in quarantined[:QUARANTINED_LINES]:
+        yield f"left out: {bad.path}: {bad.reason}"
+    if len(quarantined) > QUARANTINED_LINES:
+        yield f"left out: {len(quarantined) - QUARANTINED_LINES:,} more"
+
+
+def train_summary(summary: TrainSummary) -> RenderableType:
+    table = Table(title="Encoders on validation runs", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in ("method", "R²", "tau", "mean abs. error", "seconds", ""):
+        table.add_column(column, justify="left" if column in ("method", "") else "right")
+    for method, scores in summary.validation.items():
+        table.add_row(
+            method, *_scores(scores), f"{summary.seconds[method]:.1f}", "kept" if method is summary.method else ""
+        )
+    runs = " / ".join(f"{count} {part}" for part, count in summary.runs.items())
+    lines = [
+        f"split {summary.split}: {runs} runs",
+        f"{summary.method} on the test runs, scored once: "
+        f"R² {summary.test.r2:.3f}, tau {summary.test.tau:.3f}, mean absolute error {summary.test.mae:.3f}",
+        _interval(summary.calibration),
+        f"{summary.checkpoints:,} checkpoints indexed in {summary.index}",
+    ]
+    lines += [f"held out: {example.path} (test accuracy {example.test_accuracy:.3f})" for example in summary.examples]
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _interval(calibration: Calibration | None) -> str:
+    if calibration is None or calibration.interval is None:
+        return "no intervals: too few test runs to set some aside for calibration"
+    return (
+        f"{calibration.interval.coverage:.0%} intervals, calibrated on {calibration.interval.runs} further runs, "
+        f"hold the truth of {calibration.found_coverage:.0%} of the test part"
+    )
+
+
+def _scores(scores: Prediction) -> tuple[str, str, str]:
+    return f"{scores.r2:.3f}", f"{scores.tau:.3f}", f"{scores.mae:.3f}"

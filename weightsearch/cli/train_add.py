@@ -1,0 +1,145 @@
+"""Commands that make and fill an index: train, add."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightsearch import paths as runs
+from weightsearch.cli.common import (
+    Device,
+    Key,
+    Metadata,
+    OwnIndexOption,
+    Quiet,
+    RunColumn,
+    RunPattern,
+    Workers,
+    choice,
+    example,
+    say,
+    show,
+)
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import Method, Metric, SplitBy, Target
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method comvex-conv --trials 100")
+)
+def train(
+    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+    method: Annotated[str, typer.Option(help=f"auto (the best on validation runs), {', '.join(Method)}.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Index directory to make.", show_default="a new one in runs/indexes")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="Column to predict and judge by: test_loss, train_accuracy, ...", metavar="COLUMN")
+    ] = "test_accuracy",
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="As with a loss.")] = False,
+    trials: Annotated[
+        int,
+        typer.Option(help="Search settings at random, this many of each method; resumes.", show_default="no search"),
+    ] = 0,
+    workers: Workers = None,
+    device: Device = "cpu",
+    examples: Annotated[
+        int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds the split and the fits.")] = 0,
+    split: Annotated[
+        str, typer.Option(help="run, or checkpoint: looser, as if other epochs were new networks.")
+    ] = "run",
+    per_run: Annotated[
+        int | None, typer.Option(help="Fit on this many random checkpoints of each run.", show_default="all")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the index at --out.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add the zoo's architecture to the index at --out.")] = False,
+    metric: Annotated[str, typer.Option(help="cosine or l2, the distance between embeddings.")] = Metric.COSINE.value,
+    factory: Annotated[
+        str | None, typer.Option(help="FAISS's name for its index's type.", show_default="by size")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit encoders on a zoo, keep the one that predicts validation runs best, and index every checkpoint."""
+    chosen = None if method == "auto" else choice(Method, method, "--method", "auto or ")
+    split_by = choice(SplitBy, split, "--split")
+    distance = choice(Metric, metric, "--metric")
+    if add and (out is None or replace):
+        raise UsageError("--add: name the index to add to with --out, without --replace")
+    path = zoo or runs.newest_zoo()
+    if zoo is None:
+        say(f"zoo: {path}")
+
+    from weightsearch.cli import render
+    from weightsearch.training.train import train as run
+
+    summary = run(
+        path,
+        out or runs.new_index(path),
+        method=chosen,
+        seed=seed,
+        split_by=split_by,
+        per_run=per_run,
+        target=Target(target, lower_is_better),
+        trials=trials,
+        workers=workers,
+        device=device,
+        examples=examples,
+        replace=replace,
+        add=add,
+        metric=distance,
+        factory=factory,
+        quiet=quiet,
+    )
+    show(render.train_summary(summary))
+
+
+@app.command(
+    epilog=example(
+        "weightsearch add sweep/ 'more/**/*.ckpt' --index runs/indexes/usps-v1",
+        "weightsearch add sweep/ --metadata runs.csv --key file --run-column run_id",
+        "weightsearch add runs/zoos/usps-v2",
+    )
+)
+def add(
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH...")],
+    index: OwnIndexOption = None,
+    metadata: Metadata = None,
+    key: Key = "path",
+    run_column: RunColumn = None,
+    run_pattern: RunPattern = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
+    ] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(help="Write the files left out and why to this .csv.", show_default="none")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if anything was left out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add checkpoints to an index, with what is known of them. Adding twice adds once."""
+    path = index or runs.own_index()
+    say(f"index: {path}")
+
+    from weightsearch.checkpoints.discovery import Sources, write_quarantine
+    from weightsearch.search.add import add as run
+
+    sources = Sources.make(metadata, key, run_column, run_pattern)
+    report = run(paths, path, sources=sources, dataset=dataset, quiet=quiet)
+    from weightsearch.cli import render
+
+    for line in render.left_out(report.quarantined, report.unknown, report.notes):
+        say(line)
+    if quarantine is not None:
+        write_quarantine(quarantine, report.quarantined)
+    show(render.add_report(report))
+    left_out = len(report.quarantined) + sum(report.unknown.values())
+    if left_out and (strict or report.added + report.already == 0):
+        raise WeightsearchError(
+            f"{left_out:,} of {left_out + report.added + report.already:,} checkpoints were left out; see above"
+        )

@@ -1,0 +1,133 @@
+"""Commands that make zoos and look at them: build-zoo, import, zoo info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightsearch import paths as runs
+from weightsearch.cli.common import Key, Metadata, Quiet, RunColumn, RunPattern, choice, example, say, show
+
+app = typer.Typer()
+zoo_app = typer.Typer(help="Look at a zoo.", no_args_is_help=True)
+
+
+@app.command(
+    epilog=example("weightsearch build-zoo", "weightsearch build-zoo --dataset usps --preset v2 --runs 300 --seed 7")
+)
+def build_zoo(
+    dataset: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, svhn, usps, or a path (.npz, folder of images).")
+    ] = "digits",
+    preset: Annotated[str, typer.Option(help="v1 (16 filters, 86 epochs) or v2 (64 filters, 20 epochs).")] = "v1",
+    runs_: Annotated[int, typer.Option("--runs", help="Networks to train, each by a random recipe.")] = 100,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/DATASET-PRESET"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds recipes, weights, batches and dropout.")] = 0,
+    epochs: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    filters: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    layers: Annotated[int | None, typer.Option(help="Convolutions.", show_default="the preset's")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    recipes: Annotated[Path | None, typer.Option(help="TOML file that overrides parts of the preset.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the dataset's files are.", show_default="$WEIGHTSEARCH_DATA, else a cache"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a population of small networks by random recipes and keep their checkpoints. Resumes where it was."""
+    from weightsearch.zoo.build_zoo import build_zoo as run
+
+    summary = run(
+        out=out or runs.default_zoo(dataset, preset),
+        dataset=dataset,
+        runs=runs_,
+        preset=preset,
+        seed=seed,
+        recipes=recipes,
+        epochs=epochs,
+        filters=filters,
+        layers=layers,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        dtype=dtype,
+        device=device,
+        workers=workers,
+        quiet=quiet,
+    )
+    from weightsearch.cli import render
+
+    show(render.build_summary(summary))
+
+
+@app.command(
+    "import",
+    epilog=example(
+        "weightsearch import small_cnn_zoo/svhn_cropped --out runs/zoos/svhn",
+        r"weightsearch import sweep --run-pattern 'seed(\d+)' --metadata runs.csv --key file",
+    ),
+)
+def import_zoo(
+    folder: Annotated[Path, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/FOLDER")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="auto, small-cnn-zoo, ray-tune, comvex, huggingface or folder (anybody's).")
+    ] = "auto",
+    metadata: Metadata = None,
+    key: Key = "path",
+    run_column: RunColumn = None,
+    run_pattern: RunPattern = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Fingerprint of the one to import.", show_default="the commonest")
+    ] = None,
+    runs_: Annotated[
+        int | None, typer.Option("--runs", help="Import the first so many runs.", show_default="all")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Import a zoo that others have made, or your own folder of checkpoints, to train on. Resumes where it was."""
+    from weightsearch.checkpoints.discovery import Sources
+    from weightsearch.zoo.import_zoo import Layout
+    from weightsearch.zoo.import_zoo import import_zoo as run
+
+    summary = run(
+        folder,
+        out or runs.imported_zoo(folder),
+        layout=None if layout == "auto" else choice(Layout, layout, "--layout", "auto or "),
+        sources=Sources.make(metadata, key, run_column, run_pattern),
+        dataset=dataset,
+        architecture=architecture,
+        runs=runs_,
+        quiet=quiet,
+    )
+    from weightsearch.cli import render
+
+    show(render.import_summary(summary))
+    for line in render.left_out(summary.quarantined, summary.others, summary.notes):
+        say(line)
+    if summary.quarantined:
+        say(f"{len(summary.quarantined):,} left out in all: {summary.path / 'quarantine.csv'}")
+
+
+@zoo_app.command("info", epilog=example("weightsearch zoo info runs/zoos/digits-v1"))
+def zoo_info(
+    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+) -> None:
+    """What is in a zoo: runs, checkpoints, size, accuracy quartiles, accuracy by recipe choice."""
+    path = zoo or runs.newest_zoo()
+
+    from weightsearch.zoo.summary import render_summary, zoo_summary
+
+    show(render_summary(zoo_summary(path)))

@@ -1,0 +1,1 @@
+"""Image datasets: found, downloaded, parsed, normalised."""

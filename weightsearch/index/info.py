@@ -1,0 +1,146 @@
+"""What an index holds, in numbers for people and as a Parquet file for other tools."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.index import database as catalogue
+from weightsearch.index import filters, vectors
+from weightsearch.index.store import Index
+
+
+@dataclass(frozen=True)
+class ArchitectureInfo:
+    fingerprint: str
+    description: str
+    method: str | None
+    rows: int
+    runs: int
+    datasets: dict[str, int]  # rows of each
+    unknown: int  # rows without a known target
+    bad: float  # at or worse than this
+    good: float  # at or better than this
+    width: int | None  # D, the embeddings' number of values
+    faiss: str  # FAISS's name for the type
+    nprobe: int | None
+    recall: float | None  # as nprobe was tuned: of a sample's 51st to 100th nearest; None where there is none
+    exact: bool  # whether results are those of brute force over the passing rows
+    behind: int  # rows that the FAISS file lacks or has too many; readers make up for them
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    path: str
+    format: int
+    generation: int
+    metric: str
+    target: str
+    size: int  # bytes on the disk
+    keys: dict[str, str]  # recipe keys and user's columns that filters know, with their types
+    architectures: tuple[ArchitectureInfo, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def info(path: str | Path) -> IndexInfo:
+    """What the index at `path` holds."""
+    index = Index.open(path)
+    with index.catalogue.open() as connection:
+        generation = catalogue.generation(connection)
+    return IndexInfo(
+        path=str(index.path),
+        format=index.manifest["format"],
+        generation=generation,
+        metric=index.metric.value,
+        target=index.target.column,
+        size=sum(file.stat().st_size for file in index.path.rglob("*") if file.is_file()),
+        keys=index.keys(),
+        architectures=tuple(_architecture(index, fingerprint, generation) for fingerprint in index.architectures),
+    )
+
+
+def _architecture(index: Index, fingerprint: str, generation: int) -> ArchitectureInfo:
+    with index.catalogue.open() as connection:
+        rows = catalogue.rows_sql(connection)
+        datasets = connection.execute(
+            f"SELECT coalesce(dataset, 'unknown'), count(*) FROM {rows} WHERE architecture = ? GROUP BY 1 ORDER BY 1",
+            [fingerprint],
+        ).fetchall()
+        runs = connection.execute(
+            f"SELECT count(DISTINCT run) FROM {rows} WHERE architecture = ?", [fingerprint]
+        ).fetchall()[0][0]
+        columns = catalogue.columns(connection, fingerprint, index.target)
+    cache = index.newest_cache(fingerprint, generation)
+    numbers = np.empty(0, np.int64) if cache is None else cache.numbers
+    entry = index.manifest["architectures"][fingerprint]
+    bad, good = index.thresholds(fingerprint)
+    return ArchitectureInfo(
+        fingerprint=fingerprint,
+        description=index.architectures[fingerprint].describe(),
+        method=entry.get("method", index.manifest.get("method")),
+        rows=len(columns),
+        runs=runs,
+        datasets=dict(datasets),
+        unknown=int(np.isnan(columns.values).sum()),
+        bad=bad,
+        good=good,
+        width=index.width(fingerprint),
+        faiss=cache.info.factory if cache else entry.get("factory") or vectors.default_factory(len(columns)),
+        nprobe=cache.info.nprobe if cache else None,
+        recall=cache.info.recall if cache else None,
+        exact=cache is None or cache.is_exact,
+        behind=len(np.setxor1d(numbers, columns.numbers, assume_unique=True)),
+    )
+
+
+def export(path: str | Path, out: str | Path, *, where: str | None = None) -> int:
+    """Writes the rows, or those that pass the filter, to one Parquet file; returns how many.
+
+    Recipe keys and the user's columns become columns; `embedding` is a list of floats.
+    """
+    index, out = Index.open(path), Path(out)
+    if out.suffix != ".parquet":
+        raise UsageError(f"--out {out}: the file's name should end in .parquet")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    count = 0
+    with duckdb.connect(":memory:") as target:
+        for fingerprint in index.architectures:
+            with index.catalogue.open() as connection:
+                numbers = None if where is None else filters.passing(connection, fingerprint, where)
+                types = catalogue.key_types(connection)
+                names = [*catalogue.COLUMNS, *{name.lower(): name for name in types}.values()]
+                columns = catalogue.table(connection, fingerprint, names, types, numbers)
+                embeddings = catalogue.embeddings(connection, fingerprint, numbers)[1]
+            if not len(embeddings):
+                continue
+            for j in range(embeddings.shape[1]):
+                columns[f"__{j}"] = np.ascontiguousarray(embeddings[:, j])
+            target.register("part", columns)
+            array = ", ".join(f"__{j}" for j in range(embeddings.shape[1]))
+            selected = ", ".join(f'"{name}"' for name in names)
+            statement = (
+                f"SELECT ? AS architecture, {selected}, array_value({array})::FLOAT[] AS embedding "
+                "FROM part ORDER BY number"
+            )
+            make = "CREATE TABLE rows AS" if count == 0 else "INSERT INTO rows BY NAME"
+            target.execute(f"{make} {statement}", [fingerprint])
+            target.unregister("part")
+            count += len(embeddings)
+        if not count:
+            raise UsageError(f"{index.path} holds no rows to export{' that pass --where' if where else ''}")
+        try:
+            target.execute(f"COPY rows TO '{str(temporary).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)")
+            temporary.replace(out)
+        except duckdb.Error as error:
+            raise WeightsearchError(f"cannot write {out}: {str(error).splitlines()[0]}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+    return count

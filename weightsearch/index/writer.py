@@ -1,0 +1,360 @@
+"""Changing an index. Rows are committed to DuckDB first; FAISS files follow, and readers can do without them.
+
+Killed at any moment, an index holds every row whose adding was reported, and readers see it as of its last commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from weightsearch.checkpoints.metadata import plain
+from weightsearch.checkpoints.metadata_table import read_table
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.index import database as catalogue
+from weightsearch.index import filters, migration, vectors
+from weightsearch.index.database import Catalogue, Rows
+from weightsearch.index.manifest import DATABASE, read_manifest, write_manifest
+from weightsearch.index.store import Index
+
+LOCK = ".write.lock"
+WRITER_WAIT_SECONDS = 10.0  # for another writer, and for readers to let go
+BATCH = 10_000  # rows a transaction, so that readers wait less than a second
+STALE_ROWS, STALE_SHARE = 500, 0.05  # more rows than both of these behind the catalogue, and FAISS's file is written
+CHANGEABLE = (
+    "dataset", "run", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "source",
+)  # fmt: skip
+
+log = logging.getLogger("weightsearch")
+
+
+@dataclass(frozen=True)
+class AddSummary:
+    added: int
+    already: int  # rows whose weights the index held before
+    generation: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who holds the index's write lock."""
+
+    path: Path
+    catalogue: Catalogue
+
+    @contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One commit, and one short hold of the database's lock."""
+        with self.catalogue.open(read_only=False, wait_seconds=WRITER_WAIT_SECONDS) as connection:
+            connection.begin()
+            try:
+                yield connection
+                connection.commit()
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):  # some errors end the transaction by themselves
+                    connection.rollback()
+                raise
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Writer]:
+    """Holds the index's write lock, waiting up to ten seconds for another writer, who is then named by PID.
+
+    Brings an index of format 1 up to date, and removes what killed writers left.
+    """
+    path = Path(path)
+    Index.open(path)
+    try:
+        with _lock(path):
+            writer = Writer(path, Catalogue(path / DATABASE))
+            for leftover in leftovers(path):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            migration.migrate(path, writer.catalogue, WRITER_WAIT_SECONDS)
+            yield writer
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = "the disk is full; what the index holds stays good, so free some space and try again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "the directory is read-only; copy the index elsewhere to change it"
+        else:
+            reason = str(error)
+        raise WeightsearchError(f"cannot write {path}: {reason}") from error
+
+
+def add_rows(path: str | Path, fingerprint: str, rows: Rows) -> AddSummary:
+    """Adds the rows whose id the architecture lacks; adding twice adds once. When it returns, they are on the disk."""
+    with writing(path) as writer:
+        index = Index.open(path)
+        width = index.width(fingerprint)
+        check_rows(rows, width)
+        rows = rows.distinct()
+        added = 0
+        for start in range(0, len(rows), BATCH):
+            with writer.transaction() as connection:
+                batch = rows.take(np.arange(start, min(start + BATCH, len(rows))))
+                added += catalogue.insert(connection, fingerprint, batch)
+        publish_if_stale(writer, fingerprint)
+        with writer.catalogue.open() as connection:
+            return AddSummary(added, len(rows) - added, catalogue.generation(connection))
+
+
+def check_rows(rows: Rows, width: int | None) -> None:
+    """Refuses embeddings that are not finite or not `width` wide."""
+    shape = rows.embedding.shape
+    if len(shape) != 2 or shape[0] != len(rows) or (width is not None and shape[1] != width):
+        raise WeightsearchError(f"expected embeddings of shape ({len(rows)}, {width or 'D'}), got {shape}")
+    finite = np.isfinite(rows.embedding).all(axis=1)
+    if not finite.all():
+        raise WeightsearchError(f"the embedding of {rows.id[~finite][0]} is not finite; leave that checkpoint out")
+
+
+def remove_rows(
+    path: str | Path, *, ids: Sequence[str] = (), runs: Sequence[str] = (), where: str | None = None
+) -> int:
+    """Removes the rows with these ids, of these runs, or that pass the filter; returns how many those were."""
+    with writing(path) as writer:
+        with writer.transaction() as connection:
+            numbers = _numbers(connection, Index.open(path), ids, runs, where)
+            connection.register("gone", {"number": numbers})
+            connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
+            connection.unregister("gone")
+            if len(numbers):
+                connection.execute("UPDATE ix.state SET generation = generation + 1")
+        for fingerprint in Index.open(path).architectures:
+            publish_if_stale(writer, fingerprint)
+        return len(numbers)
+
+
+def _numbers(
+    connection: duckdb.DuckDBPyConnection, index: Index, ids: Sequence[str], runs: Sequence[str], where: str | None
+) -> np.ndarray:
+    """Of the rows chosen; raises UsageError for an id or run that no row has."""
+    found: list[np.ndarray] = []
+    for column, wanted in (("id", ids), ("run", runs)):
+        for value in wanted:
+            rows = connection.execute(f"SELECT number FROM ix.checkpoints WHERE {column} = ?", [value]).fetchall()
+            if not rows:
+                raise UsageError(f"{index.path} holds no checkpoint with {column} {value}")
+            found.append(np.array(rows, np.int64).ravel())
+    if where is not None:
+        found += [filters.passing(connection, fingerprint, where) for fingerprint in index.architectures]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> int:
+    """Sets columns of rows by id: those in `CHANGEABLE`, and any name as the user's own. None means unknown.
+
+    Returns how many rows were changed; raises UsageError for an unknown id, a column that cannot be changed, and text
+    where a number belongs.
+    """
+    if not changes:
+        return 0
+    with writing(path) as writer, writer.transaction() as connection:
+        wanted = np.empty(len(changes), object)
+        wanted[:] = list(changes)
+        connection.register("wanted", {"id": wanted})
+        those = "(SELECT id, recipe, metadata FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted))"
+        known = connection.execute(f"SELECT id, metadata FROM {those}").fetchall()
+        metadata = {id: json.loads(text or "{}") for id, text in known}
+        unknown = [id for id in changes if id not in metadata]
+        if unknown:
+            raise UsageError(f"{path} holds no checkpoint with id {unknown[0]} ({len(unknown):,} unknown)")
+        columns: dict[str, dict[str, Any]] = {}
+        for id, values in changes.items():
+            for name, value in values.items():
+                checked = _checked(name, value)
+                if name in CHANGEABLE:
+                    columns.setdefault(name, {})[id] = checked
+                elif checked is None:
+                    metadata[id].pop(name, None)
+                else:
+                    metadata[id][name] = checked
+        own = {id for id, values in changes.items() if any(name not in CHANGEABLE for name in values)}
+        if own:
+            columns["metadata"] = {id: json.dumps(metadata[id]) for id in own}
+        for name, by_id in columns.items():
+            _set_column(connection, name, by_id)
+        if own:
+            catalogue.learn_keys(connection, those)
+        connection.unregister("wanted")
+        connection.execute("UPDATE ix.state SET generation = generation + 1")
+        return len(changes)
+
+
+def update_table(path: str | Path, table: Path, key: str = "id") -> int:
+    """Sets the columns of a .csv, .json or .parquet file in the rows whose column `key` equals the file's.
+
+    An empty cell leaves what is there. Returns how many rows were changed; raises UsageError for a line about no row.
+    """
+    index = Index.open(path)
+    ids: dict[str, list[str]] = {}
+    for fingerprint in index.architectures:
+        known = index.table(fingerprint, ["id", key])
+        for id, value in zip(known["id"], known[key], strict=True):
+            ids.setdefault(str(value), []).append(id)
+    changes: dict[str, dict[str, Any]] = {}
+    for line in read_table(table, key):
+        value = str(line.pop(key))
+        if value not in ids:
+            raise UsageError(f"{path} holds no checkpoint with {key} {value}, which {table} names")
+        filled = {name: plain(cell) for name, cell in line.items() if cell is not None}
+        for id in ids[value]:
+            changes.setdefault(id, {}).update(filled)
+    return update_rows(path, changes)
+
+
+def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int:
+    """Sets the same values in all rows that pass the filter; returns how many those were."""
+    index = Index.open(path)
+    with index.catalogue.open() as connection:
+        numbers = _numbers(connection, index, (), (), where)
+        connection.register("wanted", {"number": numbers})
+        ids = connection.execute("SELECT id FROM ix.checkpoints WHERE number IN (SELECT number FROM wanted)").fetchall()
+        connection.unregister("wanted")
+    return update_rows(path, {id: values for (id,) in ids})
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in (*catalogue.COLUMNS, catalogue.ARCHITECTURE, "embedding") and name not in CHANGEABLE:
+        raise UsageError(f"{name} cannot be changed; {', '.join(CHANGEABLE)} and columns of your own can")
+    if not name or '"' in name:
+        raise UsageError(f"{name!r} cannot be a column's name")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or name not in CHANGEABLE:
+        return value
+    if name in catalogue.NUMBERS:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise UsageError(f"{name} = {value!r}: give a number") from None
+    return str(value)
+
+
+def _set_column(connection: duckdb.DuckDBPyConnection, name: str, by_id: dict[str, Any]) -> None:
+    ids, values = np.empty(len(by_id), object), np.empty(len(by_id), object)
+    ids[:], values[:] = list(by_id), list(by_id.values())
+    if name in catalogue.NUMBERS:
+        values = np.array([np.nan if value is None else value for value in values])
+    connection.register("changes", {"id": ids, "value": values})
+    value = "if(isnan(value), NULL, value)" if name in catalogue.NUMBERS else "value"
+    connection.execute(f"UPDATE ix.checkpoints SET {name} = {value} FROM changes WHERE checkpoints.id = changes.id")
+    connection.unregister("changes")
+
+
+def rebuild(path: str | Path, factory: str | None = None) -> None:
+    """Writes every architecture's FAISS file anew from the catalogue, of the type `factory` or as before.
+
+    `factory` is FAISS's name for the type, kept for later; "auto" goes back to the choice by size.
+    """
+    with writing(path) as writer:
+        manifest = read_manifest(writer.path)
+        if factory is not None:
+            for entry in manifest["architectures"].values():
+                entry["factory"] = None if factory == "auto" else factory
+            if factory != "auto":  # an unknown one is refused before anything is written
+                index = Index.open(path)
+                for fingerprint in index.architectures:
+                    vectors.make_inner(factory, index.width(fingerprint) or 1, index.metric)
+            write_manifest(writer.path, manifest)
+        with writer.transaction() as connection:
+            connection.execute("DELETE FROM ix.keys")
+            catalogue.learn_keys(connection, "ix.checkpoints")
+        for fingerprint in manifest["architectures"]:
+            publish(writer, fingerprint, anew=True)
+
+
+def publish_if_stale(writer: Writer, fingerprint: str) -> None:
+    """Writes the FAISS file where readers would have to add or leave out many rows by themselves."""
+    index = Index.open(writer.path)
+    with writer.catalogue.open() as connection:
+        numbers = catalogue.columns(connection, fingerprint, index.target).numbers
+        generation = catalogue.generation(connection)
+    cache = index.newest_cache(fingerprint, generation)
+    if cache is not None:
+        behind = len(np.setxor1d(numbers, cache.numbers, assume_unique=True))
+        if behind <= max(STALE_ROWS, STALE_SHARE * len(numbers)):
+            return
+    try:
+        publish(writer, fingerprint)
+    except OSError as error:  # the rows are on the disk, and readers do without this file
+        log.warning(
+            "the rows are saved, but not the file of vectors (%s): searches open slower until `weightsearch rebuild`",
+            error.strerror,
+        )
+
+
+def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
+    """Writes the architecture's FAISS file under a new name, then removes the older ones, which readers may still map.
+
+    What an older exact file holds is copied from it, unless `anew`.
+    """
+    index = Index.open(writer.path)
+    directory = writer.path / fingerprint
+    with writer.transaction() as connection:
+        generation = catalogue.generation(connection)
+        if anew or (directory / f"vectors-{generation}.faiss").exists():
+            connection.execute("UPDATE ix.state SET generation = generation + 1")
+            generation += 1
+    if not index.count(fingerprint):
+        return
+    numbers, prepared = index.prepared(fingerprint, from_cache=not anew)
+    factory = index.manifest["architectures"][fingerprint].get("factory")
+    path = directory / f"vectors-{generation}.faiss"
+    vectors.save(vectors.build(numbers, prepared, index.metric, factory), path)
+    for older in directory.glob("vectors-*"):
+        if older.stem != path.stem:
+            older.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Of killed writers: temporary files, FAISS files without their description and the other way round."""
+    found = [*path.glob(".*.tmp"), *path.glob("*/.*.tmp"), *path.glob(".*.partial")]
+    if read_manifest(path)["format"] != 1:
+        ends = {".faiss": ".json", ".json": ".faiss"}
+        found += [
+            file for file in path.glob("*/vectors-*")
+            if file.suffix in ends and not file.with_suffix(ends[file.suffix]).exists()
+        ]  # fmt: skip
+    return found
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds `.write.lock`, which names the holder's PID. The system frees it however the process ends."""
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + WRITER_WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
+                    raise WeightsearchError(
+                        f"{path} is being changed by another process (PID {holder}); try again when it is done"
+                    ) from None
+            time.sleep(0.02)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

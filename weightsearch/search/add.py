@@ -1,0 +1,309 @@
+"""Checkpoints into an index: read, embedded by the encoder of their architecture, and added as rows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sources, below, find_files, reason_of
+from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find, recognise
+from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
+from weightsearch.checkpoints.state_dict import align
+from weightsearch.devices import fast_processor
+from weightsearch.encoders import Encoder, load_encoder
+from weightsearch.errors import Interrupted, WeightsearchError
+from weightsearch.index import Index, Rows, add_rows
+from weightsearch.progress import progress_bar
+from weightsearch.training.fit import embed_zoo, finite_weights
+from weightsearch.types import Architecture, content_hash
+from weightsearch.uncertainty.calibration import describe_zoo
+from weightsearch.uncertainty.novelty import describe
+from weightsearch.zoo.store import Zoo
+
+CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
+BATCH_BYTES = 64 * 2**20  # of weights that are embedded together
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What became of what was given: every file is counted once."""
+
+    index: Path
+    added: int
+    already: int  # held before, or given twice
+    unknown: dict[str, int]  # architectures that the index has no encoder for, for people -> how many files
+    quarantined: tuple[Quarantined, ...]
+    notes: tuple[str, ...]  # what was assumed
+
+
+def add(
+    paths: Iterable[str | Path],
+    index: str | Path,
+    *,
+    sources: Sources | None = None,
+    dataset: str | None = None,
+    quiet: bool = False,
+) -> AddReport:
+    """Adds checkpoint files, all those below folders, what glob patterns match, and whole zoos to an index.
+
+    Adding twice adds once: the weights' content is the key. Files that cannot be read, and networks of an architecture
+    that the index has no encoder for, are reported and the others added. Unknown accuracies are allowed: such rows
+    can be found, and are neither good nor bad.
+
+    Args:
+        sources: where metadata and runs' names come from; see `intake`.
+        dataset: what the networks were trained on, where the files do not say.
+
+    Raises:
+        WeightsearchError: the index cannot be used, or a metadata table cannot be read.
+        Interrupted: after Ctrl-C; what was added stays.
+    """
+    adder = _Adder(Index.open(index), sources or Sources(), dataset)
+    zoos, files = _split(paths, adder.quarantined)
+    total = len(files) + sum(len(zoo.table()) for zoo in zoos)
+    try:
+        with progress_bar("adding", total, unit="checkpoints", quiet=quiet) as advance:
+            for start in range(0, len(files), CHUNK):
+                adder.add_files(files[start : start + CHUNK], advance)
+            for zoo in zoos:
+                adder.add_zoo(zoo, advance)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped: {adder.added:,} were added; run the same command again to go on") from None
+    return adder.report()
+
+
+def _split(paths: Iterable[str | Path], quarantined: list[Quarantined]) -> tuple[list[Zoo], list[Found]]:
+    """Zoos, and files; a folder in the layout of a public zoo is read as that zoo's project writes it."""
+    zoos: list[Zoo] = []
+    files: dict[Path, Found] = {}
+    for path in map(Path, paths):
+        if (path / "zoo.json").is_file():
+            zoos.append(Zoo.open(path))
+            continue
+        layout = recognise(path) if path.is_dir() else Layout.FOLDER
+        if layout is Layout.SMALL_CNN_ZOO:
+            reason = "it is a Small CNN Zoo; make a zoo of it with `weightsearch import` and add that"
+            quarantined.append(Quarantined(str(path), reason))
+            continue
+        if layout is Layout.FOLDER:
+            found, missing = find_files([path])
+        else:
+            found, missing = find(path, layout)
+            found = [_under(path, file) for file in found]
+        quarantined += missing
+        for file in found:
+            files.setdefault(file.path.resolve(), file)
+    return zoos, list(files.values())
+
+
+def _under(folder: Path, file: Found) -> Found:
+    """With the folder's name before its run's, so that those of several folders differ; runs told later have none."""
+    run = file.run and below(folder, file.run)
+    return replace(file, run=run, metadata=replace(file.metadata, run=file.metadata.run and run))
+
+
+@dataclass
+class _Batch:
+    """Rows of one architecture, embedded as soon as there are enough of them: only then are weights in memory."""
+
+    architecture: Architecture
+    encoder: Encoder
+    weights: list[np.ndarray] = field(default_factory=list)
+    embeddings: list[np.ndarray] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+    descriptions: list[np.ndarray] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    known: list[Metadata] = field(default_factory=list)
+
+    def add(self, weights: np.ndarray, path: Path, metadata: Metadata) -> None:
+        self.ids.append(content_hash(weights))
+        self.paths.append(path)
+        self.known.append(metadata)
+        self.weights.append(weights)
+        if len(self.weights) >= min(BATCH_ROWS, max(1, BATCH_BYTES // weights.nbytes)):
+            self.embed()
+
+    def name_runs(self) -> None:
+        """Tells the runs of files in the ComVeX layout, whose names do not."""
+        nameless = [i for i, metadata in enumerate(self.known) if not metadata.run]
+        runs = comvex_runs([self.paths[i].name for i in nameless], [self.known[i] for i in nameless])
+        for i, run in zip(nameless, runs, strict=True):
+            self.known[i] = replace(self.known[i], run=below(self.paths[i].parent, run))
+
+    def embed(self) -> None:
+        if self.weights:
+            stacked = np.stack(self.weights)
+            self.weights.clear()
+            with fast_processor(self.architecture.size):
+                embedding, predicted = self.encoder.embed(torch.from_numpy(stacked))
+            self.embeddings.append(embedding.numpy())
+            self.predictions.append(predicted.double().numpy())
+            self.descriptions.append(describe(stacked, self.architecture))
+
+
+class _Adder:
+    def __init__(self, index: Index, sources: Sources, dataset: str | None) -> None:
+        self.index = index
+        self.sources = sources
+        self.dataset = dataset
+        self.added = self.already = 0
+        self.unknown: Counter[str] = Counter()
+        self.quarantined: list[Quarantined] = []
+        self.notes: list[str] = []
+        self.skipped = Skipped()
+        self._encoders: dict[str, Encoder] = {}
+
+    def add_files(self, files: Sequence[Found], advance: Any) -> None:
+        batches: dict[str, _Batch] = {}
+        for file in files:
+            advance()
+            try:
+                record = self.sources.read(file)
+            except WeightsearchError as error:
+                self.quarantined.append(Quarantined(str(file.path), reason_of(error, file.path)))
+                continue
+            checkpoint = align(record.checkpoint, self.index.architectures.values())
+            architecture = checkpoint.architecture
+            fingerprint = architecture.fingerprint
+            if fingerprint not in self.index.architectures:
+                self.unknown[architecture.describe()] += 1
+                continue
+            batch = batches.get(fingerprint)
+            if batch is None:
+                batch = batches[fingerprint] = _Batch(architecture, self._encoder(fingerprint))
+            self.skipped.count(checkpoint)
+            batch.add(checkpoint.weights, file.path, record.metadata)
+        for batch in batches.values():
+            batch.name_runs()
+        known, notes = as_fractions([metadata for batch in batches.values() for metadata in batch.known])
+        self.notes += notes + stand_ins(known)
+        position = 0
+        for fingerprint, batch in batches.items():
+            batch.embed()
+            own = known[position : position + len(batch.known)]
+            position += len(batch.known)
+            self._write(fingerprint, self._rows(batch, own), batch.paths)
+
+    def _rows(self, batch: _Batch, known: Sequence[Metadata]) -> Rows:
+        nan = float("nan")
+        metrics = {
+            name: np.array([metadata.value(name) for metadata in known])
+            for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        }
+        return Rows(
+            id=np.array(batch.ids),
+            run=_objects(metadata.run for metadata in known),
+            epoch=np.array([nan if metadata.epoch is None else metadata.epoch for metadata in known]),
+            **metrics,
+            predicted_accuracy=np.concatenate(batch.predictions),
+            split=_objects(None for _ in known),
+            recipe=_objects(json.dumps(metadata.recipe) for metadata in known),
+            embedding=np.concatenate(batch.embeddings),
+            dataset=_objects(metadata.dataset or self.dataset for metadata in known),
+            source=_objects(str(path.resolve()) for path in batch.paths),
+            metadata=_objects(json.dumps(metadata.extras) for metadata in known),
+            description=np.concatenate(batch.descriptions),
+        )
+
+    def add_zoo(self, zoo: Zoo, advance: Any) -> None:
+        table = zoo.table()
+        fingerprint = zoo.architecture.fingerprint
+        if fingerprint not in self.index.architectures:
+            self.unknown[zoo.architecture.describe()] += len(table)
+            return
+        encoder = self._encoder(fingerprint)
+        for start in range(0, len(table), CHUNK):
+            positions = np.arange(start, min(start + CHUNK, len(table)))
+            finite = finite_weights(zoo, positions)
+            for position in positions[~finite].tolist():
+                self.quarantined.append(
+                    Quarantined(zoo_source(zoo, position), "its weights hold NaN or infinite values")
+                )
+            good = positions[finite]
+            if len(good):
+                embedding, predicted = embed_zoo(zoo, encoder, good)
+                rows = zoo_rows(zoo, good, embedding, predicted, describe_zoo(zoo, good))
+                self._write(fingerprint, rows, [zoo_source(zoo, position) for position in good.tolist()])
+            advance(len(positions))
+
+    def _encoder(self, fingerprint: str) -> Encoder:
+        if fingerprint not in self._encoders:
+            self._encoders[fingerprint] = load_encoder(self.index.encoder_directory(fingerprint))
+        return self._encoders[fingerprint]
+
+    def _write(self, fingerprint: str, rows: Rows, places: Sequence[Path | str]) -> None:
+        finite = np.isfinite(rows.embedding).all(axis=1)
+        for i in np.flatnonzero(~finite).tolist():
+            reason = "its weights are so large that its embedding is not finite"
+            self.quarantined.append(Quarantined(str(places[i]), reason))
+        rows = rows.take(np.flatnonzero(finite))
+        if len(rows):
+            summary = add_rows(self.index.path, fingerprint, rows)
+            self.added += summary.added
+            self.already += len(rows) - summary.added
+
+    def report(self) -> AddReport:
+        self.notes += self.skipped.notes
+        if self.sources.table is not None:
+            self.notes += self.sources.table.notes
+        return AddReport(
+            self.index.path, self.added, self.already, dict(self.unknown), tuple(self.quarantined), tuple(self.notes)
+        )
+
+
+def run_name(zoo: Zoo, run: int) -> str:
+    """A run's name in an index, unique among zoos: `usps-v1/17`, or `sweep/lr-0.1` where its maker named it."""
+    return f"{zoo.info.name}/{zoo.table().names.get(run, run)}"
+
+
+def zoo_source(zoo: Zoo, position: int) -> str:
+    """Where an index says that a zoo's checkpoint can be found again."""
+    table = zoo.table()
+    return f"{zoo.path}#{table.run[position]}/{table.epoch[position]}"
+
+
+def zoo_rows(
+    zoo: Zoo,
+    positions: np.ndarray,
+    embedding: np.ndarray,
+    predicted: np.ndarray,
+    descriptions: np.ndarray,
+    split: np.ndarray | None = None,
+) -> Rows:
+    """Index rows of a zoo's checkpoints at `positions (n,)`; all other arrays `(n, ...)` are about these."""
+    table = zoo.table()
+    runs = table.run[positions].tolist()
+    recipes = {run: json.dumps(table.recipes[run]) for run in set(runs)}
+    return Rows(
+        id=table.id[positions],
+        run=_objects(run_name(zoo, run) for run in runs),
+        epoch=table.epoch[positions],
+        train_loss=table.train_loss[positions],
+        train_accuracy=table.train_accuracy[positions],
+        test_loss=table.test_loss[positions],
+        test_accuracy=table.test_accuracy[positions],
+        predicted_accuracy=predicted,
+        split=_objects([None] * len(runs)) if split is None else split,
+        recipe=_objects(recipes[run] for run in runs),
+        embedding=embedding,
+        dataset=zoo.info.dataset,
+        description=descriptions,
+        source=_objects(zoo_source(zoo, position) for position in positions.tolist()),
+        metadata=_objects(json.dumps(table.user_columns(position)) for position in positions.tolist()),
+    )
+
+
+def _objects(values: Iterable[Any]) -> np.ndarray:
+    listed = list(values)
+    column = np.empty(len(listed), object)
+    column[:] = listed
+    return column

@@ -1,0 +1,434 @@
+"""One network's answer: what the index says of a checkpoint it may never have seen.
+
+Imports what only some questions need where they need it: a question about an indexed checkpoint reads no files of
+weights, and has no use for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightsearch import index as engine
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.search import wording
+from weightsearch.types import Architecture, Checkpoint, Neighbour, Plan, Selection, Target
+from weightsearch.uncertainty.calibration import FAMILIAR, Calibration, load_calibration
+from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference, describe
+
+if TYPE_CHECKING:
+    from weightsearch.encoders import Encoder
+
+FORECAST_RUNS = 10
+FEWEST_RUNS = 3  # that a forecast is made from
+DISAGREEMENT = 0.15  # prediction and neighbours further apart than this share of the range are not to be trusted
+ARCHITECTURES_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """How far a network lies from known ones: mean distances from the five nearest, and what 99 in 100 stay below.
+
+    Of embeddings, from all rows of the index, and of layers' descriptions, from networks that the encoder was fitted
+    on (None where the index holds no descriptions). Limits are held-out networks' own distances.
+    """
+
+    distance: float
+    distance_limit: float
+    layers_distance: float | None
+    layers_limit: float | None
+    outside: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How the runs ended that were most like the network at its epoch: accuracies of their last checkpoints."""
+
+    epoch: int
+    runs: int
+    median: float
+    low: float  # of all of them
+    high: float
+    good: int  # how many ended so, among their dataset's rows
+    bad: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the index says of one network. Accuracies lie in [0, 1]; `percentile`, in [0, 100], is of the index.
+
+    An index that was trained with another `target` predicts that, under the same names. Prints as text, and as tables
+    in a notebook.
+    """
+
+    path: str
+    id: str
+    architecture: str
+    fingerprint: str
+    predicted_accuracy: float
+    percentile: float | None  # None where no row's accuracy is known
+    stated_accuracy: float | None  # what the file itself says, or the index of an indexed network
+    neighbours_accuracy: float | None  # their mean
+    neighbours: tuple[Neighbour, ...]
+    good: tuple[Neighbour, ...]
+    bad: tuple[Neighbour, ...]
+    good_threshold: float
+    bad_threshold: float
+    plan: Plan
+    interval: tuple[float, float] | None = None  # holds the truth of `coverage` of all networks from new runs
+    coverage: float = 0.9
+    agrees: bool | None = None  # whether prediction and neighbours do
+    novelty: Novelty | None = None
+    forecast: Forecast | None = None
+    layers: tuple[LayerDifference, ...] = ()
+    run: str | None = None
+    epoch: int | None = None
+    indexed: bool = False
+    notes: tuple[str, ...] = ()
+    verdict: str = ""
+    target: str = "test_accuracy"
+    lower_is_better: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them: a threshold that is not known is None."""
+        values = asdict(self)
+        return {key: None if value != value else value for key, value in values.items()}
+
+    def __str__(self) -> str:
+        return wording.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return wording.as_html(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What is asked about, read from a file, from memory or from the index."""
+
+    path: str
+    id: str
+    fingerprint: str
+    embedding: np.ndarray
+    predicted: float
+    description: np.ndarray | None  # of its layers, where its weights are at hand
+    stated: float | None
+    run: str | None
+    epoch: int | None
+    split: str | None = None  # of an indexed one: what part of the encoder's fit it was in
+    indexed: bool = False
+
+
+@dataclass(eq=False)
+class _Beside:
+    """What lies beside an encoder; the encoder itself is only loaded where weights have to be embedded."""
+
+    calibration: Calibration | None
+    familiar: Familiar | None
+    encoder: Encoder | None = None
+
+
+class Index(engine.Index):
+    """An index opened for reading that answers about whole networks: `query`, and `get` a checkpoint's weights back."""
+
+    _beside: dict[str, _Beside]
+
+    def query(
+        self,
+        model: Any = None,
+        k: int = 10,
+        *,
+        id: str | None = None,
+        where: str | None = None,
+        good: str | float | None = None,
+        bad: str | float | None = None,
+        within: float | None = None,
+        not_run: bool = False,
+        per_run: int | None = None,
+        run: str | None = None,
+        epoch: int | None = None,
+        activation: str | None = None,
+    ) -> Answer:
+        """What the index says of a network, with up to `k` rows in each list.
+
+        Args:
+            model: a checkpoint file, a `torch.nn.Module`, a state dict, or a `Checkpoint`; or None, and
+            id: of an indexed checkpoint, or the beginning of one. It is no neighbour of itself.
+            where: a condition that neighbours meet, in DuckDB's SQL.
+            good, bad: thresholds of these lists, as values or quantiles ("q75").
+            within: the greatest distance of a neighbour.
+            not_run: leave out neighbours of the network's own run.
+            per_run: at most so many neighbours of one run.
+            run, epoch, activation: the network's own, where its file does not say. An encoder may see through the
+                symmetries that an activation has (relu: scale, tanh: sign), where it knows it.
+
+        Raises `WeightsearchError` for a file that cannot be read or an architecture that the index does not hold.
+        """
+        if (model is None) == (id is None):
+            raise UsageError("give a network to query with, or the id of an indexed one")
+        subject = self._indexed(id) if id is not None else self._read(model, activation)
+        subject = replace(
+            subject, run=subject.run if run is None else run, epoch=subject.epoch if epoch is None else epoch
+        )
+        if not_run and subject.run is None:
+            raise WeightsearchError(
+                f"{subject.path} does not say which run it is of, as --not-run needs; give --run NAME"
+            )
+        selection = Selection(
+            where,
+            good=None if good is None else str(good),
+            bad=None if bad is None else str(bad),
+            within=within,
+            not_run=subject.run if not_run else None,
+            per_run=per_run,
+        )
+        return self._answer(subject, k, selection, itself=id is None)
+
+    def get(self, id: str, out: str | Path) -> Path:
+        """Writes an indexed checkpoint's weights to `out`, as a state dict with the names that they had.
+
+        Raises WeightsearchError saying where the weights should be, where they are not there any more.
+        """
+        from weightsearch.checkpoints.state_dict import write_checkpoint
+        from weightsearch.search.weights_location import read_source
+
+        row = self.find(id)
+        checkpoint = read_source(
+            row.columns["id"], row.columns["source"], self.path, self.architectures[row.fingerprint]
+        )
+        write_checkpoint(out, checkpoint.weights, checkpoint.architecture)
+        return Path(out)
+
+    def _tools(self, fingerprint: str) -> _Beside:
+        beside = self.__dict__.setdefault("_beside", {})
+        if fingerprint not in beside:
+            directory = self.encoder_directory(fingerprint)
+            beside[fingerprint] = _Beside(load_calibration(directory), Familiar.load(directory / FAMILIAR))
+        return beside[fingerprint]
+
+    def _read(self, model: Any, activation: str | None) -> _Subject:
+        from weightsearch.checkpoints.state_dict import align
+
+        checkpoint = align(_checkpoint(model), self.architectures.values())
+        fingerprint = checkpoint.architecture.fingerprint
+        if fingerprint not in self.architectures:
+            raise WeightsearchError(_unknown(checkpoint, self.path, self.architectures))
+        import torch
+
+        from weightsearch.checkpoints.metadata import as_fractions, interpret
+        from weightsearch.encoders import activation_code, load_encoder
+
+        tools = self._tools(fingerprint)
+        if tools.encoder is None:
+            tools.encoder = load_encoder(self.encoder_directory(fingerprint))
+        (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
+        activations = torch.tensor([activation_code(activation or known.recipe.get("activation"))])
+        embedding, predicted = tools.encoder.embed(torch.from_numpy(checkpoint.weights[None]), activations)
+        if not torch.isfinite(embedding).all():
+            raise WeightsearchError(
+                f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
+                "such a network is of no use"
+            )
+        stated = known.value(self.target.column)
+        if np.isnan(stated):
+            other = checkpoint.metadata.get(self.target.column)
+            stated = float(other) if isinstance(other, int | float) else np.nan
+        subject = _Subject(
+            path=checkpoint.source or "network in memory",
+            id=checkpoint.id,
+            fingerprint=fingerprint,
+            embedding=embedding[0].numpy(),
+            predicted=float(predicted[0]),
+            description=describe(checkpoint.weights[None], checkpoint.architecture)[0],
+            stated=None if np.isnan(stated) else float(stated),
+            run=known.run,
+            epoch=known.epoch,
+        )
+        try:
+            row = self._indexed(checkpoint.id)
+        except UsageError:
+            return subject
+        return replace(  # the index knows it, and what the file does not say
+            row,
+            path=subject.path,
+            description=subject.description,
+            stated=row.stated if subject.stated is None else subject.stated,
+            run=subject.run or row.run,
+            epoch=row.epoch if subject.epoch is None else subject.epoch,
+        )
+
+    def _indexed(self, id: str) -> _Subject:
+        row = self.find(id)
+        columns = row.columns
+        value = columns.get(self.target.column)
+        if value is None:  # a column of the user's
+            values = self.table(row.fingerprint, ["number", self.target.column])
+            value = values[self.target.column][values["number"] == columns["number"]][0]
+        return _Subject(
+            path=f"{columns['id']} in {self.path}",
+            id=columns["id"],
+            fingerprint=row.fingerprint,
+            embedding=row.embedding,
+            predicted=float(columns["predicted_accuracy"]),
+            description=None,  # read with the neighbours'
+            stated=None if np.isnan(value) else float(value),
+            run=columns["run"],
+            epoch=None if np.isnan(columns["epoch"]) else int(columns["epoch"]),
+            split=columns["split"],
+            indexed=True,
+        )
+
+    def _answer(self, subject: _Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
+        fingerprint, tools = subject.fingerprint, self._tools(subject.fingerprint)
+        values = self.accuracies(fingerprint)
+        count = len(values)
+        found = self.search(fingerprint, subject.embedding, k if itself else min(k + 1, count), selection)
+        near, good, bad = (
+            tuple(row for row in rows if itself or row.id != subject.id)[:k]
+            for rows in (found.neighbours, found.good, found.bad)
+        )
+        values = values[~np.isnan(values)]
+        quality = self.target.quality
+        bad_threshold, good_threshold = self.thresholds(fingerprint, selection.good, selection.bad)
+        known = [row.value for row in near if row.value is not None]
+        average = float(np.mean(known)) if known else None
+        interval, notes = _interval(tools.calibration, subject)
+        answer = Answer(
+            path=subject.path,
+            id=subject.id,
+            architecture=self.architectures[fingerprint].describe(),
+            fingerprint=fingerprint,
+            predicted_accuracy=subject.predicted,
+            percentile=100 * float(np.mean(quality(values) < quality(subject.predicted))) if len(values) else None,
+            stated_accuracy=subject.stated,
+            neighbours_accuracy=average,
+            neighbours=near,
+            good=good,
+            bad=bad,
+            good_threshold=good_threshold,
+            bad_threshold=bad_threshold,
+            plan=found.plan,
+            interval=interval,
+            agrees=None if average is None else _agree(average, subject.predicted, interval, values, self.target),
+            novelty=self._novelty(subject, tools, count),
+            forecast=self._forecast(subject, count, selection),
+            layers=self._layers(subject, tools, *([r for r in rows if r.id != subject.id] for rows in (good, bad))),
+            run=subject.run,
+            epoch=subject.epoch,
+            indexed=subject.indexed,
+            notes=notes,
+            target=self.target.column,
+            lower_is_better=self.target.lower_is_better,
+        )
+        return replace(answer, verdict=wording.verdict(answer))
+
+    def _novelty(self, subject: _Subject, tools: _Beside, count: int) -> Novelty | None:
+        """None for an indexed network, which is known, and where an index has nothing to compare with."""
+        if subject.indexed or tools.calibration is None:
+            return None
+        found = self.search(subject.fingerprint, subject.embedding, min(NEAREST, count)).neighbours
+        distance, limit = float(np.mean([row.distance for row in found])), tools.calibration.distance_limit
+        outside = distance > limit
+        layers = layers_limit = None
+        if tools.familiar is not None and subject.description is not None:
+            layers, layers_limit = tools.familiar.distance(subject.description), tools.familiar.limit
+            outside = outside or layers > layers_limit
+        return Novelty(distance, limit, layers, layers_limit, outside)
+
+    def _forecast(self, subject: _Subject, count: int, asked: Selection) -> Forecast | None:
+        """From other runs' checkpoints of about the same epoch, one a run, where those runs went on."""
+        if subject.epoch is None:
+            return None
+        slack = 0 if subject.epoch <= 0 else max(1, subject.epoch // 4)
+        condition = f"epoch BETWEEN {subject.epoch - slack} AND {subject.epoch + slack}"
+        if asked.where is not None:
+            condition = f"({asked.where}) AND {condition}"
+        selection = Selection(condition, not_run=subject.run, per_run=1)
+        like = self.search(subject.fingerprint, subject.embedding, min(FORECAST_RUNS, count), selection).neighbours
+        runs = [row.run for row in like if row.run is not None]
+        last = self.finals(subject.fingerprint, runs, asked.good, asked.bad)
+        went_on = any(epoch > subject.epoch for epoch, _, _ in last.values())
+        ends = sorted(last[row.run][1] for row in like if row.run in last)
+        if len(ends) < FEWEST_RUNS or not went_on:
+            return None
+        grades = [grade for _, _, grade in last.values()]
+        return Forecast(
+            epoch=subject.epoch,
+            runs=len(ends),
+            median=(ends[(len(ends) - 1) // 2] + ends[len(ends) // 2]) / 2,
+            low=ends[0],
+            high=ends[-1],
+            good=grades.count(1),
+            bad=grades.count(-1),
+        )
+
+    def _layers(
+        self, subject: _Subject, tools: _Beside, good: list[Neighbour], bad: list[Neighbour]
+    ) -> tuple[LayerDifference, ...]:
+        """The network's layers beside those of the first of `good` and of `bad`."""
+        if tools.familiar is None:
+            return ()
+        ids = [rows[0].id if rows else "" for rows in (good, bad)]
+        known = self.descriptions(subject.fingerprint, [subject.id, *ids])
+        own = known.get(subject.id) if subject.description is None else subject.description
+        if own is None or not any(id in known for id in ids):
+            return ()
+        return tools.familiar.compare(self.architectures[subject.fingerprint], own, *map(known.get, ids))
+
+
+def query(index: engine.Index | str | Path, model: Any = None, k: int = 10, **options: Any) -> Answer:
+    """The answer of the index at a path, or of one already opened; see `Index.query` for models and options."""
+    if isinstance(index, str | Path):
+        index = Index.open(index)
+    elif not isinstance(index, Index):
+        index = Index(index.path, index.manifest)
+    return index.query(model, k, **options)
+
+
+def _checkpoint(model: Any) -> Checkpoint:
+    from weightsearch.checkpoints.state_dict import from_state_dict, read_checkpoint
+
+    if isinstance(model, Checkpoint):
+        return model
+    if isinstance(model, str | Path):
+        return read_checkpoint(model)
+    if isinstance(model, Mapping):
+        return from_state_dict(model, "state dict")
+    if callable(getattr(model, "state_dict", None)):
+        return from_state_dict(model.state_dict(), type(model).__name__)
+    raise UsageError(f"a {type(model).__name__} is no network; give a file, a module, a state dict or a Checkpoint")
+
+
+def _unknown(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Architecture]) -> str:
+    known = [architecture.describe() for architecture in architectures.values()]
+    if len(known) > ARCHITECTURES_NAMED:
+        known = [*known[:ARCHITECTURES_NAMED], f"{len(known) - ARCHITECTURES_NAMED} more"]
+    return (
+        f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not in {path}, "
+        f"which knows {'; '.join(known)}; query an index that was trained on networks like it"
+    )
+
+
+def _interval(calibration: Calibration | None, subject: _Subject) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """The interval, or a note why there is none."""
+    if subject.split in ("train", "validation"):
+        return None, (f"no interval: the encoder was fitted on this network's run ({subject.split} part)",)
+    if calibration is None or calibration.interval is None:
+        return None, ("no interval: the index was trained on too few runs to calibrate one",) if calibration else ()
+    low, high = calibration.interval.interval(np.array([subject.predicted]))
+    return (float(low[0]), float(high[0])), ()
+
+
+def _agree(
+    average: float, predicted: float, interval: tuple[float, float] | None, values: np.ndarray, target: Target
+) -> bool:
+    """Whether the neighbours are about as good as predicted; if not, neither is to be trusted."""
+    span = 1.0 if target.is_accuracy else float(np.ptp(np.quantile(values, [0.05, 0.95])))
+    within = interval is not None and interval[0] <= average <= interval[1]
+    return within or abs(average - predicted) <= DISAGREEMENT * span
+
+
+__all__ = ["Answer", "Forecast", "Index", "Novelty", "query"]

@@ -1,0 +1,1 @@
+"""From a zoo to an index: data, fit, random search, baselines."""

@@ -1,0 +1,413 @@
+"""Fitting one encoder on a zoo: train, stop early on the validation part, keep the best epoch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightsearch.devices import SMALL, fast_processor, multiplies_bfloat16
+from weightsearch.encoders import Encoder, EncoderConfig, WeightEncoder, activation_code, build_encoder
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.metrics import Prediction, score
+from weightsearch.types import Method, Target
+from weightsearch.zoo.splits import Split
+from weightsearch.zoo.store import CheckpointTable, Zoo
+
+log = logging.getLogger("weightsearch")
+
+EVALUATION_BATCH = 512
+CACHE_BYTES = 1 << 30  # features are kept in memory up to this much, else read anew for every batch
+SAMPLE_BYTES = 1 << 27  # of the training part, from which the normalisation is taken
+RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
+PROGRESS_SECONDS = 120.0  # between savings of an unfinished fit
+
+
+class Optimizer(StrEnum):
+    ADAM = "adam"
+    ADAMW = "adamw"
+    ADAMAX = "adamax"
+    NADAM = "nadam"
+    RADAM = "radam"
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How an encoder is fitted: on the mean squared error, minibatches reshuffled each epoch."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3
+    batch_size: int = 128
+    epochs: int = 300
+    patience: int = 20  # epochs without a better validation loss before stopping
+    optimizer: Optimizer = Optimizer.ADAMW
+    one_cycle: bool = False  # the learning rate rises, then falls to nothing at the last epoch
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted encoder, its best epoch's scores, and its settings. `losses` are validation losses by epoch."""
+
+    encoder: Encoder
+    settings: FitSettings
+    validation: Prediction
+    losses: tuple[float, ...]
+    seconds: float
+    stopped: bool = False  # by `on_epoch`
+
+    @property
+    def epochs(self) -> int:
+        return len(self.losses)
+
+
+# One setting each that does well on validation runs; a search over many is `tune`.
+DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
+    **{
+        method: (EncoderConfig(method, hidden_layers=2, hidden_size=256, dropout=0.2), FitSettings(2e-4, 1e-2))
+        for method in (Method.FC, Method.FC_LINEAR, Method.COMVEX_LINEAR)
+    },
+    Method.COMVEX_CONV: (
+        EncoderConfig(Method.COMVEX_CONV, hidden_layers=2, hidden_size=256, dropout=0.2),
+        FitSettings(learning_rate=5e-4, weight_decay=1e-2),
+    ),
+    Method.STATISTICS: (
+        EncoderConfig(Method.STATISTICS, embedding_size=64, hidden_layers=2, hidden_size=256, input_noise=0.1),
+        FitSettings(),
+    ),
+    Method.INVARIANT: (
+        EncoderConfig(Method.INVARIANT, embedding_size=64, hidden_layers=2, hidden_size=256, input_noise=0.1),
+        FitSettings(learning_rate=2e-3, weight_decay=1e-2, batch_size=32, epochs=30, patience=30, one_cycle=True),
+    ),
+}
+
+
+def target_values(table: CheckpointTable, target: Target) -> np.ndarray:
+    """The target of every checkpoint `(n,)` float64, NaN where unknown."""
+    columns = {**table.extras, **vars(table)}
+    values = columns.get(target.column)
+    if not _is_numbers(values):
+        known = [name for name, column in columns.items() if _is_numbers(column)]
+        raise UsageError(f"--target {target.column}: the zoo has no such column; choose among {', '.join(known)}")
+    return values
+
+
+def _is_numbers(column: Any) -> TypeGuard[np.ndarray]:
+    return isinstance(column, np.ndarray) and column.dtype == np.float64
+
+
+def usable_checkpoints(zoo: Zoo, target: Target) -> np.ndarray:
+    """Positions of the checkpoints with a finite target and finite weights; one warning tells of the others."""
+    table = zoo.table()
+    known = np.isfinite(target_values(table, target))
+    if len(known) and not known.any():
+        columns = {**table.extras, **vars(table)}.items()
+        others = [name for name, values in columns if _is_numbers(values) and np.isfinite(values).any()]
+        raise WeightsearchError(
+            f"{zoo.path}: no checkpoint has a {target.column}; choose another --target"
+            + (f" among {', '.join(others)}" if others else ", or import the zoo again with --metadata")
+        )
+    finite = finite_weights(zoo, np.arange(len(known)))
+    left_out = [
+        f"{count:,} without a {target.column}" if why == "target" else f"{count:,} with NaN or infinite weights"
+        for why, count in (("target", int((~known).sum())), ("weights", int((~finite).sum())))
+        if count
+    ]
+    if left_out:
+        log.warning("%s: checkpoints that take no part in the fit: %s", zoo.path, ", ".join(left_out))
+    return np.flatnonzero(known & finite)
+
+
+def finite_weights(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
+    """Which of the checkpoints at `positions` have finite weights `(len(positions),)`."""
+    finite = [np.isfinite(zoo.weights(block)).all(axis=1) for block in _blocks(zoo, positions)]
+    return np.concatenate(finite) if finite else np.ones(0, bool)
+
+
+def _blocks(zoo: Zoo, positions: np.ndarray) -> Iterator[np.ndarray]:
+    """The positions in blocks whose weights take at most a quarter of `RELEASE_BYTES`; maps are let go in between."""
+    size = max(1, min(EVALUATION_BATCH, RELEASE_BYTES // 4 // (4 * zoo.architecture.size)))
+    read = 0
+    for start in range(0, len(positions), size):
+        yield positions[start : start + size]
+        read += size * 4 * zoo.architecture.size
+        if read > RELEASE_BYTES:
+            zoo.release()
+            read = 0
+
+
+def activation_codes(table: CheckpointTable) -> Tensor:
+    """The activation of each checkpoint's network as its recipe names it `(n,)`, as `encoders.activation_code`s."""
+    codes = {run: activation_code(recipe.get("activation")) for run, recipe in table.recipes.items()}
+    return torch.tensor([codes[run] for run in table.run.tolist()])
+
+
+class Features:
+    """Normalised features of a zoo's checkpoints, for all encoders of one method.
+
+    The normalisation is taken from the training part alone. Features are kept in memory where all of `positions` fit
+    into `cache_bytes`, else they are made from the memory-mapped weights whenever they are asked for.
+
+    Raw weights of large networks come in bfloat16 where the device multiplies that: half the memory, and the first
+    layer, nearly all of a fit's work, takes half the time. Its parameters and everything behind it stay float32.
+    They are made on the processor; `device` is where they are kept and come from.
+    """
+
+    def __init__(
+        self,
+        zoo: Zoo,
+        method: Method,
+        train: np.ndarray,
+        positions: np.ndarray,
+        cache_bytes: int = CACHE_BYTES,
+        device: str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self._zoo, self._read = zoo, 0
+        smallest = EncoderConfig(method, embedding_size=1, hidden_layers=0, hidden_size=1)
+        self._encoder = build_encoder(zoo.architecture, smallest, torch.Generator())
+        self._activations = activation_codes(zoo.table())
+        self._row = torch.zeros(len(zoo.table()), dtype=torch.int64)
+        self._row[positions] = torch.arange(len(positions))
+        self._summaries: Tensor | None = None  # (len(positions), S)
+        self._kept: Tensor | None = None  # (len(positions), F), normalised
+        large = isinstance(self._encoder, WeightEncoder) and zoo.architecture.size >= SMALL
+        halved = large and (self.device.type != "cpu" or multiplies_bfloat16())
+        self._dtype = torch.bfloat16 if halved else torch.float32
+        if width := self._encoder.summary_width:
+            # Copies: a slice would keep all of a block's features, which are as large as the zoo.
+            self._summaries = torch.cat([self._raw(block)[:, :width].clone() for block in _blocks(zoo, positions)])
+            self._encoder.calibrate(self._summaries[self._row[train]])
+        else:
+            stride = max(1, -(-self._encoder.features_bytes * len(train) // SAMPLE_BYTES))
+            self._encoder.calibrate(self._raw(train[::stride]))
+        width = self._encoder.features_bytes // 4
+        if width * self._dtype.itemsize * len(positions) <= cache_bytes:
+            self._kept = torch.empty(len(positions), width, dtype=self._dtype)
+            for block in _blocks(zoo, positions):
+                self._kept[self._row[block]] = self._encoder.normalise(self._raw(block)).to(self._dtype)
+            self._kept = self._kept.to(self.device)
+
+    def calibrate(self, encoder: Encoder) -> None:
+        """Gives `encoder` the normalisation that these features have."""
+        ours = dict(self._encoder.named_buffers())
+        for name, buffer in encoder.named_buffers():
+            buffer.copy_(ours[name])
+
+    def __call__(self, positions: np.ndarray) -> Tensor:
+        """Normalised features `(len(positions), F)` float32, or bfloat16, on `device`."""
+        if self._kept is None:
+            return self._encoder.normalise(self._raw(positions)).to(self.device, self._dtype)
+        return self._kept.index_select(0, self._row[positions].to(self.device))
+
+    @torch.no_grad()
+    def _raw(self, positions: np.ndarray) -> Tensor:
+        self._read += len(positions) * 4 * self._zoo.architecture.size
+        if self._read > RELEASE_BYTES:
+            self._zoo.release()
+            self._read = 0
+        blocks = []
+        for block in _blocks(self._zoo, positions):
+            summaries = None if self._summaries is None else self._summaries[self._row[block]]
+            weights = torch.from_numpy(self._zoo.weights(block))
+            blocks.append(self._encoder.features(weights, self._activations[block], summaries))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def fit(
+    zoo: Zoo,
+    split: Split,
+    config: EncoderConfig,
+    settings: FitSettings,
+    *,
+    target: Target | None = None,
+    seed: int = 0,
+    features: Features | None = None,
+    on_epoch: Callable[[int, float], bool | None] | None = None,
+    progress: Path | None = None,
+) -> Fit:
+    """Fits one encoder on the training part and keeps the epoch with the lowest validation loss.
+
+    Args:
+        features: of an earlier fit of the same method on the same split, to save making them again; the fit runs on
+            their device. The encoder comes back to the processor.
+        on_epoch: called with the epoch (from 1) and its validation loss; a true answer ends the fit.
+        progress: a file that an unfinished fit is saved in every two minutes; the next call goes on from there.
+    """
+    started = time.perf_counter()
+    target = target or Target()
+    values = target_values(zoo.table(), target)
+    low, high = _target_range(zoo, values[split.train], target)
+    config = replace(config, target=target.column, target_low=low, target_high=high)
+    if features is None:
+        features = Features(zoo, config.method, split.train, np.concatenate([split.train, split.validation]))
+    device = features.device
+    truth = torch.from_numpy(values.clip(low, high)).float().to(device)
+
+    generator = torch.Generator().manual_seed(seed)
+    shuffler = np.random.default_rng(seed)
+    encoder = build_encoder(zoo.architecture, config, generator)
+    features.calibrate(encoder)
+    encoder.to(device)
+    noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    encoder.draw_from(noise)
+    optimizer = make_optimizer(encoder, settings)
+    losses: list[float] = []
+    best_loss, best_epoch, best_state = float("inf"), 0, copy.deepcopy(encoder.state_dict())
+    stopped = False
+    with fast_processor(zoo.architecture.size) if device.type == "cpu" else nullcontext():
+        saved = time.perf_counter()
+        if progress is not None and progress.exists():
+            losses, best_state = _resume(progress, encoder, optimizer, shuffler, noise)
+            best_epoch = int(np.argmin(losses)) + 1
+            best_loss = losses[best_epoch - 1]
+        for epoch in range(len(losses) + 1, settings.epochs + 1):
+            encoder.train()
+            order = shuffler.permutation(split.train)
+            for start in range(0, len(order), settings.batch_size):
+                batch = order[start : start + settings.batch_size]
+                error = (encoder(features(batch)) - truth[batch]) / (high - low)
+                loss = error.square().mean()
+                if settings.one_cycle:
+                    share = (epoch - 1 + start / len(order)) / settings.epochs
+                    for group in optimizer.param_groups:
+                        group["lr"] = settings.learning_rate * one_cycle(share)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            losses.append(
+                float(np.mean((predict(encoder, features, split.validation) - values[split.validation]) ** 2))
+            )
+            if losses[-1] < best_loss:
+                best_loss, best_epoch, best_state = losses[-1], epoch, copy.deepcopy(encoder.state_dict())
+            stopped = bool(on_epoch and on_epoch(epoch, losses[-1]))
+            if stopped or epoch - best_epoch >= settings.patience or not np.isfinite(losses[-1]):
+                break
+            if progress is not None and time.perf_counter() - saved > PROGRESS_SECONDS:
+                _save(progress, encoder, optimizer, shuffler, noise, losses, best_state)
+                saved = time.perf_counter()
+    if best_epoch == 0:
+        raise WeightsearchError(f"fitting {config.method} diverged (its loss is NaN); choose a lower learning rate")
+    encoder.load_state_dict(best_state)
+    encoder.draw_from(None)
+    encoder.cpu()
+    scores = score(predict(encoder, features, split.validation), values[split.validation])
+    if progress is not None:
+        progress.unlink(missing_ok=True)
+    return Fit(encoder.eval(), settings, scores, tuple(losses), time.perf_counter() - started, stopped)
+
+
+def _target_range(zoo: Zoo, training: np.ndarray, target: Target) -> tuple[float, float]:
+    """What the encoder can predict: [0, 1] for accuracies, else the training part's values without the worst 1 %.
+
+    A loss has no upper end, and one network that all but diverged would otherwise squeeze all others together.
+    """
+    if np.ptp(training) == 0:
+        raise WeightsearchError(
+            f"{zoo.path}: every training checkpoint has the same {target.column}; there is nothing to learn"
+        )
+    if target.is_accuracy and training.min() >= 0 and training.max() <= 1:
+        return 0.0, 1.0
+    quantiles = (0.0, 0.99) if target.lower_is_better else (0.01, 1.0)
+    low, high = (float(value) for value in np.quantile(training, quantiles))
+    return (low, high) if high > low else (float(training.min()), float(training.max()))
+
+
+def one_cycle(share: float) -> float:
+    """The learning rate after this `share` of a fit, in [0, 1], relative to its highest: up in a tenth, then a cosine.
+
+    Smith and Topin 2017, "Super-convergence", https://arxiv.org/abs/1708.07120.
+    """
+    rising = 0.1
+    return (share / rising + 0.01) / 1.01 if share < rising else (1 + math.cos(math.pi * (share - rising) / 0.9)) / 2
+
+
+def make_optimizer(encoder: Encoder, settings: FitSettings) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    match settings.optimizer:
+        case Optimizer.ADAM:
+            return torch.optim.Adam(encoder.parameters(), fused=True, **options)
+        case Optimizer.ADAMW:
+            return torch.optim.AdamW(encoder.parameters(), fused=True, **options)
+        case Optimizer.ADAMAX:
+            return torch.optim.Adamax(encoder.parameters(), **options)
+        case Optimizer.NADAM:
+            return torch.optim.NAdam(encoder.parameters(), **options)
+        case Optimizer.RADAM:
+            return torch.optim.RAdam(encoder.parameters(), **options)
+
+
+def _save(
+    path: Path,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    shuffler: np.random.Generator,
+    noise: torch.Generator,
+    losses: list[float],
+    best_state: dict[str, Tensor],
+) -> None:
+    content = {
+        "encoder": encoder.state_dict(),
+        "best": best_state,
+        "optimizer": optimizer.state_dict(),
+        "shuffler": json.dumps(shuffler.bit_generator.state),
+        "noise": noise.get_state(),
+        "losses": losses,
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def _resume(
+    path: Path,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    shuffler: np.random.Generator,
+    noise: torch.Generator,
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Sets encoder, optimizer and generators as `_save` found them; returns the losses and the best epoch's state."""
+    content = torch.load(path, weights_only=True, map_location="cpu")
+    encoder.load_state_dict(content["encoder"])
+    optimizer.load_state_dict(content["optimizer"])
+    shuffler.bit_generator.state = json.loads(content["shuffler"])
+    noise.set_state(content["noise"])
+    return content["losses"], content["best"]
+
+
+def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.ndarray:
+    """Predicted accuracies (or other targets) `(len(positions),)` in evaluation mode."""
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    with torch.no_grad():
+        batches = np.array_split(positions, max(1, len(positions) // EVALUATION_BATCH))
+        return torch.cat([encoder(features(batch).to(device)) for batch in batches]).double().cpu().numpy()
+
+
+def embed_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings `(n, D)` float32 and predicted accuracies (or other targets) `(n,)` of those checkpoints."""
+    embeddings, predictions = [], []
+    activations = activation_codes(zoo.table())
+    with fast_processor(zoo.architecture.size):
+        for block in _blocks(zoo, positions):
+            embedding, predicted = encoder.embed(torch.from_numpy(zoo.weights(block)), activations[block])
+            embeddings.append(embedding.numpy())
+            predictions.append(predicted.double().numpy())
+    return np.concatenate(embeddings), np.concatenate(predictions)
+
+
+def settings_from_dict(values: dict[str, Any]) -> FitSettings:
+    """The inverse of `dataclasses.asdict`."""
+    return FitSettings(**{**values, "optimizer": Optimizer(values["optimizer"])})

@@ -1,0 +1,1 @@
+"""Conformal intervals, calibration, and what is unlike everything known."""

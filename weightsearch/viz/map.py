@@ -1,0 +1,164 @@
+"""A map to explore, as one HTML file that works offline: pan, zoom, recipes, neighbours, colours, a filter."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from weightsearch.search.wording import recipe_text
+from weightsearch.types import Metric
+from weightsearch.viz.figures import Options, sample_of
+from weightsearch.viz.projection import nearest, prepare, project
+from weightsearch.viz.sources import Sample, Source
+from weightsearch.viz.style import COLOURS, DARK, LIGHT, MARK
+
+MOST = 100_000  # networks in a map
+NEIGHBOURS = 8  # shown of each
+LABELS = 50  # a text column with more different values is not offered as a colour
+HELP = (
+    "Drag to pan, scroll to zoom. Point at a network for its recipe, click it for its nearest neighbours by the "
+    "embedding, choose a column to colour by, and filter with the two sliders."
+)
+
+
+def interactive(
+    sources: Sequence[Source], options: Options, note: Callable[[str], None], *, dark: bool = False, most: int = MOST
+) -> str:
+    """The HTML of a map of each source through each of its methods; above `most` networks, a seeded sample."""
+    described, maps = [], []
+    for number, source in enumerate(sources):
+        sample = sample_of(source, options, most)
+        described.append(_describe(source, sample))
+        for method in source.methods:
+            note(f"{source.title}, {method}")
+            maps.append(_map(source, method, number, sample, options, note))
+    data = {
+        "sources": described,
+        "maps": maps,
+        "colours": [to_hex(colour) for colour in colormaps[COLOURS](np.linspace(0, 1, 256))],
+        "grey": "#6b7280" if dark else "#b8bec6",
+        "mark": MARK,
+        "ground": (DARK if dark else LIGHT)[0],
+        "help": HELP,
+    }
+    return fill_template(
+        "map",
+        "Networks by their weights",
+        dark,
+        data=json.dumps(data).replace("<", "\\u003c"),  # so that no text in it ends the script element
+        library=read_static("regl-scatterplot.bundle.js"),
+        code=read_static("map.js"),
+    )
+
+
+def fill_template(name: str, title: str, dark: bool, **contents: str) -> str:
+    """The template `static/NAME.html` with its style and `contents` written in."""
+    parts = {
+        "title": html.escape(title),
+        "theme": "dark" if dark else "light",
+        "style": read_static(f"{name}.css"),
+        **contents,
+    }
+    template = read_static(f"{name}.html")
+    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template)  # one pass: contents may hold braces
+
+
+def read_static(name: str) -> str:
+    return (files("weightsearch.viz") / "static" / name).read_text(encoding="utf-8")
+
+
+def _describe(source: Source, sample: Sample) -> dict[str, Any]:
+    """What the map says of each network; what all networks of a recipe share is written once."""
+    texts = source.columns["recipe"][sample.positions].astype(str)
+    distinct, recipe = np.unique(texts, return_inverse=True)
+    recipes = [json.loads(text) if text.startswith("{") else {} for text in distinct.tolist()]
+    columns = [
+        _column(name, values[sample.positions], "network")
+        for name, values in source.columns.items()
+        if name not in ("recipe", "id")
+    ]
+    keys = dict.fromkeys(key for one in recipes for key in one if key != "seed")
+    columns += [_column(key, np.array([one.get(key) for one in recipes], object), "recipe") for key in keys]
+    return {
+        "target": source.target.column,
+        "recipe": _encode(recipe, np.int32),
+        "recipes": [recipe_text(one) for one in recipes],
+        "columns": [column for column in columns if column],
+    }
+
+
+def _column(name: str, values: np.ndarray, by: str) -> dict[str, Any] | None:
+    """A column of numbers or of labels, by network or by recipe; None where it says nothing."""
+    numbers = _numbers(values)
+    if numbers is not None:
+        if not np.isfinite(numbers).any():
+            return None
+        positive = numbers[numbers > 0]
+        log = by == "recipe" and len(positive) > 0 and positive.max() > 20 * positive.min() and (numbers >= 0).all()
+        return {"name": name, "by": by, "data": _encode(numbers, np.float32), "log": bool(log)}
+    texts = np.array(["" if value is None else str(value) for value in values.tolist()])
+    labels, codes = np.unique(texts, return_inverse=True)
+    if labels[0] == "":
+        labels, codes = labels[1:], codes - 1
+    if len(labels) == 0 or (len(labels) > LABELS and name != "run"):
+        return None
+    return {"name": name, "by": by, "data": _encode(codes, np.int32), "labels": labels.tolist()}
+
+
+def _numbers(values: np.ndarray) -> np.ndarray | None:
+    if values.dtype.kind in "biuf":
+        return values.astype(np.float64)
+    if all(value is None or isinstance(value, int | float) for value in values.tolist()):
+        return np.array([np.nan if value is None else value for value in values.tolist()], np.float64)
+    return None
+
+
+def _map(
+    source: Source, method: str, number: int, sample: Sample, options: Options, note: Callable[[str], None]
+) -> dict[str, Any]:
+    def epoch(done: int, total: int) -> None:
+        note(f"{source.title}, {method}, UMAP epoch {done} of {total}")
+
+    vectors = source.vectors(method, sample.positions)
+    points = project(
+        vectors, options.projection, source.metric, seed=options.seed, on_epoch=epoch,
+        neighbours=source.neighbours(sample),
+    )  # fmt: skip
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = (points - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12) * 0.95  # within [-1, 1]
+    near, far = _neighbours(vectors, source.metric)
+    return {
+        "name": f"{source.title}, {method}",
+        "source": number,
+        "notes": [
+            f"{source.title}: {sample.label}.",
+            f"{options.projection.label} of {method}, {source.metric} distance.",
+        ],
+        "x": _encode(points[:, 0], np.float32),
+        "y": _encode(points[:, 1], np.float32),
+        "near": _encode(near, np.int32),
+        "far": _encode(far, np.float32),
+    }
+
+
+def _neighbours(vectors: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """Each vector's nearest others `(n, k)` and their distances."""
+    prepared = prepare(vectors, metric)
+    found, distances = nearest(prepared, prepared, NEIGHBOURS + 1, metric)
+    others = found != np.arange(len(found))[:, None]
+    others[others.all(axis=1), -1] = False  # more equal vectors than neighbours: itself is not among them
+    return found[others].reshape(len(found), -1), distances[others].reshape(len(found), -1)
+
+
+def _encode(values: np.ndarray, kind: type) -> str:
+    """Little-endian bytes in base64, which JavaScript's typed arrays read."""
+    return base64.b64encode(np.ascontiguousarray(values, np.dtype(kind).newbyteorder("<")).tobytes()).decode()

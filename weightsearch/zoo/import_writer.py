@@ -1,0 +1,164 @@
+"""Imported runs into a zoo's parts, and what an import has to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsearch.checkpoints.discovery import Quarantined, reason_of, write_quarantine
+from weightsearch.checkpoints.folder_layouts import Layout
+from weightsearch.errors import Interrupted, WeightsearchError
+from weightsearch.progress import progress_bar
+from weightsearch.types import Architecture, content_hash
+from weightsearch.zoo.schema import METRICS, CheckpointRow, RunRow
+from weightsearch.zoo.store import Zoo, ZooInfo, open_writer, stream_part
+
+PART_BYTES = 64 * 2**20  # of weights; a part holds whole runs, at least one
+QUARANTINE = "quarantine.csv"
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What a zoo holds after an import; `added` runs are this import's own."""
+
+    path: Path
+    layout: Layout
+    architecture: Architecture
+    runs: int
+    checkpoints: int
+    added: int
+    quarantined: tuple[Quarantined, ...]  # also in the zoo's `quarantine.csv`
+    others: Mapping[str, int]  # architectures that were left out, for people -> how many files have them
+    notes: tuple[str, ...]  # what was assumed
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint to write. `source` says where its weights are."""
+
+    epoch: int
+    source: str
+    metrics: Mapping[str, float]  # of `rows.METRICS`, those that are known
+    extras: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to write: its maker's name for it, unique in the zoo, and its checkpoints by epoch."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    checkpoints: Sequence[Checkpoint]
+
+
+def zoo_info(out: Path, architecture: Architecture, layout: Layout, dataset: str, preset: str) -> ZooInfo:
+    """What `zoo.json` says of an imported zoo."""
+    return ZooInfo(
+        name=out.resolve().name,
+        dataset=dataset,
+        preset=preset,
+        seed=0,
+        dtype="float32",
+        architecture=architecture,
+        settings={"layout": layout.value},
+        version=version("weightsearch"),
+    )
+
+
+def write_runs(
+    out: Path,
+    info: ZooInfo,
+    runs: Sequence[Run],
+    read: Callable[[str], np.ndarray],
+    quarantined: list[Quarantined],
+    *,
+    quiet: bool = False,
+) -> int:
+    """Adds to the zoo `out` the runs that it does not have yet, by name; returns how many.
+
+    A part of whole runs is published at a time, one checkpoint in memory, so that a kill loses no more than a part.
+
+    Args:
+        read: flat weights `(P,)` of a checkpoint's source. Those that it raises WeightsearchError for, or that are
+            not finite, are left out and put into `quarantined`; their run is kept without them.
+    """
+    size = info.architecture.size
+    with open_writer(out, info) as writer:
+        named = set(Zoo.open(out).table().names.values())
+        fresh = [run for run in runs if run.name not in named]
+        total = sum(len(run.checkpoints) for run in fresh)
+        number = max(writer.runs, default=-1) + 1
+        with progress_bar("importing", total, unit="checkpoints", quiet=quiet) as advance:
+            try:
+                for group in _groups(fresh, PART_BYTES // (4 * size)):
+                    part = _Part(number, group, quarantined)
+                    temporary = writer.temporary(number)
+                    if not stream_part(temporary, part.weights(read, advance), part.most, size):
+                        temporary.unlink()
+                    writer.publish(number, temporary if part.rows else None, part.run_rows, part.rows)
+                    number += len(group)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"stopped: {len(writer.runs)} runs are kept in {out}; run the same command again to go on"
+                ) from None
+        write_quarantine(out / QUARANTINE, quarantined)
+    return len(fresh)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Runs that are written together, numbered from `first`, and what is known of them after `weights` has run."""
+
+    first: int
+    runs: Sequence[Run]
+    quarantined: list[Quarantined]
+    rows: list[CheckpointRow] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def most(self) -> int:
+        return sum(len(run.checkpoints) for run in self.runs)
+
+    @property
+    def run_rows(self) -> list[RunRow]:
+        numbered = enumerate(self.runs, self.first)
+        return [RunRow(number, run.recipe, self.reasons.get(number), name=run.name) for number, run in numbered]
+
+    def weights(self, read: Callable[[str], np.ndarray], advance: Callable[[], None]) -> Iterator[np.ndarray]:
+        """The good checkpoints' weights `(P,)`, as their rows are made; the others are quarantined."""
+        for number, run in enumerate(self.runs, self.first):
+            for checkpoint in run.checkpoints:
+                advance()
+                source = checkpoint.source
+                try:
+                    weights = read(source)
+                    if not np.isfinite(weights).all():
+                        raise WeightsearchError("its weights hold NaN or infinite values")
+                except WeightsearchError as error:
+                    reason = reason_of(error, source)
+                    self.quarantined.append(Quarantined(source, reason))
+                    self.reasons.setdefault(number, f"epoch {checkpoint.epoch}: {reason}")
+                    continue
+                metrics: dict[str, Any] = {key: checkpoint.metrics.get(key, float("nan")) for key in METRICS}
+                known = CheckpointRow(content_hash(weights), number, checkpoint.epoch, **metrics)
+                self.rows.append(replace(known, source=source, extras=checkpoint.extras))
+                yield weights
+
+
+def _groups(runs: Sequence[Run], rows: int) -> Iterator[list[Run]]:
+    """Runs in groups of up to `rows` checkpoints, a longer run alone."""
+    group: list[Run] = []
+    held = 0
+    for run in runs:
+        if group and held + len(run.checkpoints) > rows:
+            yield group
+            group, held = [], 0
+        group.append(run)
+        held += len(run.checkpoints)
+    if group:
+        yield group

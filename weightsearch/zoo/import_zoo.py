@@ -1,0 +1,225 @@
+"""Public zoos and anybody's folders of checkpoints -> our zoo format: `import_zoo`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sources, reason_of
+from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find, metrics_file, recognise
+from weightsearch.checkpoints.formats import natural
+from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
+from weightsearch.checkpoints.state_dict import align, read_checkpoint
+from weightsearch.errors import Interrupted, UsageError, WeightsearchError
+from weightsearch.progress import progress_bar
+from weightsearch.types import Architecture
+from weightsearch.zoo.import_writer import Checkpoint, ImportSummary, Run, write_runs, zoo_info
+from weightsearch.zoo.small_cnn_zoo import open_small_cnn_zoo
+from weightsearch.zoo.store import ZooInfo, connect
+from weightsearch.zoo.trainer.networks import CnnShape
+
+KEPT_BYTES = 128 * 2**20  # of weights from the first reading
+
+
+def import_zoo(
+    path: str | Path,
+    out: str | Path,
+    *,
+    layout: Layout | None = None,
+    sources: Sources | None = None,
+    dataset: str | None = None,
+    architecture: str | None = None,
+    runs: int | None = None,
+    quiet: bool = False,
+) -> ImportSummary:
+    """Imports a folder of checkpoints as a zoo in the directory `out`, which `train` takes as it takes our own.
+
+    All but the first files are read twice, one checkpoint at a time: first to learn what there is, then to copy it,
+    some runs at a time. A killed import goes on when called again, and a later one adds the runs that are new. Files
+    that cannot be read, and checkpoints that are not finite, are left out and listed in `out/quarantine.csv`.
+
+    Args:
+        layout: None to recognise it.
+        sources: where metadata and runs' names come from; not for the Small CNN Zoo, which has its own table.
+        dataset: what the networks were trained on, where the files do not say.
+        architecture: the fingerprint of the one to import; None for the commonest. A zoo has one architecture.
+        runs: import only the first so many.
+
+    Raises:
+        WeightsearchError: nothing to import, or anything else a user can fix.
+        Interrupted: after Ctrl-C; the runs that are in the zoo stay good.
+    """
+    folder, out = Path(path), Path(out)
+    if not folder.is_dir():
+        what = "is a file; give the folder that it lies in" if folder.exists() else "does not exist"
+        raise UsageError(f"{folder} {what}")
+    if (folder / "zoo.json").is_file():
+        raise UsageError(f"{folder} is a zoo already; train on it as it is")
+    if runs is not None and runs < 1:
+        raise UsageError(f"--runs {runs}: choose at least 1")
+    layout = layout or recognise(folder)
+    if layout is Layout.SMALL_CNN_ZOO:
+        if architecture is not None or (sources is not None and (sources.name_runs or sources.table is not None)):
+            raise UsageError(
+                f"{folder} is a Small CNN Zoo, which has its own table and one architecture: leave out --metadata, "
+                "--run-column, --run-pattern and --architecture"
+            )
+        return _import_small_cnn(folder, out, dataset, runs, quiet)
+    survey = _survey(folder, layout, sources or Sources(), quiet)
+    chosen = _choose(survey, architecture, folder)
+    seen = [file for file in survey.files if file.fingerprint == chosen]
+    known, notes = as_fractions([file.metadata for file in seen])
+    notes += stand_ins(known) + survey.skipped.notes
+    if layout is Layout.COMVEX and (sources is None or not sources.name_runs):
+        names = comvex_runs([file.found.path.name for file in seen], known)
+        known = [replace(metadata, run=name) for metadata, name in zip(known, names, strict=True)]
+    quarantined = survey.quarantined
+    listed = _runs([file.found for file in seen], known, quarantined)[:runs]
+    told = {metadata.dataset for metadata in known} - {None}
+    dataset = dataset or (told.pop() if len(told) == 1 else None) or "unknown"
+    if sources is not None and sources.table is not None:
+        notes += sources.table.notes
+    info = zoo_info(out, survey.architectures[chosen], layout, dataset, "imported")
+
+    def read(source: str) -> np.ndarray:
+        if source in survey.weights:
+            return survey.weights.pop(source)
+        checkpoint = align(read_checkpoint(source), [info.architecture])
+        if checkpoint.architecture.fingerprint != chosen:
+            raise WeightsearchError(f"{source}: it changed while it was imported")
+        return checkpoint.weights
+
+    added = write_runs(out, info, listed, read, quarantined, quiet=quiet)
+    counts = Counter(file.fingerprint for file in survey.files)
+    others = {
+        f"{name}: {survey.architectures[name].describe()}": count
+        for name, count in counts.most_common()
+        if name != chosen
+    }
+    return _summary(out, layout, info, added, quarantined, others, notes)
+
+
+def _import_small_cnn(folder: Path, out: Path, dataset: str | None, limit: int | None, quiet: bool) -> ImportSummary:
+    metrics = metrics_file(folder)
+    if metrics is None:
+        raise WeightsearchError(f"{folder} has no metrics.csv.gz, which a Small CNN Zoo has beside weights.npy")
+    architecture, runs, told, read, notes = open_small_cnn_zoo(folder, metrics, limit)
+    # Where it is the published zoo, the published figures are about it.
+    preset = "v1" if architecture.fingerprint == CnnShape().architecture.fingerprint else "imported"
+    info = zoo_info(out, architecture, Layout.SMALL_CNN_ZOO, dataset or told or "unknown", preset)
+    quarantined: list[Quarantined] = []
+    added = write_runs(out, info, runs, read, quarantined, quiet=quiet)
+    return _summary(out, Layout.SMALL_CNN_ZOO, info, added, quarantined, {}, notes)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    found: Found
+    metadata: Metadata
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Survey:
+    files: list[_Seen]
+    architectures: dict[str, Architecture]
+    quarantined: list[Quarantined]
+    skipped: Skipped
+    weights: dict[str, np.ndarray]  # by source, of the first files, which need not be read again
+
+
+def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Survey:
+    """Opens every file once, keeping all but the weights, and those of the first `KEPT_BYTES`."""
+    found, quarantined = find(folder, layout)
+    skipped = Skipped()
+    weights: dict[str, np.ndarray] = {}
+    kept = 0
+    files: list[_Seen] = []
+    architectures: dict[str, Architecture] = {}
+    with progress_bar("reading", len(found), unit="files", quiet=quiet) as advance:
+        try:
+            for file in found:
+                advance()
+                try:
+                    record = sources.read(file)
+                except WeightsearchError as error:
+                    quarantined.append(Quarantined(str(file.path), reason_of(error, file.path)))
+                    continue
+                checkpoint = align(record.checkpoint, architectures.values())
+                fingerprint = checkpoint.architecture.fingerprint
+                architectures.setdefault(fingerprint, checkpoint.architecture)
+                skipped.count(checkpoint)
+                kept += checkpoint.weights.nbytes
+                if kept <= KEPT_BYTES:
+                    weights[str(file.path.resolve())] = checkpoint.weights
+                files.append(_Seen(file, record.metadata, fingerprint))
+        except KeyboardInterrupt:
+            raise Interrupted("stopped while reading; nothing was imported, run the same command again") from None
+    if not files:
+        first = f"; {len(quarantined):,} cannot be read, such as {_told(quarantined[0])}" if quarantined else ""
+        raise WeightsearchError(f"{folder} holds no checkpoints to import{first}")
+    return _Survey(files, architectures, quarantined, skipped, weights)
+
+
+def _told(bad: Quarantined) -> str:
+    return f"{bad.path}: {bad.reason}"
+
+
+def _choose(survey: _Survey, wanted: str | None, folder: Path) -> str:
+    counts = Counter(file.fingerprint for file in survey.files)
+    if wanted is None:
+        return counts.most_common(1)[0][0]
+    if wanted not in counts:
+        known = ", ".join(f"{name} ({count:,} files)" for name, count in counts.most_common())
+        raise UsageError(f"--architecture {wanted}: {folder} has {known}")
+    return wanted
+
+
+def _runs(found: Sequence[Found], known: Sequence[Metadata], quarantined: list[Quarantined]) -> list[Run]:
+    """Files by run and epoch. Where a run's files tell no epoch they are counted; of one epoch the first is kept."""
+    members: dict[str, list[tuple[Found, Metadata]]] = {}
+    for file, metadata in zip(found, known, strict=True):
+        members.setdefault(metadata.run or file.run, []).append((file, metadata))
+    runs = []
+    for name in sorted(members, key=natural):
+        own = members[name]
+        counted = any(metadata.epoch is None for _, metadata in own)
+        checkpoints: dict[int, Checkpoint] = {}
+        for i, (file, metadata) in enumerate(own):
+            epoch = i if counted or metadata.epoch is None else metadata.epoch
+            if epoch in checkpoints:
+                reason = f"its run {name} has another checkpoint of epoch {epoch}, {checkpoints[epoch].source}"
+                quarantined.append(Quarantined(str(file.path), reason))
+                continue
+            metrics = {column: measured.value for column, measured in metadata.metrics.items()}
+            checkpoints[epoch] = Checkpoint(epoch, str(file.path.resolve()), metrics, metadata.extras)
+        recipe: dict[str, object] = {}
+        for _, metadata in own:
+            recipe |= metadata.recipe
+        runs.append(Run(name, recipe, [checkpoints[epoch] for epoch in sorted(checkpoints)]))
+    return runs
+
+
+def _summary(
+    out: Path,
+    layout: Layout,
+    info: ZooInfo,
+    added: int,
+    quarantined: Sequence[Quarantined],
+    others: dict[str, int],
+    notes: Sequence[str],
+) -> ImportSummary:
+    with connect(out, read_only=True) as connection:
+        [(runs, checkpoints)] = connection.execute(
+            "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM checkpoints)"
+        ).fetchall()
+    return ImportSummary(
+        out, layout, info.architecture, runs, checkpoints, added, tuple(quarantined), others, tuple(notes)
+    )
+
+
+__all__ = ["ImportSummary", "Layout", "import_zoo"]

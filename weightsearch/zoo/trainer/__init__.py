@@ -1,0 +1,1 @@
+"""Trains populations of base networks."""

@@ -1,0 +1,59 @@
+"""What `build_zoo` and its worker processes say to each other, as JSON. No torch, as the builder needs none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from weightsearch.zoo.schema import CheckpointRow, RunRow
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs share, as JSON."""
+
+    dataset: str
+    classes: int
+    data: str  # a directory with the dataset's four arrays, gone once every worker is ready
+    shape: dict[str, Any]
+    plan: dict[str, Any]
+    device: str
+    dtype: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs that train together, and the file for their weights."""
+
+    part: int
+    runs: list[int]
+    recipes: list[dict[str, Any]]
+    path: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A trained group: its good checkpoints' weights `(rows, P)` are in the job's file where there are any."""
+
+    runs: list[RunRow]
+    checkpoints: list[CheckpointRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "runs": [[row.run, row.recipe, row.reason, row.seconds] for row in self.runs],
+            "checkpoints": [[getattr(row, field.name) for field in fields(row)] for row in self.checkpoints],
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        runs = [RunRow(*row) for row in content["runs"]]
+        return cls(runs, [CheckpointRow(*row) for row in content["checkpoints"]])
