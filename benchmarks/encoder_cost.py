@@ -19,8 +19,10 @@ import torch
 from weightsearch.devices import fast_processor
 from weightsearch.encoders import build_encoder
 from weightsearch.encoders.invariant import Invariant
-from weightsearch.training.fit import DEFAULTS, activation_codes, embed_zoo, fit
-from weightsearch.training.runner import write_atomically
+from weightsearch.files import write_whole
+from weightsearch.training.data import activation_codes
+from weightsearch.training.embed import embed_zoo
+from weightsearch.training.fit import DEFAULTS, fit
 from weightsearch.types import Method
 from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
@@ -104,7 +106,7 @@ def main() -> None:
     elif RESULT.exists():  # a fit that is not measured now stays as it was
         result["fit"] = json.loads(RESULT.read_text()).get("fit")
     print(json.dumps(result, indent=1))
-    write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
+    write_whole(RESULT, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ import torch
 
 from weightsearch.encoders import invariant
 from weightsearch.evaluation.retrieval import with_noise
+from weightsearch.files import plain, write_whole
 from weightsearch.metrics import score
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
-from weightsearch.training.fit import DEFAULTS, Features, activation_codes, embed_zoo, fit
-from weightsearch.training.runner import plain, write_atomically
+from weightsearch.training.data import Features, activation_codes
+from weightsearch.training.embed import embed_zoo
+from weightsearch.training.fit import DEFAULTS, fit
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.splits import Split, make_split
 from weightsearch.zoo.store import Zoo
@@ -149,8 +151,8 @@ def main() -> None:
             found = results.setdefault(path.name, {}).setdefault(variant, [])
             for split in splits[len(found) :]:
                 found.append(judge(zoo, split, variant))
-                write_atomically(options.out, json.dumps(plain(results), indent=1) + "\n")
-                write_atomically(options.out.with_suffix(".md"), markdown(results))
+                write_whole(options.out, json.dumps(plain(results), indent=1) + "\n")
+                write_whole(options.out.with_suffix(".md"), markdown(results))
                 print(path.name, variant, found[-1], flush=True)
 
 

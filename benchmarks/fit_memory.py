@@ -25,8 +25,8 @@ import numpy as np
 import psutil
 
 from weightsearch.training.fit import DEFAULTS, fit
-from weightsearch.types import Method, content_hash
-from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
+from weightsearch.types import Activation, Method, content_hash
+from weightsearch.zoo.recipes import Initializer, Optimizer, Recipe
 from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import CheckpointRow, RunRow, Zoo, ZooInfo, open_writer, write_part
 from weightsearch.zoo.trainer.networks import CnnShape

@@ -26,9 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from weightsearch.devices import fast_processor
 from weightsearch.encoders import EncoderConfig, build_encoder
-from weightsearch.training.fit import DEFAULTS, Features, FitSettings, make_optimizer
-from weightsearch.types import Architecture, Method, content_hash
-from weightsearch.zoo.recipes import Activation, Initializer, Optimizer, Recipe
+from weightsearch.training.data import Features
+from weightsearch.training.fit import DEFAULTS, FitSettings, make_optimizer
+from weightsearch.types import Activation, Architecture, Method, content_hash
+from weightsearch.zoo.recipes import Initializer, Optimizer, Recipe
 from weightsearch.zoo.store import CheckpointRow, RunRow, Zoo, ZooInfo, open_writer, write_part
 from weightsearch.zoo.trainer.networks import CnnShape
 

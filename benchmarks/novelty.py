@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from weightsearch import Zoo
+from weightsearch.training.embed import describe_zoo
 from weightsearch.types import Architecture
-from weightsearch.uncertainty.calibration import describe_zoo
 from weightsearch.uncertainty.novelty import Familiar, describe
 
 RESULT = Path(__file__).parent / "results" / "novelty.json"

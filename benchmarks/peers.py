@@ -25,9 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weightsearch.files import write_whole
 from weightsearch.metrics import score
-from weightsearch.training.fit import DEFAULTS, embed_zoo, fit, target_values
-from weightsearch.training.runner import Protocol, load_protocol, write_atomically
+from weightsearch.training.data import target_values
+from weightsearch.training.embed import embed_zoo
+from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.runner import Protocol, load_protocol
 from weightsearch.types import Architecture, Method, Target
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
@@ -171,7 +174,7 @@ def main() -> None:
                     one = fit_ours(Method(name), zoo, split, values, seed)
                 results.append({"zoo": path.name, "method": name, "seed": seed, **one})
                 print(f"  test R² {one['r2']:.3f}, tau {one['tau']:.3f}", flush=True)
-                write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
+                write_whole(RESULT, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

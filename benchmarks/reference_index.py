@@ -23,7 +23,7 @@ from weightsearch import Index, Zoo, build_zoo, query, train
 from weightsearch.cli import render
 from weightsearch.cli.common import show
 from weightsearch.encoders import load_encoder
-from weightsearch.training.fit import embed_zoo
+from weightsearch.training.embed import embed_zoo
 
 ROOT = Path(__file__).parent.parent
 INDEX = Path("index")  # both below ROOT: the index says where its weights are by paths that hold in any clone

@@ -22,7 +22,8 @@ from scipy.stats import ttest_rel
 from weightsearch import load_dataset
 from weightsearch.zoo.recipes import PRESETS, Recipe, sample
 from weightsearch.zoo.trainer.networks import CnnShape
-from weightsearch.zoo.trainer.population import TrainingPlan, train_population
+from weightsearch.zoo.trainer.plan import TrainingPlan
+from weightsearch.zoo.trainer.population import train_population
 from weightsearch.zoo.trainer.reference import train_one
 
 RESULT = Path(__file__).parent / "results" / "zoo_accuracy.json"

@@ -5,8 +5,8 @@
 naive      what one would write first: a DataLoader with per-sample transforms, both splits evaluated whole after every
            epoch, one network at a time, torch's own threads.
 tight      `weightsearch.zoo.trainer.reference`: tensors in memory, channels-last, fused optimizers, evaluated on the
-           schedule. The faster of two threads (one network at a time) and two single-threaded processes; start-up is not
-           counted.
+           schedule. The faster of two threads (one network at a time) and two single-threaded processes; start-up is
+           not counted.
 build_zoo  the public function: training, evaluation, writing and start-up.
 
 They take turns, so that a busy spell of the machine hits all of them; still, nothing else should run. `naive` trains
@@ -41,7 +41,7 @@ from weightsearch.datasets.load import ImageDataset, load_dataset
 from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.recipes import PRESETS, Preset, Recipe, sample
 from weightsearch.zoo.trainer.networks import CnnShape, initialize
-from weightsearch.zoo.trainer.population import TrainingPlan, training_subset
+from weightsearch.zoo.trainer.plan import TrainingPlan, training_subset
 from weightsearch.zoo.trainer.reference import BaseCnn, make_optimizer, train_one
 
 CORES = 2

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from weightsearch.training.train import TrainSummary, train
+from weightsearch.training.summary import TrainSummary
+from weightsearch.training.train import train
 from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.store import Zoo
 

@@ -10,6 +10,8 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from weightsearch.errors import WeightsearchError
 
 if TYPE_CHECKING:
@@ -233,3 +235,8 @@ class Plan:
     def describe(self) -> str:
         """For people, e.g. `exact, passing rows: 120 of 2,664 rows pass, 1.3 ms`."""
         return f"{self.name}: {self.rows_passing:,} of {self.rows:,} rows pass, {1000 * self.seconds:.1f} ms"
+
+
+class Activation(StrEnum):
+    RELU = "relu"
+    TANH = "tanh"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from weightsearch.files import plain
+
 RECIPE_KEYS = ("recipe", "hyper_parameters", "hyperparameters", "hparams", "config", "params", "args")
 HYPERPARAMETERS = frozenset(  # of the recipe wherever they stand
     {
@@ -223,19 +225,6 @@ def flat(values: Mapping[Any, Any], separator: str = ".", prefix: str = "") -> d
         else:
             result[f"{prefix}{key}"] = value
     return result
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON has it: NaN and infinity, which JSON lacks, become None; dates and the like their text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Decimal):
-        return plain(float(value))
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _normal(name: str) -> str:

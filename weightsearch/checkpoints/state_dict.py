@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from weightsearch.checkpoints.formats import ORDER_KEY, read_tree
 from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import write_whole
 from weightsearch.types import Architecture, Checkpoint, Layer, LayerKind
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "module")  # keys that weights are nested under
@@ -125,35 +125,18 @@ def write_checkpoint(
         from safetensors.numpy import save
 
         texts = {key: json.dumps(value) for key, value in ({ORDER_KEY: list(state_dict)} | plain.values).items()}
-        _publish(path, save(state_dict, metadata=texts))
+        content = save(state_dict, metadata=texts)
     elif path.suffix in TORCH_SUFFIXES:
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
-        content = BytesIO()
-        torch.save({"state_dict": tensors, **plain.values} if plain.values else tensors, content)
-        _publish(path, content.getvalue())
+        buffer = BytesIO()
+        torch.save({"state_dict": tensors, **plain.values} if plain.values else tensors, buffer)
+        content = buffer.getvalue()
     else:
         raise UsageError(f"{path}: a checkpoint is written as {', '.join(TORCH_SUFFIXES)} or .safetensors; rename it")
-
-
-def _publish(path: Path, content: bytes) -> None:
-    """Beside its final name, synced, then renamed: a reader or a crash never meets half a file."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, content)
     except OSError as error:
         raise WeightsearchError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 

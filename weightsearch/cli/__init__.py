@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ from weightsearch.cli import viz as pictures
 from weightsearch.cli import zoo as zoos
 from weightsearch.cli.common import complain
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
+from weightsearch.files import DISK_FULL, is_disk_full
 
 app = typer.Typer(
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
@@ -74,8 +74,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            complain(f"the disk is full ({error.filename or 'while writing'}); free some space and try again")
+        if is_disk_full(error):
+            complain(f"cannot write {error.filename or 'the result'}: {DISK_FULL}")
         else:
             complain(error)
         sys.exit(1)

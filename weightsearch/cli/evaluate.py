@@ -56,6 +56,7 @@ def tables(
         raise UsageError(f"--method {unknown[0]}: choose among {', '.join(known)}")
 
     from weightsearch.evaluation import comparison as library
+    from weightsearch.viz.curves import draw_comparison
 
     every, some = _trials(trials or [], known)
     protocols = [choice(library.ProtocolName, name, "--split") for name in split or library.ProtocolName]
@@ -64,6 +65,7 @@ def tables(
         zoos, out, trials=every, trials_of=some, seeds=seeds, epochs=epochs, methods=methods,
         protocols=protocols, curve=curve, seed=seed, workers=workers, device=device, quiet=quiet,
     )  # fmt: skip
+    draw_comparison(made, out)
     for zoo in made:
         show(library.render(zoo))
     say(f"written: {out}")
@@ -116,7 +118,7 @@ def evaluate(
 
     from weightsearch.evaluation import evaluate as library
     from weightsearch.evaluation.report import render as tables_of
-    from weightsearch.training.runner import plain
+    from weightsearch.files import plain
 
     seeds, epochs, queries = (1, 20, 200) if quick else (seeds, library.EPOCHS, library.QUERIES)
     done = library.evaluate(

@@ -123,6 +123,6 @@ def _show_answer(answer: Any, explain: bool) -> None:
 
         show(render.answer(answer, explain))
     else:
-        from weightsearch.search import wording
+        from weightsearch.search import answer as words
 
-        print(wording.as_text(answer, explain), flush=True)
+        print(words.as_text(answer, explain), flush=True)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from weightsearch.search import wording
+from weightsearch.search import answer as words
 
 QUARANTINED_LINES = 20
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from weightsearch.index import Finding, IndexInfo
     from weightsearch.metrics import Prediction
     from weightsearch.search.add import AddReport
-    from weightsearch.search.index import Answer
-    from weightsearch.training.train import TrainSummary
+    from weightsearch.search.answer import Answer
+    from weightsearch.training.summary import TrainSummary
     from weightsearch.uncertainty.calibration import Calibration
     from weightsearch.zoo.build_zoo import BuildSummary
     from weightsearch.zoo.import_zoo import ImportSummary
@@ -31,12 +31,12 @@ def answer(given: Answer, explain: bool = False) -> RenderableType:
     head = Table.grid(padding=(0, 2))
     head.add_column(no_wrap=True)
     head.add_column(overflow="fold")
-    for name, text in wording.facts(given, explain):
+    for name, text in words.facts(given, explain):
         head.add_row(name, Text(text, style="bold" if name.startswith("predicted") else ""))
-    return Group(head, *map(_grid, wording.grids(given)), Text(), Text(given.verdict, style="bold"))
+    return Group(head, *map(_grid, words.grids(given)), Text(), Text(given.verdict, style="bold"))
 
 
-def _grid(grid: wording.Grid) -> RenderableType:
+def _grid(grid: words.Grid) -> RenderableType:
     parts: list[RenderableType] = [Text(), Text(grid.title, style="bold")]
     if grid.rows:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))

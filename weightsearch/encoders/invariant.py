@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
 from weightsearch.encoders.symmetry import Hidden, hidden_units
 from weightsearch.errors import WeightsearchError
-from weightsearch.types import Architecture
-from weightsearch.zoo.recipes import Activation
+from weightsearch.types import Activation, Architecture
 
 FEWEST_SPREAD = 0.02  # that quantiles are drawn apart by at least, in shares of what lies between the outer tenths
 SINGULAR_VALUES = 12  # of each layer, evenly spaced from the largest to the smallest

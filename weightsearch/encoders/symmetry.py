@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.types import Architecture, LayerKind
-from weightsearch.zoo.recipes import Activation
+from weightsearch.types import Activation, Architecture, LayerKind
 
 CONVOLUTIONS = (LayerKind.CONV1D, LayerKind.CONV2D, LayerKind.CONV3D)
 WEIGHTED = (*CONVOLUTIONS, LayerKind.DENSE)

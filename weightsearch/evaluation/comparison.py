@@ -15,18 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightsearch.errors import UsageError
+from weightsearch.files import plain, write_whole
 from weightsearch.progress import progress_bar
 from weightsearch.training.random_search import Search, collect, keeping_best, search_jobs
-from weightsearch.training.runner import (
-    Job,
-    Protocol,
-    load_protocol,
-    plain,
-    read_result,
-    run_jobs,
-    worker_pool,
-    write_atomically,
-)
+from weightsearch.training.runner import Job, Protocol, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.zoo.store import Zoo
 
@@ -178,7 +170,7 @@ def _one_zoo(
     curve: bool,
     root: Path | None,
 ) -> ZooTables:
-    from weightsearch.viz.curves import top_trials
+    from weightsearch.evaluation.comparison import top_trials
 
     table = zoo.table()
     result = ZooTables(zoo.path.name, zoo.info.dataset, zoo.info.preset, len(np.unique(table.run)), len(table))
@@ -359,17 +351,10 @@ def _curve_table(zoo: ZooTables) -> list[str]:
 
 
 def _write(out: Path, made: Sequence[ZooTables], settings: dict[str, int]) -> None:
-    from weightsearch.viz import curves
-
     out.mkdir(parents=True, exist_ok=True)
     content = {"version": version("weightsearch"), "settings": settings, "zoos": [asdict(zoo) for zoo in made]}
-    write_atomically(out / "tables.json", json.dumps(plain(content), indent=1) + "\n")
-    write_atomically(out / "tables.md", markdown(made, settings))
-    for zoo in made:
-        title = f"{zoo.preset} on {zoo.dataset}"
-        curves.parameters(zoo.top_trials, title, out / f"{zoo.name}-parameters.png")
-        if zoo.curve:
-            curves.learning_curve(zoo.curve, title, out / f"{zoo.name}-learning-curve.png")
+    write_whole(out / "tables.json", json.dumps(plain(content), indent=1) + "\n")
+    write_whole(out / "tables.md", markdown(made, settings))
 
 
 def render(zoo: ZooTables) -> RenderableType:
@@ -390,3 +375,17 @@ def render(zoo: ZooTables) -> RenderableType:
             table.add_row(*cells(row)[: len(columns(rows))])
         parts += [table, Text(verdict(rows)), Text()]
     return Group(*parts)
+
+
+TOP = 20  # trials of each method in the figure of parameters
+
+
+def top_trials(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best of one method's results by validation R², as `efficiency` takes them."""
+    scored = [result for result in results if (result.get("validation") or {}).get("r2") is not None]
+    scored.sort(key=lambda result: -result["validation"]["r2"])
+    return [
+        {"method": result["method"], "parameters": result["parameters"], "validation_r2": result["validation"]["r2"]}
+        for result in scored[:TOP]
+        if result["method"] != Baseline.MEAN
+    ]

@@ -16,9 +16,10 @@ from weightsearch.errors import UsageError
 from weightsearch.evaluation.report import markdown
 from weightsearch.evaluation.scores import Judged, Row, draws, plain_forecasts, prediction_elsewhere, rows_of
 from weightsearch.evaluation.tasks import METHODS, RAW, TREES, Task, elsewhere_task, fit_task, read_arrays, run_task
+from weightsearch.files import plain, write_whole
 from weightsearch.progress import progress_bar
-from weightsearch.training.fit import target_values
-from weightsearch.training.runner import load_protocol, plain, read_result, run_jobs, worker_pool, write_atomically
+from weightsearch.training.data import target_values
+from weightsearch.training.runner import load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.types import Method, Target
 from weightsearch.zoo.store import Zoo
 
@@ -168,5 +169,5 @@ def _write(out: Path, evaluation: Evaluation) -> None:
         "rows": [asdict(row) for row in evaluation.rows],
     }
     lines = json.dumps(plain(content)).replace('{"zoo"', '\n{"zoo"')  # a row a line, so that changes can be read
-    write_atomically(out / "evaluation.json", lines + "\n")
-    write_atomically(out / "evaluation.md", markdown(evaluation.rows, evaluation.settings))
+    write_whole(out / "evaluation.json", lines + "\n")
+    write_whole(out / "evaluation.md", markdown(evaluation.rows, evaluation.settings))

@@ -10,8 +10,7 @@ import numpy as np
 from weightsearch.encoders.symmetry import hidden_units, twins
 from weightsearch.errors import WeightsearchError
 from weightsearch.evaluation.bootstrap import is_bad, is_good, unit_rows
-from weightsearch.types import Architecture
-from weightsearch.zoo.recipes import Activation
+from weightsearch.types import Activation, Architecture
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
 

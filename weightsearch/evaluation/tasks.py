@@ -27,9 +27,11 @@ from weightsearch.evaluation.retrieval import (
     probe,
     raw_weights,
 )
+from weightsearch.files import plain, write_whole
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline, load_trees
-from weightsearch.training.fit import DEFAULTS, fit, target_values
-from weightsearch.training.runner import Protocol, features_of, load_protocol, plain, read_result, write_atomically
+from weightsearch.training.data import target_values
+from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.runner import Protocol, features_of, load_protocol, read_result
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
@@ -108,7 +110,7 @@ def run_task(task: Task) -> dict[str, Any]:
     np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     temporary.replace(out.with_suffix(".npz"))
     result = plain({"zoo": Path(task.protocol.zoo).name, "method": task.method, "seed": task.protocol.fold, **result})
-    write_atomically(out, json.dumps(result))
+    write_whole(out, json.dumps(result))
     return result
 
 

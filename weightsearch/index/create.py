@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import UsageError
+from weightsearch.files import sync
 from weightsearch.index import database as catalogue
 from weightsearch.index import vectors
 from weightsearch.index.database import SCHEMA, Catalogue, Rows
-from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe, read_manifest, sync, write_manifest
+from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe, read_manifest, write_manifest
 from weightsearch.index.store import Index
 from weightsearch.index.writer import BATCH, check_rows, publish, writing
 from weightsearch.types import Architecture, Metric, Target

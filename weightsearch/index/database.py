@@ -17,6 +17,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import DISK_FULL, is_disk_full
 from weightsearch.types import Target
 
 LOCK_WAIT_SECONDS = 2.0
@@ -188,8 +189,8 @@ BEYOND_USE = (duckdb.IOException, duckdb.FatalException, duckdb.SerializationExc
 def _reason(path: Path, error: duckdb.Error) -> str:
     text = str(error)
     first = text.splitlines()[0]
-    if "No space left" in text or "File too large" in text:
-        return f"cannot write {path}: the disk is full; what the index holds stays good: free some space and try again"
+    if is_disk_full(error):
+        return f"cannot write {path}: {DISK_FULL}"
     if isinstance(error, BEYOND_USE):
         if "Permission denied" in text or "read-only" in text.lower():
             return f"cannot write {path}: permission denied; the index is in a read-only place: copy it elsewhere"

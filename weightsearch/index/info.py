@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import replacing
 from weightsearch.index import database as catalogue
 from weightsearch.index import filters, vectors
 from weightsearch.index.store import Index
@@ -109,7 +109,6 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None) -> in
     index, out = Index.open(path), Path(out)
     if out.suffix != ".parquet":
         raise UsageError(f"--out {out}: the file's name should end in .parquet")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     count = 0
     with duckdb.connect(":memory:") as target:
         for fingerprint in index.architectures:
@@ -137,10 +136,8 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None) -> in
         if not count:
             raise UsageError(f"{index.path} holds no rows to export{' that pass --where' if where else ''}")
         try:
-            target.execute(f"COPY rows TO '{str(temporary).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)")
-            temporary.replace(out)
+            with replacing(out) as temporary:
+                target.execute(f"COPY rows TO '{str(temporary).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)")
         except duckdb.Error as error:
             raise WeightsearchError(f"cannot write {out}: {str(error).splitlines()[0]}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
     return count

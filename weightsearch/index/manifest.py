@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import sha256, write_whole
 
 FORMAT = 2
 MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as it is
@@ -62,18 +62,6 @@ def _seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes beside `path`, syncs and renames: whoever reads, and whenever this is killed, it is old or new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def describe(path: Path) -> dict[str, Any]:
     """What `is_intact` compares with."""
     stat = path.stat()
@@ -89,20 +77,6 @@ def is_intact(path: Path, expected: dict[str, Any] | None, *, thorough: bool = F
         return (found.st_mtime_ns == expected["mtime_ns"] and not thorough) or sha256(path) == expected["sha256"]
     except OSError:
         return False
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or a directory's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_target(path: Path, replace: bool) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index.manifest import SEAL, describe, is_intact, is_sealed, sync, write_sealed, write_whole
+from weightsearch.files import sync, write_whole
+from weightsearch.index.manifest import SEAL, describe, is_intact, is_sealed, write_sealed
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":

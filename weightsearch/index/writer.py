@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import math
-import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +20,9 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from weightsearch.checkpoints.metadata import plain
 from weightsearch.checkpoints.metadata_table import read_table
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import DISK_FULL, is_disk_full, lock, plain
 from weightsearch.index import database as catalogue
 from weightsearch.index import filters, migration, vectors
 from weightsearch.index.database import Catalogue, Rows
@@ -80,15 +77,16 @@ def writing(path: str | Path) -> Iterator[Writer]:
     path = Path(path)
     Index.open(path)
     try:
-        with _lock(path):
+        busy = f"{path} is being changed by another process (PID {{pid}}); try again when it is done"
+        with lock(path / LOCK, busy, WRITER_WAIT_SECONDS):
             writer = Writer(path, Catalogue(path / DATABASE))
             for leftover in leftovers(path):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
             migration.migrate(path, writer.catalogue, WRITER_WAIT_SECONDS)
             yield writer
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = "the disk is full; what the index holds stays good, so free some space and try again"
+        if is_disk_full(error):
+            reason = DISK_FULL
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "the directory is read-only; copy the index elsewhere to change it"
         else:
@@ -334,27 +332,3 @@ def leftovers(path: Path) -> list[Path]:
             if file.suffix in ends and not file.with_suffix(ends[file.suffix]).exists()
         ]  # fmt: skip
     return found
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds `.write.lock`, which names the holder's PID. The system frees it however the process ends."""
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        deadline = time.monotonic() + WRITER_WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
-                    raise WeightsearchError(
-                        f"{path} is being changed by another process (PID {holder}); try again when it is done"
-                    ) from None
-            time.sleep(0.02)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)

@@ -20,10 +20,11 @@ from weightsearch.devices import fast_processor
 from weightsearch.encoders import Encoder, load_encoder
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.index import Index, Rows, add_rows
+from weightsearch.index.zoo_rows import _objects, zoo_rows, zoo_source
 from weightsearch.progress import progress_bar
-from weightsearch.training.fit import embed_zoo, finite_weights
+from weightsearch.training.data import finite_weights
+from weightsearch.training.embed import describe_zoo, embed_zoo
 from weightsearch.types import Architecture, content_hash
-from weightsearch.uncertainty.calibration import describe_zoo
 from weightsearch.uncertainty.novelty import describe
 from weightsearch.zoo.store import Zoo
 
@@ -258,52 +259,3 @@ class _Adder:
         return AddReport(
             self.index.path, self.added, self.already, dict(self.unknown), tuple(self.quarantined), tuple(self.notes)
         )
-
-
-def run_name(zoo: Zoo, run: int) -> str:
-    """A run's name in an index, unique among zoos: `usps-v1/17`, or `sweep/lr-0.1` where its maker named it."""
-    return f"{zoo.info.name}/{zoo.table().names.get(run, run)}"
-
-
-def zoo_source(zoo: Zoo, position: int) -> str:
-    """Where an index says that a zoo's checkpoint can be found again."""
-    table = zoo.table()
-    return f"{zoo.path}#{table.run[position]}/{table.epoch[position]}"
-
-
-def zoo_rows(
-    zoo: Zoo,
-    positions: np.ndarray,
-    embedding: np.ndarray,
-    predicted: np.ndarray,
-    descriptions: np.ndarray,
-    split: np.ndarray | None = None,
-) -> Rows:
-    """Index rows of a zoo's checkpoints at `positions (n,)`; all other arrays `(n, ...)` are about these."""
-    table = zoo.table()
-    runs = table.run[positions].tolist()
-    recipes = {run: json.dumps(table.recipes[run]) for run in set(runs)}
-    return Rows(
-        id=table.id[positions],
-        run=_objects(run_name(zoo, run) for run in runs),
-        epoch=table.epoch[positions],
-        train_loss=table.train_loss[positions],
-        train_accuracy=table.train_accuracy[positions],
-        test_loss=table.test_loss[positions],
-        test_accuracy=table.test_accuracy[positions],
-        predicted_accuracy=predicted,
-        split=_objects([None] * len(runs)) if split is None else split,
-        recipe=_objects(recipes[run] for run in runs),
-        embedding=embedding,
-        dataset=zoo.info.dataset,
-        description=descriptions,
-        source=_objects(zoo_source(zoo, position) for position in positions.tolist()),
-        metadata=_objects(json.dumps(table.user_columns(position)) for position in positions.tolist()),
-    )
-
-
-def _objects(values: Iterable[Any]) -> np.ndarray:
-    listed = list(values)
-    column = np.empty(len(listed), object)
-    column[:] = listed
-    return column

@@ -7,7 +7,7 @@ weights, and has no use for torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from weightsearch import index as engine
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.search import wording
-from weightsearch.types import Architecture, Checkpoint, Neighbour, Plan, Selection, Target
+from weightsearch.search import answer as words
+from weightsearch.search.answer import Answer, Forecast, Novelty
+from weightsearch.types import Architecture, Checkpoint, Neighbour, Selection, Target
 from weightsearch.uncertainty.calibration import FAMILIAR, Calibration, load_calibration
 from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference, describe
 
@@ -27,82 +28,6 @@ FORECAST_RUNS = 10
 FEWEST_RUNS = 3  # that a forecast is made from
 DISAGREEMENT = 0.15  # prediction and neighbours further apart than this share of the range are not to be trusted
 ARCHITECTURES_NAMED = 5
-
-
-@dataclass(frozen=True)
-class Novelty:
-    """How far a network lies from known ones: mean distances from the five nearest, and what 99 in 100 stay below.
-
-    Of embeddings, from all rows of the index, and of layers' descriptions, from networks that the encoder was fitted
-    on (None where the index holds no descriptions). Limits are held-out networks' own distances.
-    """
-
-    distance: float
-    distance_limit: float
-    layers_distance: float | None
-    layers_limit: float | None
-    outside: bool
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """How the runs ended that were most like the network at its epoch: accuracies of their last checkpoints."""
-
-    epoch: int
-    runs: int
-    median: float
-    low: float  # of all of them
-    high: float
-    good: int  # how many ended so, among their dataset's rows
-    bad: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the index says of one network. Accuracies lie in [0, 1]; `percentile`, in [0, 100], is of the index.
-
-    An index that was trained with another `target` predicts that, under the same names. Prints as text, and as tables
-    in a notebook.
-    """
-
-    path: str
-    id: str
-    architecture: str
-    fingerprint: str
-    predicted_accuracy: float
-    percentile: float | None  # None where no row's accuracy is known
-    stated_accuracy: float | None  # what the file itself says, or the index of an indexed network
-    neighbours_accuracy: float | None  # their mean
-    neighbours: tuple[Neighbour, ...]
-    good: tuple[Neighbour, ...]
-    bad: tuple[Neighbour, ...]
-    good_threshold: float
-    bad_threshold: float
-    plan: Plan
-    interval: tuple[float, float] | None = None  # holds the truth of `coverage` of all networks from new runs
-    coverage: float = 0.9
-    agrees: bool | None = None  # whether prediction and neighbours do
-    novelty: Novelty | None = None
-    forecast: Forecast | None = None
-    layers: tuple[LayerDifference, ...] = ()
-    run: str | None = None
-    epoch: int | None = None
-    indexed: bool = False
-    notes: tuple[str, ...] = ()
-    verdict: str = ""
-    target: str = "test_accuracy"
-    lower_is_better: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them: a threshold that is not known is None."""
-        values = asdict(self)
-        return {key: None if value != value else value for key, value in values.items()}
-
-    def __str__(self) -> str:
-        return wording.as_text(self)
-
-    def _repr_html_(self) -> str:
-        return wording.as_html(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +248,7 @@ class Index(engine.Index):
             target=self.target.column,
             lower_is_better=self.target.lower_is_better,
         )
-        return replace(answer, verdict=wording.verdict(answer))
+        return replace(answer, verdict=words.verdict(answer))
 
     def _novelty(self, subject: _Subject, tools: _Beside, count: int) -> Novelty | None:
         """None for an indexed network, which is known, and where an index has nothing to compare with."""

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weightsearch.devices import SMALL, fast_processor, multiplies_bfloat16
-from weightsearch.encoders import Encoder, EncoderConfig, WeightEncoder, activation_code, build_encoder
-from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.devices import fast_processor
+from weightsearch.encoders import Encoder, EncoderConfig, build_encoder
+from weightsearch.errors import WeightsearchError
+from weightsearch.files import replacing
 from weightsearch.metrics import Prediction, score
+from weightsearch.training.data import Features, target_values
+from weightsearch.training.embed import predict
 from weightsearch.types import Method, Target
 from weightsearch.zoo.splits import Split
-from weightsearch.zoo.store import CheckpointTable, Zoo
+from weightsearch.zoo.store import Zoo
 
-log = logging.getLogger("weightsearch")
-
-EVALUATION_BATCH = 512
-CACHE_BYTES = 1 << 30  # features are kept in memory up to this much, else read anew for every batch
-SAMPLE_BYTES = 1 << 27  # of the training part, from which the normalisation is taken
-RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
 PROGRESS_SECONDS = 120.0  # between savings of an unfinished fit
 
 
@@ -92,138 +87,6 @@ DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
         FitSettings(learning_rate=2e-3, weight_decay=1e-2, batch_size=32, epochs=30, patience=30, one_cycle=True),
     ),
 }
-
-
-def target_values(table: CheckpointTable, target: Target) -> np.ndarray:
-    """The target of every checkpoint `(n,)` float64, NaN where unknown."""
-    columns = {**table.extras, **vars(table)}
-    values = columns.get(target.column)
-    if not _is_numbers(values):
-        known = [name for name, column in columns.items() if _is_numbers(column)]
-        raise UsageError(f"--target {target.column}: the zoo has no such column; choose among {', '.join(known)}")
-    return values
-
-
-def _is_numbers(column: Any) -> TypeGuard[np.ndarray]:
-    return isinstance(column, np.ndarray) and column.dtype == np.float64
-
-
-def usable_checkpoints(zoo: Zoo, target: Target) -> np.ndarray:
-    """Positions of the checkpoints with a finite target and finite weights; one warning tells of the others."""
-    table = zoo.table()
-    known = np.isfinite(target_values(table, target))
-    if len(known) and not known.any():
-        columns = {**table.extras, **vars(table)}.items()
-        others = [name for name, values in columns if _is_numbers(values) and np.isfinite(values).any()]
-        raise WeightsearchError(
-            f"{zoo.path}: no checkpoint has a {target.column}; choose another --target"
-            + (f" among {', '.join(others)}" if others else ", or import the zoo again with --metadata")
-        )
-    finite = finite_weights(zoo, np.arange(len(known)))
-    left_out = [
-        f"{count:,} without a {target.column}" if why == "target" else f"{count:,} with NaN or infinite weights"
-        for why, count in (("target", int((~known).sum())), ("weights", int((~finite).sum())))
-        if count
-    ]
-    if left_out:
-        log.warning("%s: checkpoints that take no part in the fit: %s", zoo.path, ", ".join(left_out))
-    return np.flatnonzero(known & finite)
-
-
-def finite_weights(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
-    """Which of the checkpoints at `positions` have finite weights `(len(positions),)`."""
-    finite = [np.isfinite(zoo.weights(block)).all(axis=1) for block in _blocks(zoo, positions)]
-    return np.concatenate(finite) if finite else np.ones(0, bool)
-
-
-def _blocks(zoo: Zoo, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """The positions in blocks whose weights take at most a quarter of `RELEASE_BYTES`; maps are let go in between."""
-    size = max(1, min(EVALUATION_BATCH, RELEASE_BYTES // 4 // (4 * zoo.architecture.size)))
-    read = 0
-    for start in range(0, len(positions), size):
-        yield positions[start : start + size]
-        read += size * 4 * zoo.architecture.size
-        if read > RELEASE_BYTES:
-            zoo.release()
-            read = 0
-
-
-def activation_codes(table: CheckpointTable) -> Tensor:
-    """The activation of each checkpoint's network as its recipe names it `(n,)`, as `encoders.activation_code`s."""
-    codes = {run: activation_code(recipe.get("activation")) for run, recipe in table.recipes.items()}
-    return torch.tensor([codes[run] for run in table.run.tolist()])
-
-
-class Features:
-    """Normalised features of a zoo's checkpoints, for all encoders of one method.
-
-    The normalisation is taken from the training part alone. Features are kept in memory where all of `positions` fit
-    into `cache_bytes`, else they are made from the memory-mapped weights whenever they are asked for.
-
-    Raw weights of large networks come in bfloat16 where the device multiplies that: half the memory, and the first
-    layer, nearly all of a fit's work, takes half the time. Its parameters and everything behind it stay float32.
-    They are made on the processor; `device` is where they are kept and come from.
-    """
-
-    def __init__(
-        self,
-        zoo: Zoo,
-        method: Method,
-        train: np.ndarray,
-        positions: np.ndarray,
-        cache_bytes: int = CACHE_BYTES,
-        device: str = "cpu",
-    ) -> None:
-        self.device = torch.device(device)
-        self._zoo, self._read = zoo, 0
-        smallest = EncoderConfig(method, embedding_size=1, hidden_layers=0, hidden_size=1)
-        self._encoder = build_encoder(zoo.architecture, smallest, torch.Generator())
-        self._activations = activation_codes(zoo.table())
-        self._row = torch.zeros(len(zoo.table()), dtype=torch.int64)
-        self._row[positions] = torch.arange(len(positions))
-        self._summaries: Tensor | None = None  # (len(positions), S)
-        self._kept: Tensor | None = None  # (len(positions), F), normalised
-        large = isinstance(self._encoder, WeightEncoder) and zoo.architecture.size >= SMALL
-        halved = large and (self.device.type != "cpu" or multiplies_bfloat16())
-        self._dtype = torch.bfloat16 if halved else torch.float32
-        if width := self._encoder.summary_width:
-            # Copies: a slice would keep all of a block's features, which are as large as the zoo.
-            self._summaries = torch.cat([self._raw(block)[:, :width].clone() for block in _blocks(zoo, positions)])
-            self._encoder.calibrate(self._summaries[self._row[train]])
-        else:
-            stride = max(1, -(-self._encoder.features_bytes * len(train) // SAMPLE_BYTES))
-            self._encoder.calibrate(self._raw(train[::stride]))
-        width = self._encoder.features_bytes // 4
-        if width * self._dtype.itemsize * len(positions) <= cache_bytes:
-            self._kept = torch.empty(len(positions), width, dtype=self._dtype)
-            for block in _blocks(zoo, positions):
-                self._kept[self._row[block]] = self._encoder.normalise(self._raw(block)).to(self._dtype)
-            self._kept = self._kept.to(self.device)
-
-    def calibrate(self, encoder: Encoder) -> None:
-        """Gives `encoder` the normalisation that these features have."""
-        ours = dict(self._encoder.named_buffers())
-        for name, buffer in encoder.named_buffers():
-            buffer.copy_(ours[name])
-
-    def __call__(self, positions: np.ndarray) -> Tensor:
-        """Normalised features `(len(positions), F)` float32, or bfloat16, on `device`."""
-        if self._kept is None:
-            return self._encoder.normalise(self._raw(positions)).to(self.device, self._dtype)
-        return self._kept.index_select(0, self._row[positions].to(self.device))
-
-    @torch.no_grad()
-    def _raw(self, positions: np.ndarray) -> Tensor:
-        self._read += len(positions) * 4 * self._zoo.architecture.size
-        if self._read > RELEASE_BYTES:
-            self._zoo.release()
-            self._read = 0
-        blocks = []
-        for block in _blocks(self._zoo, positions):
-            summaries = None if self._summaries is None else self._summaries[self._row[block]]
-            weights = torch.from_numpy(self._zoo.weights(block))
-            blocks.append(self._encoder.features(weights, self._activations[block], summaries))
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def fit(
@@ -366,9 +229,8 @@ def _save(
         "noise": noise.get_state(),
         "losses": losses,
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _resume(
@@ -385,27 +247,6 @@ def _resume(
     shuffler.bit_generator.state = json.loads(content["shuffler"])
     noise.set_state(content["noise"])
     return content["losses"], content["best"]
-
-
-def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.ndarray:
-    """Predicted accuracies (or other targets) `(len(positions),)` in evaluation mode."""
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    with torch.no_grad():
-        batches = np.array_split(positions, max(1, len(positions) // EVALUATION_BATCH))
-        return torch.cat([encoder(features(batch).to(device)) for batch in batches]).double().cpu().numpy()
-
-
-def embed_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings `(n, D)` float32 and predicted accuracies (or other targets) `(n,)` of those checkpoints."""
-    embeddings, predictions = [], []
-    activations = activation_codes(zoo.table())
-    with fast_processor(zoo.architecture.size):
-        for block in _blocks(zoo, positions):
-            embedding, predicted = encoder.embed(torch.from_numpy(zoo.weights(block)), activations[block])
-            embeddings.append(embedding.numpy())
-            predictions.append(predicted.double().numpy())
-    return np.concatenate(embeddings), np.concatenate(predictions)
 
 
 def settings_from_dict(values: dict[str, Any]) -> FitSettings:

@@ -9,7 +9,7 @@ from weightsearch.encoders import Encoder
 from weightsearch.zoo.store import Zoo
 
 if TYPE_CHECKING:
-    from weightsearch.training.train import TrainSummary
+    from weightsearch.training.summary import TrainSummary
 
 
 def index_card(summary: TrainSummary, zoo: Zoo, encoder: Encoder) -> str:

@@ -29,17 +29,12 @@ import torch
 
 from weightsearch.encoders import Encoder, config_from_dict, load_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import plain, write_whole
 from weightsearch.metrics import score
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
-from weightsearch.training.fit import (
-    CACHE_BYTES,
-    Features,
-    fit,
-    predict,
-    settings_from_dict,
-    target_values,
-    usable_checkpoints,
-)
+from weightsearch.training.data import CACHE_BYTES, Features, target_values, usable_checkpoints
+from weightsearch.training.embed import predict
+from weightsearch.training.fit import fit, settings_from_dict
 from weightsearch.types import Baseline, Method, SplitBy, Target
 from weightsearch.zoo.splits import Split, make_split
 from weightsearch.zoo.store import Zoo
@@ -236,7 +231,7 @@ def run_job(job: Job) -> dict[str, Any]:
     except _Diverged as error:
         result = {"error": str(error), "validation": None, "parameters": None}
     result = {**common, **result, "seconds": time.perf_counter() - started}
-    write_atomically(out, json.dumps(plain(result)))
+    write_whole(out, json.dumps(plain(result)))
     return plain(result)
 
 
@@ -358,23 +353,3 @@ def _features_of(protocol: Protocol, method: Method, device: str) -> Features:
 def _baseline_features(protocol: Protocol, baseline: Baseline) -> np.ndarray:
     zoo, split = load_protocol(protocol)
     return baseline_features(zoo, baseline, np.sort(np.concatenate(list(split.parts.values()))))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-
-
-def plain(value: Any) -> Any:
-    """JSON without NaN and infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

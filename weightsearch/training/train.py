@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -16,25 +16,18 @@ from weightsearch.checkpoints.state_dict import write_checkpoint
 from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
 from weightsearch.index import add_architecture, check_addition, check_target, create_index
+from weightsearch.index.zoo_rows import run_name, zoo_rows
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
-from weightsearch.search.add import run_name, zoo_rows
-from weightsearch.training.fit import (
-    DEFAULTS,
-    Features,
-    Fit,
-    embed_zoo,
-    finite_weights,
-    fit,
-    settings_from_dict,
-    target_values,
-    usable_checkpoints,
-)
+from weightsearch.training.data import Features, finite_weights, target_values, usable_checkpoints
+from weightsearch.training.embed import describe_zoo, embed_zoo
+from weightsearch.training.fit import DEFAULTS, Fit, fit, settings_from_dict
 from weightsearch.training.index_card import index_card
 from weightsearch.training.random_search import search, validation_loss
 from weightsearch.training.runner import Protocol, check_device
+from weightsearch.training.summary import Example, TrainSummary
 from weightsearch.types import Method, Metric, SplitBy, Target
-from weightsearch.uncertainty.calibration import FAMILIAR, Calibration, calibrate_encoder, describe_zoo, familiar_layers
+from weightsearch.uncertainty.calibration import FAMILIAR, calibrate_encoder, familiar_layers
 from weightsearch.zoo.splits import Split, make_split
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
@@ -44,34 +37,6 @@ AUTO = (Method.COMVEX_CONV, Method.STATISTICS, Method.INVARIANT)  # tried when n
 
 # Where the held-out examples lie among the test runs' checkpoints, by quantile of test accuracy or of another target.
 EXAMPLES = {"very-good": 1.0, "bad": 0.1, "good": 0.85, "middling": 0.5}
-
-
-@dataclass(frozen=True)
-class Example:
-    """A checkpoint kept out of the index, with its whole run, to query with."""
-
-    path: Path
-    run: int
-    epoch: int
-    test_accuracy: float
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """What `train` made: scores on validation runs of every method tried, and on test runs of the one kept."""
-
-    index: Path
-    zoo: Path
-    method: Method
-    validation: dict[Method, Prediction]
-    test: Prediction
-    runs: dict[str, int]
-    checkpoints: int
-    examples: tuple[Example, ...]
-    seconds: dict[Method, float]
-    split: str = "by run"  # the protocol, for people
-    target: Target = field(default_factory=Target)
-    calibration: Calibration | None = None
 
 
 def train(

@@ -16,11 +16,11 @@ import numpy as np
 
 from weightsearch.types import Metric, SplitBy, Target
 from weightsearch.uncertainty.conformal import Conformal, calibrate
-from weightsearch.uncertainty.novelty import NEAREST, Familiar, describe, far
+from weightsearch.uncertainty.novelty import NEAREST, Familiar, far
 
 if TYPE_CHECKING:  # a query reads calibrations, and has no use for zoos
     from weightsearch.zoo.splits import Split
-    from weightsearch.zoo.store import CheckpointTable, Zoo
+    from weightsearch.zoo.store import CheckpointTable
 
 FAMILIAR = "familiar.npz"  # beside the encoder
 HELD_OUT_SAMPLE = 2000  # checkpoints that distances are measured of
@@ -104,17 +104,6 @@ def sample_held_out(split: Split, seed: int) -> np.ndarray:
     """Positions of up to `HELD_OUT_SAMPLE` checkpoints that did not train the encoder."""
     positions = np.concatenate([split.validation, split.test])
     return np.sort(np.random.default_rng(seed).permutation(positions)[:HELD_OUT_SAMPLE])
-
-
-def describe_zoo(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
-    """Descriptions of layers `(len(positions), F)`; never more than a block of weights is in memory."""
-    size = max(1, min(BLOCK, 2**26 // zoo.architecture.size))
-    blocks = [
-        describe(zoo.weights(positions[start : start + size]), zoo.architecture)
-        for start in range(0, len(positions), size)
-    ]
-    zoo.release()
-    return np.concatenate(blocks)
 
 
 def familiar_layers(descriptions: np.ndarray, split: Split, seed: int) -> Familiar:

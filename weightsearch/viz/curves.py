@@ -6,18 +6,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from weightsearch import paths as runs
 from weightsearch.errors import WeightsearchError
+from weightsearch.evaluation.comparison import TOP, Point, ZooTables, top_trials
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.viz.style import rows_of, save, theme
 from weightsearch.zoo.store import Zoo
-
-if TYPE_CHECKING:
-    from weightsearch.evaluation.comparison import Point
 
 COLOURS = dict(  # Okabe and Ito's, told apart by colour-blind readers, and two more
     zip(
@@ -26,7 +24,6 @@ COLOURS = dict(  # Okabe and Ito's, told apart by colour-blind readers, and two 
         strict=False,
     )
 )
-TOP = 20  # trials of each method in the figure of parameters
 LOWEST = -0.2  # R² below this is drawn at the edge
 
 
@@ -59,17 +56,6 @@ def parameters(trials: Sequence[dict[str, Any]], title: str, path: Path) -> None
     """`efficiency` of one zoo, written to `path`."""
     with theme(dark=False):
         save(efficiency([(title, trials)]), path)
-
-
-def top_trials(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best of one method's results by validation R², as `efficiency` takes them."""
-    scored = [result for result in results if (result.get("validation") or {}).get("r2") is not None]
-    scored.sort(key=lambda result: -result["validation"]["r2"])
-    return [
-        {"method": result["method"], "parameters": result["parameters"], "validation_r2": result["validation"]["r2"]}
-        for result in scored[:TOP]
-        if result["method"] != Baseline.MEAN
-    ]
 
 
 def is_tables(path: Path) -> bool:
@@ -142,3 +128,16 @@ def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
         drawn[0].set_ylabel(f"test R², split by run (lower ones at {LOWEST})")
         drawn[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         save(figure, path)
+
+
+def draw_comparison(made: Sequence[ZooTables], out: Path) -> list[Path]:
+    """The pictures of `make_tables`' result, written beside its tables in `out`: their paths."""
+    paths = []
+    for zoo in made:
+        title = f"{zoo.preset} on {zoo.dataset}"
+        paths.append(out / f"{zoo.name}-parameters.png")
+        parameters(zoo.top_trials, title, paths[-1])
+        if zoo.curve:
+            paths.append(out / f"{zoo.name}-learning-curve.png")
+            learning_curve(zoo.curve, title, paths[-1])
+    return paths

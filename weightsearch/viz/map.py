@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from weightsearch.search.wording import recipe_text
+from weightsearch.search.answer import recipe_text
 from weightsearch.types import Metric
 from weightsearch.viz.figures import Options, sample_of
 from weightsearch.viz.projection import nearest, prepare, project

@@ -258,7 +258,7 @@ class ZooSource(Source):
         return None if method == RAW else self._embedded(method, positions)[1]
 
     def _embedded(self, method: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from weightsearch.training.fit import embed_zoo
+        from weightsearch.training.embed import embed_zoo
 
         self.prepare([method], quiet=True)
         return embed_zoo(self.zoo, self._encoders[method], positions)

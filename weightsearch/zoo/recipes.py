@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import Activation
 
 
 class Optimizer(StrEnum):
@@ -31,11 +32,6 @@ class Initializer(StrEnum):
     XAVIER_UNIFORM = "xavier-uniform"
     HE_UNIFORM = "he-uniform"
     ORTHOGONAL = "orthogonal"
-
-
-class Activation(StrEnum):
-    RELU = "relu"
-    TANH = "tanh"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from weightsearch.checkpoints.metadata import plain
 from weightsearch.errors import WeightsearchError
+from weightsearch.files import plain
 from weightsearch.types import Architecture, Layer, LayerKind
 from weightsearch.zoo.import_writer import Checkpoint, Run
 from weightsearch.zoo.schema import METRICS

@@ -6,8 +6,6 @@ So rows without weights cannot exist, and weights without rows are leftovers tha
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -16,19 +14,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import duckdb
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
+from weightsearch.files import DISK_FULL, is_disk_full, lock, sync, write_whole
 from weightsearch.types import Architecture
 from weightsearch.zoo import schema as rows
 from weightsearch.zoo.schema import CheckpointRow, CheckpointTable, RunRow
 
 FORMAT = 1
+BLOCK_ROWS = 512  # checkpoints whose weights are read together
+RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
+LOCK = "build.lock"
 LOCK_WAIT_SECONDS = 10.0  # a build of tiny networks commits so often that a reader must try for a while
-_FULL = "the disk is full; what it holds stays good: free some space and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Zoo:
         self._table: CheckpointTable | None = None
         self._part = self._row = np.empty(0, np.int64)  # (n,) where each of the table's checkpoints lies
         self._maps: dict[int, np.ndarray] = {}
+        self._read = 0  # bytes since mapped files were last let go
 
     @classmethod
     def open(cls, path: str | Path) -> Zoo:
@@ -143,11 +145,22 @@ class Zoo:
         for number in np.unique(part):
             here = part == number
             weights[here] = self._map(int(number))[row[here]]
+        self._read += weights.nbytes
+        if self._read > RELEASE_BYTES:
+            self.release()
         return weights
+
+    def blocks(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions `(b,)` and their weights `(b, P)`, block by block: never more of a zoo than that is in memory."""
+        size = max(1, min(BLOCK_ROWS, RELEASE_BYTES // 4 // (4 * self.architecture.size)))
+        for start in range(0, len(positions), size):
+            block = positions[start : start + size]
+            yield block, self.weights(block)
 
     def release(self) -> None:
         """Unmap what `weights` has mapped, so that pages once read no longer count as this process's memory."""
         self._maps.clear()
+        self._read = 0
 
     def _map(self, number: int) -> np.ndarray:
         mapped = self._maps.get(number)  # once: another thread may let it go meanwhile
@@ -204,7 +217,7 @@ class ZooWriter:
         final = part_path(self.path, part)
         if temporary is not None:
             temporary.replace(final)
-            _sync_directory(final.parent)
+            sync(final.parent)
         with connect(self.path) as connection:
             self.runs.update(rows.insert(connection, part, runs, checkpoints))
 
@@ -224,10 +237,11 @@ def open_writer(path: Path, info: ZooInfo) -> Iterator[ZooWriter]:
         raise WeightsearchError(f"{path} is a file: choose another --out")
     try:
         if not (path / "zoo.json").exists():
-            if path.is_dir() and any(file.name not in ("build.lock", "zoo.json.tmp") for file in path.iterdir()):
+            if path.is_dir() and any(not _ours(file.name) for file in path.iterdir()):
                 raise WeightsearchError(f"{path} is not empty and holds no zoo: choose another --out")
             path.mkdir(parents=True, exist_ok=True)
-        with _lock(path):
+        busy = f"another build (PID {{pid}}) is writing to {path}: wait for it or stop it"
+        with lock(path / LOCK, busy):
             if (path / "zoo.json").exists():
                 differences = ZooInfo.read(path).differences(info)
                 if differences:
@@ -236,16 +250,19 @@ def open_writer(path: Path, info: ZooInfo) -> Iterator[ZooWriter]:
                         "use the same ones to add to it, or choose another --out"
                     )
             else:
-                _write_synced(path / "zoo.json", json.dumps(info.to_dict(), indent=1).encode())
+                write_whole(path / "zoo.json", json.dumps(info.to_dict(), indent=1))
             yield ZooWriter(path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = _FULL if full else error.strerror or error
+        reason = DISK_FULL if is_disk_full(error) else error.strerror or error
         raise WeightsearchError(f"cannot write the zoo {path}: {reason}") from error
     except duckdb.Error as error:
-        full = "No space left" in str(error) or "File too large" in str(error)
-        reason = _FULL if full else str(error).splitlines()[0]
+        reason = DISK_FULL if is_disk_full(error) else str(error).splitlines()[0]
         raise WeightsearchError(f"cannot write {path / 'zoo.duckdb'}: {reason}") from error
+
+
+def _ours(name: str) -> bool:
+    """Whether a build that was killed before it wrote `zoo.json` left this file."""
+    return name.startswith((LOCK, ".zoo.json."))
 
 
 def part_path(zoo: Path, part: int) -> Path:
@@ -267,7 +284,7 @@ def write_part(path: Path, weights: np.ndarray) -> None:
     with path.open("wb") as handle:
         np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(weights))
         handle.write(weights.data)  # not `tofile`, which hides the error number of a full disk
-        _sync(handle)
+    sync(path)
 
 
 def stream_part(path: Path, weights: Iterable[np.ndarray], most: int, size: int) -> int:
@@ -288,60 +305,8 @@ def stream_part(path: Path, weights: Iterable[np.ndarray], most: int, size: int)
         handle.seek(0)
         header(count)
         assert handle.tell() == start
-        _sync(handle)
+    sync(path)
     return count
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as handle:
-        handle.write(content)
-        _sync(handle)
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync(handle: IO[bytes]) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold `build.lock`, which names the holder's PID. The system frees it however the process ends."""
-    descriptor = os.open(path / "build.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WeightsearchError(
-                f"another build (PID {_holder(descriptor)}) is writing to {path}: wait for it or stop it"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        try:
-            yield
-        finally:
-            os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
-
-
-def _holder(descriptor: int) -> str:
-    for _ in range(20):  # the holder writes its PID just after it takes the lock
-        pid = os.pread(descriptor, 32, 0).decode(errors="replace")
-        if pid.isdigit():
-            return pid
-        time.sleep(0.05)
-    return "unknown"
 
 
 @contextmanager

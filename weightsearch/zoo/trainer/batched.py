@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from weightsearch.datasets.load import ImageDataset
 from weightsearch.errors import UsageError
-from weightsearch.zoo.recipes import Activation, Optimizer, Recipe
+from weightsearch.types import Activation
+from weightsearch.zoo.recipes import Optimizer, Recipe
 from weightsearch.zoo.trainer import kernels
 from weightsearch.zoo.trainer.networks import CnnShape, initialize
-from weightsearch.zoo.trainer.population import (
+from weightsearch.zoo.trainer.plan import (
     PopulationCheckpoint,
     TrainingPlan,
     dropout_keys,

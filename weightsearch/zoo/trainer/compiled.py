@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from weightsearch.datasets.load import ImageDataset
-from weightsearch.zoo.recipes import Activation, Optimizer, Recipe
+from weightsearch.types import Activation
+from weightsearch.zoo.recipes import Optimizer, Recipe
 from weightsearch.zoo.trainer import kernels
 from weightsearch.zoo.trainer.memory_layout import Layout
 from weightsearch.zoo.trainer.networks import CnnShape, initialize
-from weightsearch.zoo.trainer.population import (
+from weightsearch.zoo.trainer.plan import (
     PopulationCheckpoint,
     TrainingPlan,
     dropout_keys,

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from weightsearch.datasets.load import ImageDataset
-from weightsearch.zoo.recipes import Activation, Optimizer, Recipe
+from weightsearch.types import Activation
+from weightsearch.zoo.recipes import Optimizer, Recipe
 from weightsearch.zoo.trainer.networks import CnnShape, Stream, initialize, stream
-from weightsearch.zoo.trainer.population import PopulationCheckpoint, TrainingPlan, epoch_order, training_subset
+from weightsearch.zoo.trainer.plan import PopulationCheckpoint, TrainingPlan, epoch_order, training_subset
 
 EVALUATION_BATCH = 512  # the fastest of 64 to 4096
 

@@ -27,7 +27,8 @@ from weightsearch.zoo.recipes import Recipe
 from weightsearch.zoo.schema import METRICS, CheckpointRow, RunRow
 from weightsearch.zoo.store import write_part
 from weightsearch.zoo.trainer.networks import CnnShape
-from weightsearch.zoo.trainer.population import TrainingPlan, train_population
+from weightsearch.zoo.trainer.plan import TrainingPlan
+from weightsearch.zoo.trainer.population import train_population
 from weightsearch.zoo.workers.messages import ARRAYS, Group, Job, Setup
 
 

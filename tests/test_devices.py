@@ -1,0 +1,40 @@
+"""Settings of the processor: they change speed alone, and are as before afterwards."""
+
+from __future__ import annotations
+
+import platform
+import resource
+
+import pytest
+import torch
+
+from weightsearch.devices import SMALL, fast_processor
+
+
+def test_products_stay_exact_and_settings_come_back():
+    before = torch.backends.mkldnn.matmul.fp32_precision, torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(200, 300, generator=generator), torch.randn(300, 100, generator=generator)
+    expected = left.double() @ right.double()
+    with fast_processor(SMALL - 1):
+        assert torch.get_num_threads() == 1
+        difference = (left @ right - expected).abs().max() / expected.abs().max()
+    assert difference < 2e-6  # in bfloat16 it would be 2e-3
+    assert (torch.backends.mkldnn.matmul.fp32_precision, torch.get_num_threads()) == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_large_blocks_are_used_again_and_given_back():
+    def faults() -> int:
+        """Pages that the system had to give anew for making and dropping a block of 64 MiB ten times."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(16 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    fresh = faults()
+    with fast_processor(SMALL):
+        faults()  # until there is room for a block and its alignment
+        again = faults()
+    assert again < fresh / 10
+    assert faults() > fresh / 2

@@ -1,0 +1,73 @@
+"""Calibration runs serve nothing else, and distances are those of brute force."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from weightsearch.index import Index
+from weightsearch.training.summary import TrainSummary
+from weightsearch.types import Metric, SplitBy
+from weightsearch.uncertainty.calibration import Calibration, load_calibration, nearest_distances
+from weightsearch.uncertainty.conformal import Conformal
+from weightsearch.zoo.schema import CheckpointTable
+from weightsearch.zoo.splits import make_split
+from weightsearch.zoo.store import Zoo
+
+
+def table(runs: int) -> CheckpointTable:
+    run = np.repeat(np.arange(runs), 3)
+    nothing = np.full(len(run), np.nan)
+    return CheckpointTable(run.astype(str), run, np.tile([0, 1, 2], runs), *[nothing] * 4, recipes={})
+
+
+@pytest.mark.parametrize(("runs", "test", "calibration"), [(300, 23, 22), (100, 6, 9), (80, 3, 9), (73, 11, 0)])
+def test_calibration_takes_half_of_the_test_runs_or_the_nine_that_an_interval_needs(
+    runs: int, test: int, calibration: int
+):
+    before = make_split(table(runs), seed=4)
+    split = before.with_calibration(table(runs), seed=4)
+    assert (split.runs(table(runs))["test"], split.runs(table(runs)).get("calibration", 0)) == (test, calibration)
+    assert np.array_equal(np.sort(np.concatenate([split.test, split.calibration])), before.test)
+    assert not set(table(runs).run[split.test]) & set(table(runs).run[split.calibration])
+
+
+def test_split_by_checkpoint_sets_checkpoints_aside():
+    split = make_split(table(100), by=SplitBy.CHECKPOINT, seed=1).with_calibration(table(100), seed=1)
+    assert (len(split.test), len(split.calibration)) == (23, 22)
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_nearest_distances_leave_out_the_own_run(metric: Metric):
+    rng = np.random.default_rng(0)
+    rows, queries = rng.normal(size=(40, 6)), rng.normal(size=(9, 6))
+    row_runs, query_runs = rng.integers(0, 8, 40), rng.integers(0, 8, 9)
+    found = nearest_distances(queries, query_runs, rows, row_runs, metric)
+    for query, run, mean in zip(queries, query_runs, found, strict=True):
+        others = rows[row_runs != run]
+        if metric is Metric.L2:
+            distances = np.linalg.norm(others - query, axis=1)
+        else:
+            distances = 1 - others @ query / np.linalg.norm(others, axis=1) / np.linalg.norm(query)
+        assert mean == pytest.approx(np.sort(distances)[:5].mean())
+
+
+@pytest.mark.parametrize(
+    "interval", [None, Conformal(0.3, 0.9, 12), Conformal(0.3, 0.9, 12, low=-math.inf, high=math.inf)]
+)
+def test_calibration_is_plain_json(interval: Conformal | None):
+    calibration = Calibration(interval, 0.9, 5, 0.25)
+    text = json.dumps(calibration.to_dict(), allow_nan=False)
+    assert Calibration.from_dict(json.loads(text)) == calibration
+
+
+def test_an_index_keeps_its_calibration_beside_the_encoder(zoo: Zoo, trained: TrainSummary):
+    directory = Index.open(trained.index).encoder_directory(zoo.architecture.fingerprint)
+    calibration = load_calibration(directory)
+    assert calibration == trained.calibration
+    assert calibration is not None
+    assert calibration.interval is None  # 24 runs are too few
+    assert 0 < calibration.distance_limit < 2

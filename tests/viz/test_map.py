@@ -1,0 +1,230 @@
+"""The interactive map in a real browser: no errors, recipes on hovering, neighbours on clicking, a working filter."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from weightsearch.errors import UsageError
+from weightsearch.evaluation import block_means
+from weightsearch.metrics import score
+from weightsearch.search.answer import recipe_text
+from weightsearch.training.summary import TrainSummary
+from weightsearch.viz import Projection, draw_map, report
+from weightsearch.viz.browser import MISSING, browser_files, open_browser
+from weightsearch.viz.figures import Options
+from weightsearch.viz.map import fill_template, interactive
+from weightsearch.viz.projection import nearest, prepare
+from weightsearch.viz.sources import Source, open_sources
+
+in_browser = pytest.mark.skipif(browser_files() is None, reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def source(trained: TrainSummary) -> Source:
+    (opened,) = open_sources(trained.index)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def written(trained: TrainSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("map") / "map.html"
+    return draw_map(trained.index, path, projection=Projection.PCA, quiet=True)
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_file_needs_no_network(written: Path):
+    text = written.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "@import" not in text
+    assert len(text) < 1_000_000
+
+
+def test_the_file_holds_every_network_and_its_neighbours(written: Path, source: Source):
+    import base64
+
+    data = data_of(written)
+    (described,), (drawn,) = data["sources"], data["maps"]
+    columns = {column["name"]: column for column in described["columns"]}
+    accuracy = np.frombuffer(base64.b64decode(columns["test_accuracy"]["data"]), "<f4")
+    assert accuracy == pytest.approx(source.values)
+    assert {"train_loss", "epoch", "split", "optimizer", "learning_rate"} <= set(columns)
+    assert columns["learning_rate"]["log"]
+    recipe = np.frombuffer(base64.b64decode(described["recipe"]), "<i4")
+    for position in (0, len(accuracy) // 2):
+        expected = recipe_text(json.loads(source.columns["recipe"][position]))
+        assert described["recipes"][recipe[position]] == expected
+    near = np.frombuffer(base64.b64decode(drawn["near"]), "<i4").reshape(len(accuracy), -1)
+    vectors = prepare(source.vectors(source.methods[0], np.arange(len(accuracy))), source.metric)
+    far = np.frombuffer(base64.b64decode(drawn["far"]), "<f4").reshape(near.shape)
+    assert not (near == np.arange(len(near))[:, None]).any()
+    assert far == pytest.approx(nearest(vectors, vectors, near.shape[1] + 1, source.metric)[1][:, 1:], abs=1e-5)
+
+
+def test_no_text_ends_the_script_or_is_taken_for_a_placeholder(source: Source, monkeypatch: pytest.MonkeyPatch):
+    named = np.array([f"</script><b>{{code}}{run}" for run in range(len(source.values))], object)
+    monkeypatch.setitem(source.columns, "run", named)
+    text = interactive([source], Options(projection=Projection.PCA), lambda _: None)
+    assert text.count("</script>") == 3
+    assert "\\u003c/script>\\u003cb>{code}" in text
+    assert "<title>a &lt; b {data}</title>" in fill_template("report", "a < b {data}", dark=False, body="")
+
+
+@pytest.fixture(scope="module")
+def browser(written: Path) -> Iterator[Any]:
+    with open_browser() as opened:
+        opened.set_script_timeout(60)
+        yield opened
+
+
+@pytest.fixture
+def opened(browser: Any, written: Path) -> Any:
+    browser.get(written.as_uri())
+    browser.execute_async_script("weightsearchMap.ready.then(arguments[0], arguments[0])")
+    return browser
+
+
+def coloured(browser: Any) -> int:
+    """How many pixels of the picture are not grey, as points are."""
+    element = browser.find_element("id", "points")
+    pixels = np.asarray(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")).astype(int)
+    return int((np.ptp(pixels, axis=2) > 40).sum())
+
+
+def errors(browser: Any) -> list[Any]:
+    """What the console says; not what the renderer says of its own speed when a test reads its pixels."""
+    return [entry for entry in browser.get_log("browser") if entry["source"] != "rendering"]
+
+
+def eventually(condition: Any) -> Any:
+    deadline = time.monotonic() + 20
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def point_at(browser: Any, position: tuple[float, float]) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    picture = browser.find_element("id", "picture")
+    middle = picture.rect["width"] / 2, picture.rect["height"] / 2
+    for away in (25, 0):
+        x, y = (round(where - centre + away) for where, centre in zip(position, middle, strict=True))
+        ActionChains(browser, duration=50).move_to_element_with_offset(picture, x, y).perform()
+
+
+@in_browser
+@pytest.mark.slow
+def test_the_map_loads_hovers_clicks_and_filters(opened: Any, source: Source):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    assert errors(opened) == []
+    total = len(source.values)
+    count = opened.find_element("id", "count")
+    assert count.text == f"{total} of {total} networks drawn"
+    whole = eventually(lambda: coloured(opened))
+    assert whole > 200
+
+    best = int(np.argmax(source.values))
+    positions = opened.execute_script(
+        "return [...Array(arguments[0]).keys()].map((i) => weightsearchMap.scatterplot.getScreenPosition(i))", total
+    )
+    point_at(opened, positions[best])
+    tip = opened.find_element("id", "tip")
+    assert eventually(lambda: tip.text)
+    hovered = opened.execute_script("return weightsearchMap.state.hovered")
+    assert np.hypot(*np.subtract(positions[hovered], positions[best])) < 5  # it, or one that lies over it
+    assert recipe_text(json.loads(source.columns["recipe"][hovered])) in tip.text
+    assert f"test accuracy {source.values[hovered]:.3f}" in tip.text
+
+    ActionChains(opened).click().perform()
+    side = opened.find_element("id", "side")
+    assert eventually(lambda: side.text.startswith("This network"))
+    vectors = prepare(source.vectors(source.methods[0], np.arange(total)), source.metric)
+    chosen = opened.execute_script("return weightsearchMap.state.chosen")
+    _, distances = nearest(vectors[[chosen]], vectors, 2, source.metric)
+    assert f"distance {distances[0, 1]:.4f}" in side.text
+
+    most = float(np.quantile(source.values, 0.9))
+    opened.execute_script(
+        "const low = document.getElementById('low'); low.value = arguments[0]; low.dispatchEvent(new Event('input'))",
+        1000 * most,
+    )
+    kept = int((source.values >= round(most * 1000) / 1000).sum())
+    assert count.text == f"{kept} of {total} networks drawn"
+    assert opened.execute_script("return weightsearchMap.scatterplot.get('filteredPoints').length") == kept
+    assert eventually(lambda: coloured(opened) < 0.9 * whole)
+    assert errors(opened) == []
+
+
+@in_browser
+@pytest.mark.slow
+def test_the_map_is_coloured_by_any_column(opened: Any):
+    from selenium.webdriver.support.select import Select
+
+    select = Select(opened.find_element("id", "colour"))
+    names = [option.text for option in select.options]
+    assert {"test accuracy", "train loss", "optimizer", "learning rate", "epoch"} <= set(names)
+    for name in names:
+        select.select_by_visible_text(name)
+        assert eventually(lambda name=name: opened.find_element("id", "legend").text.startswith(name)), name
+    assert errors(opened) == []
+
+
+@pytest.fixture(scope="module")
+def reported(trained: TrainSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "evaluation.md").write_text("# Truth\n\nSome *words*.\n\n| method | R² |\n|---|---:|\n| fc | 0.5 |\n")
+    return report(trained.index, folder / "report.html", documents=[folder / "evaluation.md"], root=folder, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_report_holds_everything(reported: Path, source: Source, trained: TrainSummary):
+    text = reported.read_text()
+    for figure in ("distribution", "embedding", "similarity", "training"):
+        assert f'<img alt="{figure}" src="data:image/png;base64,' in text
+    assert "weightsearchMap" in text
+    test = source.columns["split"] == "test"
+    assert f"<td>{score(source.columns['predicted_accuracy'][test], source.values[test]).r2:.3f}</td>" in text
+    assert "<td>fc</td><td>0.5</td>" in text
+    assert f"weightsearch train runs/zoos/digits-v1 --method {trained.method}" in text
+    bad, good = source.thresholds
+    everything = np.arange(len(source.values))
+    vectors = source.vectors(source.methods[0], everything)
+    means = block_means(vectors, source.values, good, bad)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = (unit @ unit.T)[~np.eye(len(unit), dtype=bool)]
+    for value in (means.good_good, means.bad_bad, means.good_bad, pairs.mean()):
+        assert f"<td>{value:+.2f}</td>" in text
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+
+
+@in_browser
+@pytest.mark.slow
+def test_the_report_and_its_map_open_without_errors(browser: Any, reported: Path):
+    browser.get(reported.as_uri())
+    browser.switch_to.frame(browser.find_element("tag name", "iframe"))
+    assert eventually(lambda: "networks drawn" in browser.find_element("id", "count").text)
+    browser.switch_to.default_content()
+    assert errors(browser) == []
+
+
+def test_a_report_of_nothing_is_one_line(trained: TrainSummary, tmp_path: Path):
+    with pytest.raises(UsageError, match="is a directory"):
+        report(trained.index, tmp_path, quiet=True)
+    with pytest.raises(UsageError, match=r"--document .*none\.md"):
+        report(trained.index, tmp_path / "r.html", documents=[tmp_path / "none.md"], quiet=True)

@@ -1,0 +1,127 @@
+"""Files that appear whole or not at all, locks between processes, checksums, and JSON as others can read it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from weightsearch.errors import WeightsearchError
+
+DISK_FULL = "the disk is full; what is there stays good: free some space and run the same command again"
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("No space left", "File too large", "quota exceeded")  # as other libraries pass it on
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, of the system or of a library that wrote for us, means that the disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL_ERRNOS
+    return any(text in str(error) for text in _FULL_TEXTS)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well.
+
+    Whoever reads meanwhile, and whenever the process is killed, meets the old file or the new one: the new one is
+    flushed to the disk before it is renamed, and the directory after. An error removes the temporary file.
+
+    Example:
+        >>> with replacing(tmp_path / "scores.csv") as temporary:
+        ...     _ = temporary.write_text("run,accuracy")
+        >>> (tmp_path / "scores.csv").read_text()
+        'run,accuracy'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, content: bytes | memoryview | str) -> None:
+    """Writes bytes, or text as UTF-8, to `path` by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or a directory's list of names, to the disk. Windows cannot do the latter and need not."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Holds the lock file `path` against other processes; the system frees it however the process ends.
+
+    Args:
+        busy: the error of whoever waited in vain, with `{pid}` where the holder's PID is to stand.
+        wait_seconds: how long to wait for the holder.
+
+    Raises:
+        WeightsearchError: another process holds it still.
+    """
+    holder = path.with_name(f"{path.name}.pid")  # a file of its own: Windows lets nobody read a locked one
+    try:
+        with FileLock(path, timeout=wait_seconds, poll_interval=0.02, mode=0o644):
+            holder.write_text(str(os.getpid()))
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
+    except Timeout:
+        try:
+            pid = holder.read_text()
+        except OSError:
+            pid = ""
+        raise WeightsearchError(busy.format(pid=pid or "unknown")) from None
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes, of `plain` values. `options` are those of `json.dumps`."""
+    return json.dumps(plain(value), allow_nan=False, **options)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: NaN and infinity, which JSON lacks, become None; dates and the like their text.
+
+    Example:
+        >>> plain({"loss": float("nan"), "sizes": (16, 10)})
+        {'loss': None, 'sizes': [16, 10]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return plain(float(value))
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

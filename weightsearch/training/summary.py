@@ -1,0 +1,38 @@
+"""What `train` made, for people and programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightsearch.metrics import Prediction
+from weightsearch.types import Method, Target
+from weightsearch.uncertainty.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Example:
+    """A checkpoint kept out of the index, with its whole run, to query with."""
+
+    path: Path
+    run: int
+    epoch: int
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What `train` made: scores on validation runs of every method tried, and on test runs of the one kept."""
+
+    index: Path
+    zoo: Path
+    method: Method
+    validation: dict[Method, Prediction]
+    test: Prediction
+    runs: dict[str, int]
+    checkpoints: int
+    examples: tuple[Example, ...]
+    seconds: dict[Method, float]
+    split: str = "by run"  # the protocol, for people
+    target: Target = field(default_factory=Target)
+    calibration: Calibration | None = None
