@@ -67,8 +67,9 @@ def test_imports_go_down_the_list(path: Path):
     assert not wrong, f"{path.relative_to(PACKAGE)} imports from above: {', '.join(sorted(wrong))}"
 
 
-def test_no_module_is_longer_than_a_few_screens():
-    long = {str(path): lines for path in modules() if (lines := len(path.read_text().splitlines())) > 500}
+def test_no_module_or_test_is_longer_than_a_few_screens():
+    files = [*modules(), *Path(__file__).parent.rglob("*.py")]
+    long = {str(path): lines for path in files if (lines := len(path.read_text().splitlines())) > 500}
     assert not long
 
 
