@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all test-fast lint bench zoos reference-index
+.PHONY: help setup demo test test-all test-fast lint docs bench zoos reference-index
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -32,10 +32,17 @@ lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready ## Measure anew what the README says of speed (USPS files in WEIGHTSEARCH_DATA)
+docs: .venv/docs-ready ## The documentation into site/, strictly and without network; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+bench: .venv/ready ## Measure anew what the documentation says of speed (USPS files in WEIGHTSEARCH_DATA)
 	$(BIN)/python benchmarks/zoo_throughput.py
 	$(BIN)/python benchmarks/zoo_accuracy.py
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/documentation.py
 
 zoos: .venv/ready ## Build the benchmarks' zoos into runs/zoos, or go on with them
 	$(BIN)/python benchmarks/zoos.py

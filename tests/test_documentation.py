@@ -1,57 +1,139 @@
-"""The README says what the committed results say, and its commands exist."""
+"""The documentation says what the committed results say, and every command and option is in it."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import shlex
+import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page: page.read_text() for page in PAGES}
+EVERYWHERE = {"--help", "-h", "--quiet", "-q", "--index"}  # said once, in docs/index.md
 
 
-def blocks():
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.BLOCKS
+    return module
 
 
-def written(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.DOTALL)
-    assert found, f"README.md has no block called {name}"
-    return found[1]
+documentation = load("benchmarks/documentation.py")
+commands = dict(load("docs/hooks/commands.py").walk())
 
 
-@pytest.mark.parametrize("name", [name for name in blocks() if name != "query"])
-def test_tables_are_generated_from_the_committed_results(name: str):
-    assert written(name) == blocks()[name](), "run python benchmarks/readme.py"
+def places() -> list[tuple[str, Path]]:
+    return [
+        (name, page)
+        for name in documentation.BLOCKS
+        for page in PAGES
+        if documentation.pattern(name).search(TEXTS[page])
+    ]
 
 
-def test_the_shown_answer_is_the_committed_indexs(monkeypatch: pytest.MonkeyPatch):
+def identity(value: Any) -> str:
+    return value.name if isinstance(value, Path) else str(value)
+
+
+def test_every_generated_block_is_on_a_page():
+    assert {name for name, _ in places()} == set(documentation.BLOCKS)
+
+
+@pytest.mark.parametrize(("name", "page"), [p for p in places() if "query" not in p[0]], ids=identity)
+def test_tables_are_generated_from_the_committed_results(name: str, page: Path):
+    written = documentation.pattern(name).search(TEXTS[page])[1]
+    assert written == documentation.block(name, page), "run python benchmarks/documentation.py"
+
+
+@pytest.mark.parametrize(("name", "page"), [p for p in places() if "query" in p[0]], ids=identity)
+def test_the_shown_answer_is_the_committed_indexs(name: str, page: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
 
     def words(text: str) -> str:  # another processor may round the last digit of a distance the other way
         return re.sub(r"\d\.\d{3,4}", "#", text)
 
-    assert words(written("query")) == words(blocks()["query"]())
+    written = documentation.pattern(name).search(TEXTS[page])[1]
+    assert words(written) == words(documentation.block(name, page)), "run python benchmarks/documentation.py"
 
 
-def test_every_command_in_the_readme_exists():
-    from typer.main import get_command
+def test_the_readme_is_two_screens():
+    assert len(README.read_bytes()) <= 8_000, "move what is long into docs/"
+    assert len(TEXTS[README].splitlines()) <= 120, "move what is long into docs/"
 
-    from weightsearch.cli import app
 
-    commands = get_command(app).commands
-    for line in re.findall(r"(?:`|bin/)weightsearch ([a-z-]+)", README):
-        assert line in commands, line
+def names(command: str, text: str) -> bool:
+    """Whether a text has the command as it is typed, at the beginning of code or after the program's name."""
+    return re.search(rf"(?:`|weightsearch ){re.escape(command)}(?![\w-])", text) is not None
+
+
+@pytest.mark.parametrize("command", commands)
+def test_every_command_and_option_is_documented(command: str):
+    about = {page.name: text for page, text in TEXTS.items() if page != README and names(command, text)}
+    assert about, (
+        f"no page of docs/ says `weightsearch {command}`: add it to one, or write one and name it in mkdocs.yml"
+    )
+    known = EVERYWHERE | set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", "\n".join(about.values())))
+    options = {name for one in commands[command].params if one.param_type_name == "option" for name in one.opts}
+    missing = sorted(options - known)
+    assert not missing, f"{', '.join(missing)} of `{command}`: say what for on {' or '.join(about)} (in docs/)"
+
+
+@pytest.mark.parametrize("command", commands)
+def test_every_option_has_a_help_text(command: str):
+    assert commands[command].help
+    assert not [one.name for one in commands[command].params if not one.help]
+
+
+def test_the_readme_names_every_command():
+    assert not [command for command in commands if not names(command, TEXTS[README])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_what_pages_name_exists(page: Path):
+    groups = {name.partition(" ")[0] for name in commands}
+    for name in re.findall(r"(?:`|bin/|^)weightsearch ([a-z][a-z-]*)", TEXTS[page], re.MULTILINE):
+        assert name in groups, f"weightsearch {name}"
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE):
-        assert target in targets, target
-    for script in re.findall(r"python (benchmarks/\S+?\.py)", README):
-        assert (ROOT / shlex.split(script)[0]).exists()
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", TEXTS[page], re.MULTILINE):
+        assert target in targets, f"make {target}"
+    for script in re.findall(r"(?:python |`)(benchmarks/\S+?\.py)", TEXTS[page]):
+        assert (ROOT / shlex.split(script)[0]).exists(), script
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)|src=\"([^\"]+)\"", TEXTS[page]):
+        target = link[0] or link[1]
+        generated = page.parent.name == "docs" and target in (
+            "commands.md",
+            "api.md",
+            "reference-index.md",
+            "changelog.md",
+        )
+        assert generated or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=identity)
+def test_every_page_is_in_the_menu(page: Path):
+    assert re.search(rf": {re.escape(page.name)}$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE), (
+        f"name docs/{page.name} under nav in mkdocs.yml"
+    )
+
+
+def test_nothing_is_fetched_by_the_built_pages():
+    configuration = (ROOT / "mkdocs.yml").read_text()
+    assert re.search(r"^  font: false", configuration, re.MULTILINE)
+    assert not re.findall(r"https?://", configuration)
+
+
+def test_the_changelog_has_the_packages_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()

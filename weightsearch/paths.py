@@ -7,7 +7,15 @@ from pathlib import Path
 from weightsearch.errors import WeightsearchError
 
 RUNS = Path("runs")
-REFERENCE_INDEX = Path(__file__).parent.parent / "index"
+
+
+def reference_index() -> Path:
+    """The committed index: in an installed package beside its modules (setup.py), in a clone at the top."""
+    installed = Path(__file__).parent / "reference_index"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "index"
+
+
+REFERENCE_INDEX = reference_index()
 
 
 def default_zoo(dataset: str, preset: str) -> Path:

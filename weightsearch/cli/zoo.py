@@ -28,10 +28,10 @@ def build_zoo(
         typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/DATASET-PRESET"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds recipes, weights, batches and dropout.")] = 0,
-    epochs: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
-    filters: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of each run.", show_default="the preset's")] = None,
+    filters: Annotated[int | None, typer.Option(help="Of each convolution.", show_default="the preset's")] = None,
     layers: Annotated[int | None, typer.Option(help="Convolutions.", show_default="the preset's")] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default="the preset's")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the preset's")] = None,
     recipes: Annotated[Path | None, typer.Option(help="TOML file that overrides parts of the preset.")] = None,
     data_dir: Annotated[
         Path | None,

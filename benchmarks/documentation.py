@@ -1,7 +1,10 @@
-"""Writes the README's generated blocks, between `<!-- name -->` and `<!-- /name -->`, from committed results.
+"""Writes the documentation's generated blocks, between `<!-- name -->` and `<!-- /name -->`, from committed results.
 
-python benchmarks/readme.py           # rewrite README.md
-python benchmarks/readme.py --check   # end with 1 where it is out of date
+python benchmarks/documentation.py           # rewrite README.md and docs/*.md
+python benchmarks/documentation.py --check   # end with 1 where one is out of date
+
+A block of your own: a function that gives Markdown, its name in BLOCKS, and the two comments in a page. Links in a
+block are written as from the project's root.
 """
 
 from __future__ import annotations
@@ -23,14 +26,23 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def query() -> str:
     """The answer of the committed index for its best example, as the terminal shows it in the project's root."""
+    return "\n".join(["```", *answer_lines(), "```"])
+
+
+def short_query() -> str:
+    """The same answer without what is long: its first two paragraphs and its last, the verdict."""
+    paragraphs = "\n".join(line for line in answer_lines() if not line.startswith("──")).split("\n\n")
+    return "\n\n".join(["```\n" + paragraphs[0], paragraphs[1], "...", paragraphs[-1] + "\n```"])
+
+
+def answer_lines() -> list[str]:
     from weightsearch import query as run
     from weightsearch.cli import render
 
     buffer = io.StringIO()
     console = Console(file=buffer, width=118)
     console.print(render.answer(run("index", "index/examples/very-good.pt", k=3)))
-    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    return "\n".join(["```", *lines, "```"])
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
 def reference() -> str:
@@ -233,9 +245,40 @@ def fits() -> str:
     )
 
 
+def map_frames() -> str:
+    """How fast the interactive map draws, from benchmarks/results/map_frames.json."""
+    result = json.loads((RESULTS / "map_frames.json").read_text())
+    many, few, plotly = (result[name] for name in ("map", "map of 1,000", "plotly scattergl"))
+    return (
+        f"Panned over {result['points']:,} networks without a graphics card, drawn by {result['cores']} cores alone, "
+        f"the map makes {1000 / many['median_ms']:.0f} frames a second (the median frame takes "
+        f"{many['median_ms']:.0f} ms, with 1,000 networks {few['median_ms']:.0f} ms, in Plotly's WebGL scatter "
+        f"{plotly['median_ms']:.0f} ms); its file is {many['megabytes']:.0f} MB "
+        "(`python benchmarks/map_frames.py`)."
+    )
+
+
+def umap() -> str:
+    """How long the picture of many embeddings takes, from benchmarks/results/umap_time.json."""
+    result = json.loads((RESULTS / "umap_time.json").read_text())
+    ways = result["by_width"]
+    lines = [
+        f"| UMAP of {result['count']:,} embeddings, on {result['cores']} cores | 64 wide | 256 wide |",
+        "|---|---:|---:|",
+    ]
+    lines += [
+        f"| {way} | {widths['64']['seconds']:.0f} s | {widths['256']['seconds']:.0f} s |"
+        for way, widths in ways.items()
+    ]
+    return "\n".join(lines) + (
+        "\n\nCompiling is included (`python benchmarks/umap_time.py`). Seeded, a picture is the same for the same seed."
+    )
+
+
 PRODUCTS = "products of invariant's probes alone"
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
+    "short-query": short_query,
     "novelty": novelty,
     "reference": reference,
     "throughput": throughput,
@@ -246,26 +289,52 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers": peers,
     "search": search,
     "fits": fits,
+    "map": map_frames,
+    "umap": umap,
 }
 
 
-def generate(text: str) -> str:
-    for name, make in BLOCKS.items():
-        pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no block called {name}")
-        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        text = pattern.sub(lambda _, block=block: block, text)  # type: ignore[misc]
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", re.DOTALL)
+
+
+def block(name: str, page: Path) -> str:
+    """A block as it stands in a page: with links from the page's folder."""
+    root = os.path.relpath(ROOT, page.parent)
+    text = BLOCKS[name]()
+    return text if root == "." else text.replace("](benchmarks/", f"]({root}/benchmarks/")
+
+
+def generate(page: Path) -> str:
+    """A page's text with each of its blocks as the results have it."""
+    text = page.read_text()
+    for name in BLOCKS:
+        if pattern(name).search(text):
+            new = f"<!-- {name} -->\n{block(name, page)}\n<!-- /{name} -->"
+            text = pattern(name).sub(lambda _, new=new: new, text)  # type: ignore[misc]
     return text
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    old = (ROOT / "README.md").read_text()
-    new = generate(old)
+    texts = {page: page.read_text() for page in pages()}
+    if lost := [name for name in BLOCKS if not any(pattern(name).search(text) for text in texts.values())]:
+        sys.exit(f"no page has a block called {', '.join(lost)}: put <!-- NAME --> and <!-- /NAME --> into one")
+    stale = [page for page, text in texts.items() if generate(page) != text]
     if arguments.check:
-        sys.exit("README.md is out of date: run python benchmarks/readme.py" if new != old else 0)
-    (ROOT / "README.md").write_text(new)
+        names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+        sys.exit(f"{names}: out of date; run python benchmarks/documentation.py" if stale else 0)
+    for page in stale:
+        page.write_text(generate(page))
+        print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
