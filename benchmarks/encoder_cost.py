@@ -21,8 +21,8 @@ from weightsearch.encoders import build_encoder
 from weightsearch.encoders.invariant import Invariant
 from weightsearch.files import write_whole
 from weightsearch.training.data import activation_codes
-from weightsearch.training.embed import embed_zoo
 from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.represent import represent_zoo
 from weightsearch.types import Method
 from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
@@ -88,7 +88,7 @@ def main() -> None:
             if isinstance(encoder, Invariant) and encoder.probed:
                 found["products of invariant's probes alone"] = per_second(products(encoder))
                 found["invariant, weights read from disk first"] = per_second(
-                    lambda encoder=encoder: embed_zoo(zoo, encoder, positions),  # type: ignore[misc]
+                    lambda encoder=encoder: represent_zoo(zoo, encoder, positions, layers=False),  # type: ignore[misc]
                     lambda: forget(zoo),
                 )
         found["reading the weights from page cache"] = per_second(lambda: zoo.weights(positions))

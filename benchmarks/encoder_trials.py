@@ -24,8 +24,8 @@ from weightsearch.files import plain, write_whole
 from weightsearch.metrics import score
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
 from weightsearch.training.data import Features, activation_codes
-from weightsearch.training.embed import embed_zoo
 from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.represent import represent_zoo
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.splits import Split, make_split
 from weightsearch.zoo.store import Zoo
@@ -95,8 +95,9 @@ def judge(zoo: Zoo, split: Split, variant: str) -> dict[str, float]:
     ):
         features = Features(zoo, method, split.train, np.concatenate([split.train, split.validation]))
         encoder = fit(zoo, split, replace(usual, **config), replace(how, **settings), features=features).encoder
-        index, _ = embed_zoo(zoo, encoder, split.train)
-        queries, predicted = embed_zoo(zoo, encoder, split.test)
+        index = represent_zoo(zoo, encoder, split.train, layers=False).embedding
+        held_out = represent_zoo(zoo, encoder, split.test, layers=False)
+        queries, predicted = held_out.embedding, held_out.predicted
         noisy = with_noise(zoo.weights(split.test), zoo.architecture, np.random.default_rng(0))
         moved, _ = encoder.embed(torch.from_numpy(noisy), activation_codes(zoo.table())[split.test])
     found = score(predicted, truth[split.test])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from weightsearch import Zoo
-from weightsearch.training.embed import describe_zoo
+from weightsearch.training.represent import describe_zoo
 from weightsearch.types import Architecture
 from weightsearch.uncertainty.novelty import Familiar, describe
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from weightsearch.files import write_whole
 from weightsearch.metrics import score
 from weightsearch.training.data import target_values
-from weightsearch.training.embed import embed_zoo
 from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.represent import represent_zoo
 from weightsearch.training.runner import Protocol, load_protocol
 from weightsearch.types import Architecture, Method, Target
 from weightsearch.zoo.splits import Split
@@ -138,7 +138,7 @@ def fit_ours(method: Method, zoo: Zoo, split: Split, values: np.ndarray, seed: i
     started = time.process_time()
     fitted = fit(zoo, split, *DEFAULTS[method], seed=seed)
     seconds = time.process_time() - started
-    _, predicted = embed_zoo(zoo, fitted.encoder, split.test)
+    predicted = represent_zoo(zoo, fitted.encoder, split.test).predicted
     return {
         "parameters": fitted.encoder.parameters_count,
         "epochs": fitted.epochs,

@@ -23,7 +23,7 @@ from weightsearch import Index, Zoo, build_zoo, query, train
 from weightsearch.cli import render
 from weightsearch.cli.common import show
 from weightsearch.encoders import load_encoder
-from weightsearch.training.embed import embed_zoo
+from weightsearch.training.represent import represent_zoo
 
 ROOT = Path(__file__).parent.parent
 INDEX = Path("index")  # both below ROOT: the index says where its weights are by paths that hold in any clone
@@ -47,7 +47,7 @@ def check() -> int:
     table = zoo.table()
     test = np.flatnonzero(np.isin(table.run, notes["split"]["test"]))
     encoder = load_encoder(directory)
-    predicted = embed_zoo(zoo, encoder, test)[1]
+    predicted = represent_zoo(zoo, encoder, test).predicted
     truth = table.test_accuracy[test]
     found = {
         "r2": float(r2_score(truth, predicted)),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from weightsearch.errors import WeightsearchError
+from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,5 +239,57 @@ class Plan:
 
 
 class Activation(StrEnum):
+    """What stands between a network's layers. Zoos of our own are trained with the first two."""
+
     RELU = "relu"
     TANH = "tanh"
+    GELU = "gelu"
+    LEAKY_RELU = "leaky-relu"
+    SILU = "silu"
+    ELU = "elu"
+    SIGMOID = "sigmoid"
+    IDENTITY = "identity"
+
+
+_ACTIVATION_NAMES = {name.value.replace("-", ""): name for name in Activation} | {
+    "swish": Activation.SILU,
+    "linear": Activation.IDENTITY,
+    "none": Activation.IDENTITY,
+    "logistic": Activation.SIGMOID,
+    "geluactivation": Activation.GELU,
+    "newgelu": Activation.GELU,
+    "gelunew": Activation.GELU,
+}
+
+
+def activation_named(name: object) -> Activation | None:
+    """The activation that a name stands for in any usual spelling; None for one that is not known.
+
+    Case, module paths, arguments and separators do not count.
+
+    Example:
+        >>> activation_named("torch.nn.modules.activation.LeakyReLU(negative_slope=0.01)")
+        <Activation.LEAKY_RELU: 'leaky-relu'>
+        >>> activation_named("maxout") is None
+        True
+    """
+    text = name if isinstance(name, str) else getattr(name, "__name__", None) or type(name).__name__
+    text = re.sub(r"\(.*", "", text.strip().strip("<>'\""), flags=re.DOTALL)
+    leaf = re.sub(r"[^a-z]", "", text.rpartition(".")[2].strip("'\">").lower())
+    return _ACTIVATION_NAMES.get(leaf)
+
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def choose(choices: type[E], value: str | E, flag: str, others: str = "") -> E:
+    """The member of an enum that a string names. Raises UsageError that lists the choices.
+
+    Example:
+        >>> choose(Metric, "l2", "--metric")
+        <Metric.L2: 'l2'>
+    """
+    try:
+        return choices(value)
+    except ValueError:
+        raise UsageError(f"{flag} {value}: choose {others}one of {', '.join(choices)}") from None

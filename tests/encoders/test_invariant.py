@@ -10,6 +10,7 @@ from weightsearch.encoders import EncoderConfig, activation_code, build_encoder
 from weightsearch.encoders.invariant import PROBE_SCALE, SINGULAR_VALUES, Invariant, canonical, chain_of
 from weightsearch.encoders.symmetry import twins
 from weightsearch.types import Activation, Architecture, Layer, LayerKind, Method
+from weightsearch.zoo.recipes import TRAINED_ACTIVATIONS
 from weightsearch.zoo.trainer.networks import CnnShape
 
 CNN = Architecture(
@@ -38,7 +39,7 @@ def codes(activation: Activation | None, n: int) -> torch.Tensor:
     return torch.full((n,), activation_code(activation))
 
 
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", TRAINED_ACTIVATIONS)
 @pytest.mark.parametrize("architecture", [CNN, MLP], ids=["cnn", "mlp"])
 def test_probes_go_through_the_layers_as_patches_of_patches(architecture: Architecture, activation: Activation):
     encoder = make(architecture)
@@ -86,7 +87,7 @@ def test_summaries_are_moments_spectra_and_the_biases_statistics():
     assert SINGULAR_VALUES >= 4
 
 
-@pytest.mark.parametrize("activation", [*Activation, None])
+@pytest.mark.parametrize("activation", [*TRAINED_ACTIVATIONS, None])
 @pytest.mark.parametrize(
     "architecture", [CNN, MLP, CnnShape(16).architecture, RESIDUAL], ids=["cnn", "mlp", "v1", "residual"]
 )
@@ -111,7 +112,7 @@ def test_twins_get_the_same_embedding_and_prediction(architecture: Architecture,
     assert others.min() > 1e-2  # and other networks another one
 
 
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", TRAINED_ACTIVATIONS)
 def test_a_canonical_network_computes_the_same(activation: Activation):
     weights = some_weights(MLP, 5)
     made = canonical(weights, MLP, chain_of(MLP), codes(activation, 5))
@@ -133,7 +134,7 @@ def test_a_canonical_network_computes_the_same(activation: Activation):
 def test_a_network_of_unknown_activation_lies_between_its_two_possible_places():
     encoder, weights = make(MLP), some_weights(MLP, 3)
     encoder.calibrate(encoder.features(weights, codes(Activation.RELU, 3)))
-    one, other = (encoder.embed(weights, codes(activation, 3))[0] for activation in Activation)
+    one, other = (encoder.embed(weights, codes(activation, 3))[0] for activation in TRAINED_ACTIVATIONS)
     torch.testing.assert_close(encoder.embed(weights)[0], (one + other) / 2)
     mixed = torch.tensor([activation_code("relu"), activation_code("gelu"), activation_code("tanh")])
     found, _ = encoder.embed(weights, mixed)

@@ -15,8 +15,8 @@ from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.metrics import score
 from weightsearch.training.data import Features, usable_checkpoints
-from weightsearch.training.embed import embed_zoo
 from weightsearch.training.fit import DEFAULTS, FitSettings, Optimizer, fit
+from weightsearch.training.represent import represent_zoo
 from weightsearch.types import Method, SplitBy, Target
 from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import CheckpointTable, Zoo
@@ -103,8 +103,8 @@ def test_a_fit_beats_the_mean_on_its_training_runs_and_repeats_by_seed(zoo: Zoo,
     first = fit(zoo, split, config, settings, seed=1)
     assert torch.equal(before, torch.random.get_rng_state())  # global state untouched
     truth = zoo.table().test_accuracy
-    assert score(embed_zoo(zoo, first.encoder, split.train)[1], truth[split.train]).r2 > 0.5
-    again = score(embed_zoo(zoo, first.encoder, split.validation)[1], truth[split.validation])
+    assert score(represent_zoo(zoo, first.encoder, split.train).predicted, truth[split.train]).r2 > 0.5
+    again = score(represent_zoo(zoo, first.encoder, split.validation).predicted, truth[split.validation])
     assert asdict(again) == pytest.approx(asdict(first.validation), rel=1e-5)
     assert min(first.losses) == pytest.approx(first.validation.mse)
 
@@ -159,7 +159,10 @@ def test_large_networks_in_bfloat16_give_nearly_the_same_fit(
     with torch.no_grad():
         found = rounded.encoder(features(split.validation))
     torch.testing.assert_close(
-        torch.from_numpy(embed_zoo(zoo, rounded.encoder, split.validation)[1]).float(), found, atol=0.005, rtol=0
+        torch.from_numpy(represent_zoo(zoo, rounded.encoder, split.validation).predicted).float(),
+        found,
+        atol=0.005,
+        rtol=0,
     )
 
 
@@ -210,7 +213,7 @@ def test_another_column_can_be_the_target(zoo: Zoo, column: str):
     target = Target(column, lower_is_better="loss" in column)
     fitted = fit(zoo, split, DEFAULTS[Method.STATISTICS][0], FitSettings(epochs=30, batch_size=16), target=target)
     truth = getattr(zoo.table(), column)
-    assert score(embed_zoo(zoo, fitted.encoder, split.train)[1], truth[split.train]).tau > 0.5
+    assert score(represent_zoo(zoo, fitted.encoder, split.train).predicted, truth[split.train]).tau > 0.5
     assert fitted.encoder.config.target == column
 
 

@@ -18,8 +18,8 @@ import pytest
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.metrics import score
-from weightsearch.training.embed import embed_zoo
 from weightsearch.training.random_search import V1, V2, draw_trial, search, search_directory, search_jobs
+from weightsearch.training.represent import represent_zoo
 from weightsearch.training.runner import (
     SCORES,
     Job,
@@ -70,7 +70,7 @@ def test_a_search_keeps_the_best_encoder_and_more_trials_add_to_it(zoo: Zoo, tmp
     assert few.best == int(np.argmin(losses)) > 0
     assert [path.name for path in few.directory.glob("trial-*/")] == [few.encoder_directory.name]
     _, split = load_protocol(protocol)
-    _, predicted = embed_zoo(zoo, load_encoder(few.encoder_directory), split.validation)
+    predicted = represent_zoo(zoo, load_encoder(few.encoder_directory), split.validation).predicted
     again = score(predicted, zoo.table().test_accuracy[split.validation])
     assert again.mse == pytest.approx(losses[few.best])
     assert "test" not in few.trials[few.best]  # the test part was not looked at

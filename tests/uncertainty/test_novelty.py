@@ -9,7 +9,7 @@ import pytest
 
 from weightsearch.encoders.symmetry import twins
 from weightsearch.errors import WeightsearchError
-from weightsearch.training.embed import describe_zoo
+from weightsearch.training.represent import describe_zoo
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind
 from weightsearch.uncertainty.calibration import FAMILIAR

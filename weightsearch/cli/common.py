@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from weightsearch.errors import UsageError
-
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Device = Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1.", metavar="DEVICE")]
 Workers = Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core, 4 on a graphics card")]
@@ -57,10 +55,3 @@ def say(text: str) -> None:
 
 def complain(error: object) -> None:
     print(f"error: {error}", file=sys.stderr)
-
-
-def choice(enum: Any, value: str, flag: str, others: str = "") -> Any:
-    try:
-        return enum(value)
-    except ValueError:
-        raise UsageError(f"{flag} {value}: choose {others}one of {', '.join(enum)}") from None

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Device, Quiet, Workers, choice, example, say, show
+from weightsearch.cli.common import Device, Quiet, Workers, example, say, show
 from weightsearch.errors import UsageError
-from weightsearch.types import Baseline, Method
+from weightsearch.types import Baseline, Method, choose
 
 app = typer.Typer()
 
@@ -59,7 +59,7 @@ def tables(
     from weightsearch.viz.curves import draw_comparison
 
     every, some = _trials(trials or [], known)
-    protocols = [choice(library.ProtocolName, name, "--split") for name in split or library.ProtocolName]
+    protocols = [choose(library.ProtocolName, name, "--split") for name in split or library.ProtocolName]
     methods = [known[name] for name in method] if method else library.PREDICTORS
     made = library.make_tables(
         zoos, out, trials=every, trials_of=some, seeds=seeds, epochs=epochs, methods=methods,

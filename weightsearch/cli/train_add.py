@@ -17,13 +17,12 @@ from weightsearch.cli.common import (
     RunColumn,
     RunPattern,
     Workers,
-    choice,
     example,
     say,
     show,
 )
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.types import Method, Metric, SplitBy, Target
+from weightsearch.types import Method, Metric, SplitBy, Target, choose
 
 app = typer.Typer()
 
@@ -66,9 +65,9 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Fit encoders on a zoo, keep the one that predicts validation runs best, and index every checkpoint."""
-    chosen = None if method == "auto" else choice(Method, method, "--method", "auto or ")
-    split_by = choice(SplitBy, split, "--split")
-    distance = choice(Metric, metric, "--metric")
+    chosen = None if method == "auto" else choose(Method, method, "--method", "auto or ")
+    split_by = choose(SplitBy, split, "--split")
+    distance = choose(Metric, metric, "--metric")
     if add and (out is None or replace):
         raise UsageError("--add: name the index to add to with --out, without --replace")
     path = zoo or runs.newest_zoo()

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import IndexOption, Quiet, choice, example, say
-from weightsearch.types import Method
+from weightsearch.cli.common import IndexOption, Quiet, example, say
+from weightsearch.types import Method, choose
 
 app = typer.Typer()
 
@@ -68,9 +68,9 @@ def viz(
     """Draw zoos and indexes: accuracies, embeddings, their similarity, a run's path, the trials of a search."""
     from weightsearch.viz import Format, Part, Projection, draw, draw_map
 
-    chosen = choice(Format, format, "--format")
-    projected = choice(Projection, projection, "--projection")
-    drawn = choice(Part, part, "--part") if part else None
+    chosen = choose(Format, format, "--format")
+    projected = choose(Projection, projection, "--projection")
+    drawn = choose(Part, part, "--part") if part else None
     paths = list(sources or ()) + ([index] if index else [])
     if not paths:
         paths = [runs.newest_index()]
@@ -126,7 +126,7 @@ def report(
     from weightsearch.viz import Part
     from weightsearch.viz import report as run
 
-    drawn = choice(Part, part, "--part") if part else None
+    drawn = choose(Part, part, "--part") if part else None
     paths = list(sources or ())
     if not paths:
         paths = [runs.newest_index()]

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Key, Metadata, Quiet, RunColumn, RunPattern, choice, example, say, show
+from weightsearch.cli.common import Key, Metadata, Quiet, RunColumn, RunPattern, example, say, show
+from weightsearch.types import choose
 
 app = typer.Typer()
 zoo_app = typer.Typer(help="Look at a zoo.", no_args_is_help=True)
@@ -105,7 +106,7 @@ def import_zoo(
     summary = run(
         folder,
         out or runs.imported_zoo(folder),
-        layout=None if layout == "auto" else choice(Layout, layout, "--layout", "auto or "),
+        layout=None if layout == "auto" else choose(Layout, layout, "--layout", "auto or "),
         sources=Sources.make(metadata, key, run_column, run_pattern),
         dataset=dataset,
         architecture=architecture,

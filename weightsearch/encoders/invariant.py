@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
 from weightsearch.encoders.symmetry import Hidden, hidden_units
 from weightsearch.errors import WeightsearchError
-from weightsearch.types import Activation, Architecture
+from weightsearch.types import Activation, Architecture, activation_named
 
 FEWEST_SPREAD = 0.02  # that quantiles are drawn apart by at least, in shares of what lies between the outer tenths
 SINGULAR_VALUES = 12  # of each layer, evenly spaced from the largest to the smallest
@@ -29,8 +29,9 @@ CODES = {Activation.RELU: 1.0, Activation.TANH: -1.0}  # 0 where the activation 
 
 
 def activation_code(name: object) -> float:
-    """The number that stands for an activation's name; 0 for unknown ones."""
-    return next((code for activation, code in CODES.items() if activation == name), 0.0)
+    """The number that stands for an activation's name, in any spelling; 0 for those that no encoder has learned."""
+    activation = None if name is None else activation_named(name)
+    return 0.0 if activation is None else CODES.get(activation, 0.0)
 
 
 class Invariant(Encoder):
@@ -57,7 +58,7 @@ class Invariant(Encoder):
             if not self.probes.is_meta:  # while loading: drawing would import half of torch for nothing
                 nn.init.normal_(self.probes, std=0.7 / PROBE_SCALE)
             self.probe_width = config.probes * architecture.layers[-1].rows
-            width += len(Activation) + self.probe_width
+            width += len(CODES) + self.probe_width
         layers: list[nn.Module] = []
         for _ in range(config.hidden_layers):
             layers += [nn.Linear(width, config.hidden_size), nn.ReLU(), Dropout(config.dropout)]
@@ -105,9 +106,9 @@ class Invariant(Encoder):
         """Normalised summaries `(B, S)`, activations' codes `(B, 1)`, canonical weights `(B, P)` -> `(B, D)`."""
         if not self.probed:
             return self.body(self._noisy(summaries))
-        kinds = torch.cat([codes == CODES[activation] for activation in Activation], dim=1)  # (B, 2)
+        kinds = torch.cat([codes == CODES[activation] for activation in CODES], dim=1)  # (B, 2)
         size = max(1, PROBE_BLOCK // (self.patches[0] * self.config.probes * self.architecture.layers[0].rows))
-        tanh = kinds[:, list(Activation).index(Activation.TANH)]
+        tanh = kinds[:, list(CODES).index(Activation.TANH)]
         blocks: list[Tensor] = []
         found = [tanh.nonzero()[:, 0], (~tanh).nonzero()[:, 0]]  # positions; the unknown count as ReLU
         for positions, activation in zip(found, (torch.tanh, torch.relu), strict=True):

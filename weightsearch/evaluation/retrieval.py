@@ -10,7 +10,8 @@ import numpy as np
 from weightsearch.encoders.symmetry import hidden_units, twins
 from weightsearch.errors import WeightsearchError
 from weightsearch.evaluation.bootstrap import is_bad, is_good, unit_rows
-from weightsearch.types import Activation, Architecture
+from weightsearch.types import Activation, Architecture, activation_named
+from weightsearch.zoo.recipes import TRAINED_ACTIVATIONS
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
 
@@ -97,7 +98,7 @@ def probe(
             "to_good": to_index[:, good[split.train]].mean(axis=1),
             "to_bad": to_index[:, bad[split.train]].mean(axis=1),
         }
-        kinds: dict[str, list[Activation | None]] = {"twin": [None], "rescaled": [*Activation]}
+        kinds: dict[str, list[Activation | None]] = {"twin": [None], "rescaled": [*TRAINED_ACTIVATIONS]}
         for name, activations in kinds.items():
             made |= {f"{name}_{key}": np.full(len(block), np.nan) for key in ("first", "drift", "predicted")}
             for activation in activations if twinnable else ():
@@ -251,7 +252,7 @@ def activations_of(zoo: Zoo, positions: np.ndarray) -> list[Activation | None]:
     """Of each checkpoint's recipe; None where it is not known."""
     table = zoo.table()
     names = [table.recipes.get(run, {}).get("activation") for run in table.run[positions].tolist()]
-    return [Activation(name) if name in set(Activation) else None for name in names]
+    return [None if name is None else activation_named(name) for name in names]
 
 
 def _can_have_twins(architecture: Architecture) -> bool:

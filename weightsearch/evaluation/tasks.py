@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +14,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from weightsearch.devices import fast_processor
-from weightsearch.encoders import Encoder, EncoderConfig, activation_code, build_encoder, load_encoder, save_encoder
+from weightsearch.encoders import Encoder, EncoderConfig, build_encoder, load_encoder, save_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.evaluation.retrieval import (
     Activations,
@@ -27,10 +25,11 @@ from weightsearch.evaluation.retrieval import (
     probe,
     raw_weights,
 )
-from weightsearch.files import plain, write_whole
+from weightsearch.files import plain, replacing, write_whole
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline, load_trees
 from weightsearch.training.data import target_values
 from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.represent import represent
 from weightsearch.training.runner import Protocol, features_of, load_protocol, read_result
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.splits import Split
@@ -106,9 +105,8 @@ def run_task(task: Task) -> dict[str, Any]:
             if "diverged" not in str(error):
                 raise
             result, arrays = {"error": str(error)}, {}
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(out.with_suffix(".npz"))
+    with replacing(out.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     result = plain({"zoo": Path(task.protocol.zoo).name, "method": task.method, "seed": task.protocol.fold, **result})
     write_whole(out, json.dumps(result))
     return result
@@ -118,14 +116,14 @@ def _own(task: Task, out: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     zoo, split = load_protocol(task.protocol)
     values = target_values(zoo.table(), task.protocol.target)
     started = time.perf_counter()
-    represent, parameters = _fitted(task, zoo, split, values, out)
+    embed, parameters = _fitted(task, zoo, split, values, out)
     seconds = time.perf_counter() - started
     queries = draw_queries(split.test, task.queries, task.protocol.seed)
-    arrays = probe(zoo, task.protocol.target.quality(values), split, queries, represent, task.protocol.fold)
+    arrays = probe(zoo, task.protocol.target.quality(values), split, queries, embed, task.protocol.fold)
     cost = {
         "parameters": parameters,
         "fit_seconds": seconds if parameters else None,
-        "per_second": _speed(zoo, represent) if parameters else None,
+        "per_second": _speed(zoo, embed) if parameters else None,
         "training_checkpoints": len(split.train),
     }
     return cost, {**arrays, "queries": queries}
@@ -139,10 +137,10 @@ def _elsewhere(task: Task) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     queries = draw_queries(split.test, task.queries, task.protocol.seed)
     directory = Path(task.fitted).with_suffix("")
     if task.method == TREES:
-        represent = _of_trees(zoo, load_trees((directory / "trees.txt").read_text()))
+        embed = _of_trees(zoo, load_trees((directory / "trees.txt").read_text()))
     else:
-        represent = _of_encoder(load_encoder(directory))
-    return {"fitted_on": result["zoo"]}, {"predicted": predict_only(zoo, queries, represent), "queries": queries}
+        embed = _of_encoder(load_encoder(directory))
+    return {"fitted_on": result["zoo"]}, {"predicted": predict_only(zoo, queries, embed), "queries": queries}
 
 
 def _fitted(task: Task, zoo: Zoo, split: Split, values: np.ndarray, out: Path) -> tuple[Represent, int]:
@@ -170,13 +168,11 @@ def _fitted(task: Task, zoo: Zoo, split: Split, values: np.ndarray, out: Path) -
 
 
 def _of_encoder(encoder: Encoder) -> Represent:
-    def represent(weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
-        codes = torch.tensor([activation_code(activation) for activation in activations])
-        with fast_processor(encoder.architecture.size):
-            embedding, predicted = encoder.embed(torch.from_numpy(weights), codes)
-        return embedding.numpy(), predicted.double().numpy()
+    def embed(weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
+        found = represent(encoder, weights, activations, layers=False)
+        return found.embedding, found.predicted
 
-    return represent
+    return embed
 
 
 def _of_trees(zoo: Zoo, predict: Callable[[np.ndarray], np.ndarray]) -> Represent:
@@ -184,13 +180,13 @@ def _of_trees(zoo: Zoo, predict: Callable[[np.ndarray], np.ndarray]) -> Represen
     return lambda weights, _: (None, predict(statistics.features(torch.from_numpy(weights)).double().numpy()))
 
 
-def _speed(zoo: Zoo, represent: Represent) -> float:
+def _speed(zoo: Zoo, embed: Represent) -> float:
     """Checkpoints a second from memory, in one thread."""
     positions = np.arange(min(SPEED_ROWS, len(zoo.table())))
     weights, activations = zoo.weights(positions), activations_of(zoo, positions)
-    represent(weights, activations)
+    embed(weights, activations)
     started, count = time.perf_counter(), 0
     while (seconds := time.perf_counter() - started) < SPEED_SECONDS:
-        represent(weights, activations)
+        embed(weights, activations)
         count += len(weights)
     return count / seconds

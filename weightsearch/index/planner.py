@@ -188,9 +188,10 @@ def smallest(values: np.ndarray, k: int) -> np.ndarray:
         candidates = np.arange(len(values))
     else:
         minima = values[: blocks * BLOCK].reshape(blocks, BLOCK).min(axis=1)
-        chosen = np.argpartition(minima, k - 1)[:k] if k else np.empty(0, np.int64)
-        inside = (chosen[:, None] * BLOCK + np.arange(BLOCK)).ravel()
-        candidates = np.concatenate([np.sort(inside), np.arange(blocks * BLOCK, len(values))])
+        # All blocks whose minimum ties with the k-th count, or equal values further on could win by chance.
+        limit = np.partition(minima, k - 1)[k - 1] if k else -np.inf
+        inside = (np.flatnonzero(minima <= limit)[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+        candidates = np.concatenate([inside, np.arange(blocks * BLOCK, len(values))])
     near = values[candidates]
     if 0 < k < len(near):
         candidates = candidates[near <= np.partition(near, k - 1)[k - 1]]

@@ -28,7 +28,7 @@ def zoo_rows(
     positions: np.ndarray,
     embedding: np.ndarray,
     predicted: np.ndarray,
-    descriptions: np.ndarray,
+    descriptions: np.ndarray | None,
     split: np.ndarray | None = None,
 ) -> Rows:
     """Index rows of a zoo's checkpoints at `positions (n,)`; all other arrays `(n, ...)` are about these."""

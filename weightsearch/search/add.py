@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sources, below, find_files, reason_of
 from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find, recognise
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.checkpoints.state_dict import align
-from weightsearch.devices import fast_processor
 from weightsearch.encoders import Encoder, load_encoder
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.index import Index, Rows, add_rows
 from weightsearch.index.zoo_rows import _objects, zoo_rows, zoo_source
 from weightsearch.progress import progress_bar
 from weightsearch.training.data import finite_weights
-from weightsearch.training.embed import describe_zoo, embed_zoo
+from weightsearch.training.represent import Representation, represent, represent_zoo
 from weightsearch.types import Architecture, content_hash
-from weightsearch.uncertainty.novelty import describe
 from weightsearch.zoo.store import Zoo
 
 CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
@@ -118,9 +115,7 @@ class _Batch:
     architecture: Architecture
     encoder: Encoder
     weights: list[np.ndarray] = field(default_factory=list)
-    embeddings: list[np.ndarray] = field(default_factory=list)
-    predictions: list[np.ndarray] = field(default_factory=list)
-    descriptions: list[np.ndarray] = field(default_factory=list)
+    represented: list[Representation] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     known: list[Metadata] = field(default_factory=list)
@@ -142,13 +137,9 @@ class _Batch:
 
     def embed(self) -> None:
         if self.weights:
-            stacked = np.stack(self.weights)
+            activations = [metadata.recipe.get("activation") for metadata in self.known[-len(self.weights) :]]
+            self.represented.append(represent(self.encoder, np.stack(self.weights), activations))
             self.weights.clear()
-            with fast_processor(self.architecture.size):
-                embedding, predicted = self.encoder.embed(torch.from_numpy(stacked))
-            self.embeddings.append(embedding.numpy())
-            self.predictions.append(predicted.double().numpy())
-            self.descriptions.append(describe(stacked, self.architecture))
 
 
 class _Adder:
@@ -196,6 +187,7 @@ class _Adder:
 
     def _rows(self, batch: _Batch, known: Sequence[Metadata]) -> Rows:
         nan = float("nan")
+        found = Representation.concatenate(batch.represented)
         metrics = {
             name: np.array([metadata.value(name) for metadata in known])
             for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -205,14 +197,14 @@ class _Adder:
             run=_objects(metadata.run for metadata in known),
             epoch=np.array([nan if metadata.epoch is None else metadata.epoch for metadata in known]),
             **metrics,
-            predicted_accuracy=np.concatenate(batch.predictions),
+            predicted_accuracy=found.predicted,
             split=_objects(None for _ in known),
             recipe=_objects(json.dumps(metadata.recipe) for metadata in known),
-            embedding=np.concatenate(batch.embeddings),
+            embedding=found.embedding,
             dataset=_objects(metadata.dataset or self.dataset for metadata in known),
             source=_objects(str(path.resolve()) for path in batch.paths),
             metadata=_objects(json.dumps(metadata.extras) for metadata in known),
-            description=np.concatenate(batch.descriptions),
+            description=found.layers,
         )
 
     def add_zoo(self, zoo: Zoo, advance: Any) -> None:
@@ -231,8 +223,8 @@ class _Adder:
                 )
             good = positions[finite]
             if len(good):
-                embedding, predicted = embed_zoo(zoo, encoder, good)
-                rows = zoo_rows(zoo, good, embedding, predicted, describe_zoo(zoo, good))
+                found = represent_zoo(zoo, encoder, good)
+                rows = zoo_rows(zoo, good, found.embedding, found.predicted, found.layers)
                 self._write(fingerprint, rows, [zoo_source(zoo, position) for position in good.tolist()])
             advance(len(positions))
 

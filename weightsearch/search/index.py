@@ -19,7 +19,7 @@ from weightsearch.search import answer as words
 from weightsearch.search.answer import Answer, Forecast, Novelty
 from weightsearch.types import Architecture, Checkpoint, Neighbour, Selection, Target
 from weightsearch.uncertainty.calibration import FAMILIAR, Calibration, load_calibration
-from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference, describe
+from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference
 
 if TYPE_CHECKING:
     from weightsearch.encoders import Encoder
@@ -141,18 +141,17 @@ class Index(engine.Index):
         fingerprint = checkpoint.architecture.fingerprint
         if fingerprint not in self.architectures:
             raise WeightsearchError(_unknown(checkpoint, self.path, self.architectures))
-        import torch
-
         from weightsearch.checkpoints.metadata import as_fractions, interpret
-        from weightsearch.encoders import activation_code, load_encoder
+        from weightsearch.encoders import load_encoder
+        from weightsearch.training.represent import represent
 
         tools = self._tools(fingerprint)
         if tools.encoder is None:
             tools.encoder = load_encoder(self.encoder_directory(fingerprint))
         (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
-        activations = torch.tensor([activation_code(activation or known.recipe.get("activation"))])
-        embedding, predicted = tools.encoder.embed(torch.from_numpy(checkpoint.weights[None]), activations)
-        if not torch.isfinite(embedding).all():
+        stated = activation or known.recipe.get("activation")
+        found = represent(tools.encoder, checkpoint.weights[None], [stated])
+        if not np.isfinite(found.embedding).all():
             raise WeightsearchError(
                 f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
                 "such a network is of no use"
@@ -165,9 +164,9 @@ class Index(engine.Index):
             path=checkpoint.source or "network in memory",
             id=checkpoint.id,
             fingerprint=fingerprint,
-            embedding=embedding[0].numpy(),
-            predicted=float(predicted[0]),
-            description=describe(checkpoint.weights[None], checkpoint.architecture)[0],
+            embedding=found.embedding[0],
+            predicted=float(found.predicted[0]),
+            description=None if found.layers is None else found.layers[0],
             stated=None if np.isnan(stated) else float(stated),
             run=known.run,
             epoch=known.epoch,

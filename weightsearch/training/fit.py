@@ -23,7 +23,7 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.files import replacing
 from weightsearch.metrics import Prediction, score
 from weightsearch.training.data import Features, target_values
-from weightsearch.training.embed import predict
+from weightsearch.training.represent import predict
 from weightsearch.types import Method, Target
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo

@@ -20,10 +20,10 @@ from weightsearch.index.zoo_rows import run_name, zoo_rows
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
 from weightsearch.training.data import Features, finite_weights, target_values, usable_checkpoints
-from weightsearch.training.embed import describe_zoo, embed_zoo
 from weightsearch.training.fit import DEFAULTS, Fit, fit, settings_from_dict
 from weightsearch.training.index_card import index_card
 from weightsearch.training.random_search import search, validation_loss
+from weightsearch.training.represent import represent_zoo
 from weightsearch.training.runner import Protocol, check_device
 from weightsearch.training.summary import Example, TrainSummary
 from weightsearch.types import Method, Metric, SplitBy, Target
@@ -101,8 +101,9 @@ def train(
 
     split = split.with_calibration(table, seed)
     everything = np.arange(len(table))
-    embedding, predicted = embed_zoo(opened, best.encoder, everything)
-    descriptions = describe_zoo(opened, everything)
+    found = represent_zoo(opened, best.encoder, everything)
+    embedding, predicted, descriptions = found.embedding, found.predicted, found.layers
+    assert descriptions is not None
     test_scores = score(predicted[split.test], values[split.test])
     held_out = _choose_examples(table, target.quality(values), split.test, examples)
     unknown = np.flatnonzero(~np.isfinite(values))  # searchable all the same

@@ -258,10 +258,11 @@ class ZooSource(Source):
         return None if method == RAW else self._embedded(method, positions)[1]
 
     def _embedded(self, method: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from weightsearch.training.embed import embed_zoo
+        from weightsearch.training.represent import represent_zoo
 
         self.prepare([method], quiet=True)
-        return embed_zoo(self.zoo, self._encoders[method], positions)
+        found = represent_zoo(self.zoo, self._encoders[method], positions, layers=False)
+        return found.embedding, found.predicted
 
     def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
         if method == RAW:
@@ -271,14 +272,11 @@ class ZooSource(Source):
 
 
 def _embed(encoder: Encoder, checkpoint: Checkpoint) -> np.ndarray:
-    import torch
-
     from weightsearch.checkpoints.metadata import interpret
-    from weightsearch.encoders import activation_code
+    from weightsearch.training.represent import represent
 
     activation = interpret(checkpoint.metadata, "file").recipe.get("activation")
-    weights, activations = torch.from_numpy(checkpoint.weights[None]), torch.tensor([activation_code(activation)])
-    return encoder.embed(weights, activations)[0][0].numpy()
+    return represent(encoder, checkpoint.weights[None], [activation], layers=False).embedding[0]
 
 
 def open_sources(

@@ -99,7 +99,7 @@ class Preset:
 
 
 _FRACTIONS = (0.1, 0.25, 0.5, 1.0)
-_ACTIVATIONS = (Activation.RELU, Activation.TANH)
+TRAINED_ACTIVATIONS = (Activation.RELU, Activation.TANH)  # that the trainers compute
 
 # The Small CNN Zoo: Unterthiner et al. 2020, "Predicting Neural Network Accuracy from Weights",
 # https://arxiv.org/abs/2002.11448, for which its appendix gives the ranges. Checkpoint epochs, batch size, the five
@@ -123,7 +123,7 @@ V1 = Preset(
             Initializer.HE_NORMAL,
             Initializer.ORTHOGONAL,
         ),
-        activation=_ACTIVATIONS,
+        activation=TRAINED_ACTIVATIONS,
         train_fraction=_FRACTIONS,
     ),
     filters=16,
@@ -143,7 +143,7 @@ V2 = Preset(
         init_std=(1e-3, 0.5),  # unused until somebody's own space adds `normal`
         optimizer=(Optimizer.SGD, Optimizer.ADAM),
         initializer=(Initializer.XAVIER_UNIFORM, Initializer.HE_UNIFORM, Initializer.ORTHOGONAL),
-        activation=_ACTIVATIONS,
+        activation=TRAINED_ACTIVATIONS,
         train_fraction=_FRACTIONS,
     ),
     filters=64,

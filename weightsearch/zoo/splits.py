@@ -57,7 +57,7 @@ class Split:
 
         Split by run, that is its run's part, whether or not the checkpoint itself was drawn.
         """
-        names = np.full(len(table), "", dtype="<U10")
+        names = np.full(len(table), "", dtype=object)
         for name, positions in self.parts.items():
             if self.by is SplitBy.RUN:
                 names[np.isin(table.run, table.run[positions])] = name

@@ -12,7 +12,7 @@ import torch
 from weightsearch.datasets.load import ImageDataset
 from weightsearch.errors import UsageError
 from weightsearch.types import Activation
-from weightsearch.zoo.recipes import Initializer, Optimizer, Recipe
+from weightsearch.zoo.recipes import TRAINED_ACTIVATIONS, Initializer, Optimizer, Recipe
 from weightsearch.zoo.trainer import kernels
 from weightsearch.zoo.trainer.batched import hash_bits, train_batched
 from weightsearch.zoo.trainer.networks import CnnShape, initialize
@@ -76,7 +76,7 @@ def test_same_weights_as_one_at_a_time_for_every_optimizer_and_activation(train:
     rates = {Optimizer.SGD: 0.02, Optimizer.ADAM: 0.002, Optimizer.RMSPROP: 0.001}
     recipes = [
         replace(RECIPE, optimizer=optimizer, learning_rate=rates[optimizer], activation=activation, seed=seed)
-        for seed, (optimizer, activation) in enumerate((o, a) for o in Optimizer for a in Activation)
+        for seed, (optimizer, activation) in enumerate((o, a) for o in Optimizer for a in TRAINED_ACTIVATIONS)
     ]
     recipes.append(replace(RECIPE, train_fraction=0.25, seed=9))
     data = images()
@@ -157,7 +157,7 @@ def test_dropout_leads_to_the_accuracies_of_one_at_a_time_training() -> None:
         replace(RECIPE, dropout=dropout, activation=activation, optimizer=optimizer, learning_rate=rate, seed=seed)
         for optimizer, rate in ((Optimizer.ADAM, 0.004), (Optimizer.SGD, 0.02))
         for dropout in (0.2, 0.5)
-        for activation in Activation
+        for activation in TRAINED_ACTIVATIONS
         for seed in range(4)
     ]
     plan = TrainingPlan(epochs=5, batch_size=32, checkpoint_epochs=(5,), momentum=0.9)

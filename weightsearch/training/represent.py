@@ -1,0 +1,79 @@
+"""The one way from weights to what an index keeps of them: embedding, prediction, and what each layer is like.
+
+Query, add, train, figures and evaluation all go through `represent`, so that one file gets one answer everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from weightsearch.devices import fast_processor
+from weightsearch.encoders import Encoder, activation_code
+from weightsearch.training.data import Features, activation_codes
+from weightsearch.uncertainty.novelty import describe
+from weightsearch.zoo.store import BLOCK_ROWS, Zoo
+
+
+@dataclass(frozen=True, eq=False)
+class Representation:
+    """What an encoder makes of n networks of one architecture."""
+
+    embedding: np.ndarray  # (n, D) float32
+    predicted: np.ndarray  # (n,) float64: accuracies in [0, 1], or values of the encoder's other target
+    layers: np.ndarray | None  # (n, F) float32, see `uncertainty.novelty.describe`; None where it was not asked for
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Representation]) -> Representation:
+        """One after the other."""
+        layers = [part.layers for part in parts if part.layers is not None]
+        return cls(
+            np.concatenate([part.embedding for part in parts]),
+            np.concatenate([part.predicted for part in parts]),
+            np.concatenate(layers) if layers else None,
+        )
+
+
+def represent(
+    encoder: Encoder, weights: np.ndarray, activations: Sequence[object], *, layers: bool = True
+) -> Representation:
+    """Flat weights `(n, P)` of the encoder's architecture as embeddings, predictions and descriptions of layers.
+
+    Args:
+        activations: what each network's own record calls its activation, in any spelling; None where it says nothing.
+            An encoder may see through the symmetries that an activation has, where it knows it.
+        layers: whether to describe the layers, too.
+    """
+    codes = torch.tensor([activation_code(activation) for activation in activations])
+    return _represent(encoder, weights, codes, layers)
+
+
+def represent_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray, *, layers: bool = True) -> Representation:
+    """`represent` for a zoo's checkpoints at `positions (n,)`; never more than a block of weights is in memory."""
+    codes = activation_codes(zoo.table())
+    parts = [_represent(encoder, weights, codes[block], layers) for block, weights in zoo.blocks(positions)]
+    return Representation.concatenate(parts)
+
+
+def describe_zoo(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
+    """Descriptions of layers alone `(len(positions), F)`, where there is no encoder."""
+    return np.concatenate([describe(weights, zoo.architecture) for _, weights in zoo.blocks(positions)])
+
+
+def _represent(encoder: Encoder, weights: np.ndarray, codes: torch.Tensor, layers: bool) -> Representation:
+    with fast_processor(encoder.architecture.size):
+        embedding, predicted = encoder.embed(torch.from_numpy(weights), codes)
+    description = describe(weights, encoder.architecture) if layers else None
+    return Representation(embedding.numpy(), predicted.double().numpy(), description)
+
+
+def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.ndarray:
+    """Predicted accuracies (or other targets) `(len(positions),)` in evaluation mode."""
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    with torch.no_grad():
+        batches = np.array_split(positions, max(1, len(positions) // BLOCK_ROWS))
+        return torch.cat([encoder(features(batch).to(device)) for batch in batches]).double().cpu().numpy()
