@@ -40,7 +40,7 @@ def answer_lines() -> list[str]:
     from weightsearch.cli import render
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=118)
+    console = Console(file=buffer, width=100)
     console.print(render.answer(run("index", "index/examples/very-good.pt", k=3)))
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
 

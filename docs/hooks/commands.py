@@ -55,7 +55,11 @@ def section(name: str, command: Any) -> str:
     parts.append(f"```\n{usage}\n```")
     rows = [(f"`{argument_name(one)}`", described(one)) for one in arguments(command)]
     rows += [(option_names(one), described(one)) for one in options(command)]
-    parts.append("\n".join(["| | |", "|---|---|", *(f"| {names} | {text} |" for names, text in rows)]))
+    parts.append(
+        "\n".join(
+            ["| argument or option | what for |", "|---|---|", *(f"| {names} | {text} |" for names, text in rows)]
+        )
+    )
     examples = [line for line in (command.epilog or "").partition("Example:")[2].splitlines() if line.strip()]
     if examples:
         parts.append("\n".join(["```sh", *(line.strip() for line in examples), "```"]))

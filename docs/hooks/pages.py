@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
+from mkdocs.utils import get_relative_url
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -20,6 +22,8 @@ sys.path.insert(0, str(HERE))
 
 import api  # noqa: E402
 import commands  # noqa: E402
+import rooms  # noqa: E402
+import scripts  # noqa: E402
 
 # Files of the repository that are pages or pictures of the site, by their places there.
 TAKEN_IN = {
@@ -32,6 +36,10 @@ TAKEN_IN = {
     },
 }
 GENERATED = {"commands.md": commands.page, "api.md": api.page}
+DRAWN = {"rooms": rooms.picture, "scripts": scripts.table}  # where a page says <!-- drawn: NAME -->
+SHIM = (
+    "https://unpkg.com/iframe-worker/shim"  # that Material's offline plugin would fetch; ours lies in docs/javascripts
+)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -43,7 +51,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links from a file's place in the repository become links between pages of the site."""
+    """Links from a file's place in the repository become links between pages of the site; drawings are put in."""
+    for name, draw in DRAWN.items():
+        markdown = markdown.replace(f"<!-- drawn: {name} -->", draw())
     place = page.file.src_uri
     source = next((source for source, taken in TAKEN_IN.items() if taken == place), f"docs/{place}")
     folder = posixpath.dirname(source)
@@ -58,3 +68,19 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return match[0]
 
     return re.sub(r"(\]\(|src=\")(?!https?:|#|/)([^)#\s\"]+)(#[^)\s\"]*)?", follow, markdown)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    return output.replace(SHIM, get_relative_url("javascripts/iframe-worker.js", page.url))
+
+
+def on_post_template(output: str, template_name: str, **_: Any) -> str:
+    return output.replace(SHIM, "javascripts/iframe-worker.js") if template_name.endswith(".html") else output
+
+
+def on_post_build(config: Any) -> None:
+    """A site that fetches anything from elsewhere is an error."""
+    fetched = re.compile(r"<(?:script|img|iframe)[^>]+src=\"?https?:[^\" >]+|<link[^>]+stylesheet[^>]+https?:[^\" >]+")
+    for path in Path(config.site_dir).rglob("*.html"):
+        if match := fetched.search(path.read_text()):
+            raise PluginError(f"{path}: {match[0]} comes from elsewhere")
