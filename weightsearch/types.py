@@ -177,6 +177,8 @@ class Checkpoint:
     weights: np.ndarray
     metadata: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was assumed
+    ordered: bool = True  # False: its file forgot the order of the layers, and their names were sorted
 
     @property
     def id(self) -> str:

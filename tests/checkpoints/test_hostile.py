@@ -75,22 +75,20 @@ def pickled_tensor(claimed: int, size: int, stride: int = 1) -> bytes:
 
 def test_a_pickle_that_would_run_code_is_named_and_does_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    payload = {"weight": torch.ones(2), "x": Payload(os.system, f"touch {marker}")}
+    call = Payload(os.system, f"touch {marker}")
+    payload = {"weight": torch.ones(2), "x": call}
     torch.save(payload, tmp_path / "zip.pt")
     torch.save(payload, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    for name in ("zip.pt", "legacy.pt"):  # the weights are sound: they are read, and the call is named
+        checkpoint = read_checkpoint(tmp_path / name)
+        assert checkpoint.weights.tolist() == [1, 1]
+        assert any(f"{os.system.__module__}.system" in note for note in checkpoint.notes)
     for protocol in range(6):
-        content = pickle.dumps(payload["x"], protocol=protocol)
+        content = pickle.dumps(call, protocol=protocol)
         (tmp_path / f"protocol{protocol}.pt").write_bytes(content)
         torch_zip(tmp_path / f"zip{protocol}.pt", content, {})
-    for path in tmp_path.glob("*.pt"):
-        message = refusal(path)
-        if "protocol0" not in path.name and "zip0" not in path.name and "protocol1" not in path.name:
-            assert f"{os.system.__module__}.system" in message, path
-    assert not marker.exists()
-    torch.save({"when": Payload(eval, f"open({str(marker)!r}, 'w')")}, tmp_path / "eval.pt")
-    assert "__builtin__.eval" in refusal(tmp_path / "eval.pt")
-    torch.save(mlp(), tmp_path / "module.pt")
-    assert "torch.nn.modules.container.Sequential" in refusal(tmp_path / "module.pt")
+        refusal(tmp_path / f"protocol{protocol}.pt")
+        assert f"{os.system.__module__}.system" in refusal(tmp_path / f"zip{protocol}.pt")
     assert not marker.exists()
 
 
@@ -132,14 +130,18 @@ COPIES = (  # an OrderedDict of ten thousand pairs, and then a copy of it, and a
 )
 
 
+KEYS = "list of storages"  # what a legacy file that we made says first
 HOSTILE_PICKLES = {
-    "memory by bytearray": (pickle.dumps({"weight": Payload(bytearray, 10**11)}, protocol=2), "bytearray"),
-    "time by hashing": (b"\x80\x02}(K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01u.", "a key of type tuple"),
-    "time by colliding keys": (b"\x80\x02}\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"Ns.", "a key of type int"),
+    "memory by bytearray": (pickle.dumps({"weight": Payload(bytearray, 10**11)}, protocol=2), f"bytearray|{KEYS}"),
+    "time by hashing": (b"\x80\x02}(K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01u.", f"no weights|{KEYS}"),
+    "time by colliding keys": (b"\x80\x02}\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"Ns.", f"no weights|{KEYS}"),
     "time by copying": (COPIES, "instructions"),
     "many instructions": (b"\x80\x02" + b"]" * 1_100_000 + b".", "instructions"),
     "an endless string": (b"\x80\x02X\xff\xff\xff\xffabc.", "damaged"),
-    "a shadowed method": (b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb.", "attributes"),
+    "a shadowed method": (
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb.",
+        f"no weights|{KEYS}",
+    ),
     "an empty stack": (b"\x80\x02R.", "damaged"),
     "no mark": (b"\x80\x02tu.", "damaged"),
     "no end": (b"\x80\x02}", "damaged"),
@@ -177,7 +179,7 @@ def test_a_hostile_pickle_takes_neither_memory_nor_time(trick: str, tmp_path: Pa
     for path in (tmp_path / "zip.pt", tmp_path / "legacy.pt"):
         started = time.monotonic()
         with little_memory():
-            assert expected in refusal(path)
+            assert any(part in refusal(path) for part in expected.split("|"))
         assert time.monotonic() - started < 20
 
 
@@ -230,7 +232,7 @@ def test_hostile_zips_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", honest)
         archive.writestr("a/constants.pkl", honest)
-    assert "TorchScript" in refusal(path)
+    assert "storage 0 is not the 16 bytes" in refusal(path)
     np.savez_compressed(tmp_path / "b.npz", weight=np.zeros(2**23, np.float32))
     assert "inflate" in refusal(tmp_path / "b.npz")
 

@@ -39,8 +39,8 @@ def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path) -> None:
         "header.safetensors": (struct.pack("<Q", 2**60) + b"{}", "no sound safetensors"),
         "list.safetensors.index.json": (b"[1]", "weight_map"),
         "deep.safetensors.index.json": (b"[" * 10**6, "RecursionError"),
-        "plain.pt": (pickle.dumps({"a": 1}, protocol=2), "bare pickle"),
-        "protocol4.pt": (pickle.dumps({"a": 1}, protocol=4), "pickle protocol 4"),
+        "plain.pt": (pickle.dumps({"a": 1}, protocol=2), "no weights"),
+        "protocol4.pt": (pickle.dumps({"a": 1}, protocol=4), "(found a)"),
     }
     for name, (content, message) in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -55,9 +55,9 @@ def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path) -> None:
     assert "no regular file" in refusal(tmp_path / "pipe.pt")
     torch.save([torch.ones(2)], tmp_path / "a.pt")
     assert "holds a list" in refusal(tmp_path / "a.pt")
-    torch.save({"generator": {"weight": torch.ones(2)}, "epoch": 1}, tmp_path / "a.pt")
+    torch.save({"best": {"accuracy": torch.tensor(0.5)}, "epoch": 1}, tmp_path / "a.pt")
     assert "no weights" in refusal(tmp_path / "a.pt")
-    assert "generator, epoch" in refusal(tmp_path / "a.pt")
+    assert "best, epoch" in refusal(tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("word/document.xml", "<xml/>")
     assert "neither a PyTorch checkpoint" in refusal(tmp_path / "a.pt")
@@ -112,7 +112,6 @@ UNREADABLE = {
     "meta": torch.empty(2, device="meta"),
     "expanded": expanded(2**32),
     "overlapping": torch.arange(5.0).as_strided((3, 3), (1, 1)),
-    "float8": torch.ones(2).to(torch.float8_e4m3fn),
 }
 
 
@@ -140,7 +139,7 @@ def test_an_unreadable_array_is_named(tmp_path: Path) -> None:
             from_state_dict({"bad.weight": array}, source="mine")
     np.savez(tmp_path / "a.npz", **{"bad.weight": np.array([1, None])})
     assert "'bad.weight' holds Python objects" in refusal(tmp_path / "a.npz")
-    safetensors.torch.save_file({"bad.weight": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
-    assert "tensor 'bad.weight' is of type F8_E4M3" in refusal(tmp_path / "a.safetensors")
+    safetensors.torch.save_file({"bad.weight": torch.ones(2, dtype=torch.complex64)}, tmp_path / "a.safetensors")
+    assert "tensor 'bad.weight' is complex" in refusal(tmp_path / "a.safetensors")
     with pytest.raises(WeightsearchError, match="no printable name"):
         from_state_dict({"\x1b[31m.weight": np.ones(2)})
