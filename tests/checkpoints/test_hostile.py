@@ -17,7 +17,6 @@ import torch
 from tests.checkpoints.samples import (
     FORMATS,
     little_memory,
-    mlp,
     refusal,
     trained,
 )
