@@ -176,6 +176,24 @@ def peers() -> str:
     return "\n".join(lines)
 
 
+def how_true() -> str:
+    """What benchmarks/results/evaluation*/evaluation.json says in a line a zoo, beside the strongest baseline."""
+    columns = {
+        "R² `invariant`": ("invariant", "prediction.r2"),
+        "R² trees on statistics": ("statistics-trees", "prediction.r2"),
+        "R² the paper's best": ("comvex-conv", "prediction.r2"),
+        "good @10": ("invariant", "precision@10.good"),
+        "90 % interval": ("invariant", "interval.coverage"),
+    }
+    lines = [f"| zoo | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for path in sorted(RESULTS.glob("evaluation*/evaluation.json")):
+        rows = [r for r in json.loads(path.read_text())["rows"] if r["seed"] is r["on"] is r["against"] is None]
+        values = {(row["zoo"], row["method"], row["metric"]): row["value"] for row in rows}
+        for zoo in dict.fromkeys(row["zoo"] for row in rows):
+            lines.append(f"| {zoo} | {' | '.join(f'{values[zoo, *column]:.3f}' for column in columns.values())} |")
+    return "\n".join(lines)
+
+
 def novelty() -> str:
     """Which broken networks are said to be unlike everything known, of each zoo."""
     result = json.loads((RESULTS / "novelty.json").read_text())
@@ -279,6 +297,7 @@ PRODUCTS = "products of invariant's probes alone"
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "short-query": short_query,
+    "how-true": how_true,
     "novelty": novelty,
     "reference": reference,
     "throughput": throughput,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
@@ -119,6 +122,52 @@ def test_what_pages_name_exists(page: Path):
             "changelog.md",
         )
         assert generated or (page.parent / target).exists(), target
+
+
+def code(language: str, page: Path) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_shown_command_lines_are_understood(page: Path):
+    """Commands and options of shell blocks exist; nothing is run."""
+    for line in "\n".join(code("sh", page)).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or words[0].rpartition("/")[2] != "weightsearch":
+            continue
+        name = next((name for name in commands if words[1 : 1 + len(name.split())] == name.split()), None)
+        assert name, line
+        options = {o for one in commands[name].params for o in (*one.opts, *one.secondary_opts)} | EVERYWHERE
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert given <= options, f"{line}: {', '.join(given - options)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_shown_python_fits_the_signatures(page: Path):
+    """Names of Python blocks are public, and calls of them, and of an index's methods, have arguments that exist."""
+    import weightsearch
+
+    for text in code("python", page):
+        tree = ast.parse(text)
+        public = {
+            alias.name: getattr(weightsearch, alias.name)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "weightsearch"
+            for alias in node.names
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            match call.func:
+                case ast.Name(id=name) if name in public:
+                    function = public[name]
+                case ast.Attribute(value=ast.Name(id="weightsearch"), attr=name):
+                    function = getattr(weightsearch, name)
+                case ast.Attribute(value=ast.Name(id="index") | ast.Call(), attr=name):
+                    function = functools.partial(getattr(weightsearch.Index, name), None)  # None: self
+                    if name == "open":
+                        function = weightsearch.Index.open
+                case _:
+                    continue
+            inspect.signature(function).bind(*call.args, **{str(one.arg): one.value for one in call.keywords})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=identity)
