@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "weightsearch"
-WIDTH, ROW, HEIGHT, LETTER = 760, 62, 30, 7.4  # of the picture, a floor, a box and a letter, in pixels
+WIDTH, ROW, HEIGHT, LETTER = 600, 62, 30, 7.4  # of the picture, a floor, a box and a letter, in pixels
 
 
 def imports() -> dict[str, set[str]]:
@@ -81,6 +81,6 @@ def picture() -> str:
         for room, (x, y, width) in places.items()
     ]
     return (
-        f'<svg class="rooms" viewBox="0 0 {WIDTH} {len(rows) * ROW - 16}" role="img" '
-        f'aria-label="{len(graph)} rooms on {len(rows)} floors">{"".join(lines)}{"".join(boxes)}</svg>'
+        f'<div class="rooms"><svg viewBox="0 0 {WIDTH} {len(rows) * ROW - 16}" role="img" '
+        f'aria-label="{len(graph)} rooms on {len(rows)} floors">{"".join(lines)}{"".join(boxes)}</svg></div>'
     )
