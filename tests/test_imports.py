@@ -31,6 +31,7 @@ ORDER = (
     "devices",
     "files",
     "metrics progress text_table types paths",
+    "html_template",
     "errors",
 )
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}

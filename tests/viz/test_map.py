@@ -16,13 +16,14 @@ from PIL import Image
 
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
+from weightsearch.html_template import render_html
 from weightsearch.metrics import score
 from weightsearch.search.answer import recipe_text
 from weightsearch.training.summary import TrainSummary
 from weightsearch.viz import Projection, draw_map, report
 from weightsearch.viz.browser import MISSING, browser_files, open_browser
 from weightsearch.viz.figures import Options
-from weightsearch.viz.map import fill_template, interactive
+from weightsearch.viz.map import interactive
 from weightsearch.viz.projection import nearest, prepare
 from weightsearch.viz.sources import Source, open_sources
 
@@ -80,8 +81,9 @@ def test_no_text_ends_the_script_or_is_taken_for_a_placeholder(source: Source, m
     monkeypatch.setitem(source.columns, "run", named)
     text = interactive([source], Options(projection=Projection.PCA), lambda _: None)
     assert text.count("</script>") == 3
-    assert "\\u003c/script>\\u003cb>{code}" in text
-    assert "<title>a &lt; b {data}</title>" in fill_template("report", "a < b {data}", dark=False, body="")
+    assert "\\u003c/script\\u003e\\u003cb\\u003e{code}" in text
+    page = render_html("report.html", title="a < b {data}", dark=False, style="", version="", sections=[])
+    assert "<title>a &lt; b {data}</title>" in page
 
 
 @pytest.fixture(scope="module")

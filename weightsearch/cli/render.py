@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
 from weightsearch.search import answer as words
+from weightsearch.text_table import Table
 
 QUARANTINED_LINES = 20
 
@@ -28,33 +28,17 @@ if TYPE_CHECKING:
 
 
 def answer(given: Answer, explain: bool = False) -> RenderableType:
-    head = Table.grid(padding=(0, 2))
+    head = Grid.grid(padding=(0, 2))
     head.add_column(no_wrap=True)
     head.add_column(overflow="fold")
     for name, text in words.facts(given, explain):
         head.add_row(name, Text(text, style="bold" if name.startswith("predicted") else ""))
-    return Group(head, *map(_grid, words.grids(given)), Text(), Text(given.verdict, style="bold"))
-
-
-def _grid(grid: words.Grid) -> RenderableType:
-    parts: list[RenderableType] = [Text(), Text(grid.title, style="bold")]
-    if grid.rows:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-        for number, column in enumerate(grid.columns):
-            free = column in ("recipe", "it has")
-            table.add_column(
-                column, justify="right" if number in grid.right else "left", no_wrap=not free, overflow="fold"
-            )
-        for row in grid.rows:
-            table.add_row(*map(Text, row))
-        parts.append(table)
-    if grid.caption:
-        parts.append(Text(grid.caption, style="dim"))
-    return Group(*parts)
+    shown = [part for table in words.tables(given) for part in (Text(), table.to_rich())]
+    return Group(head, *shown, Text(), Text(given.verdict, style="bold"))
 
 
 def index_info(info: IndexInfo) -> RenderableType:
-    about = Table.grid(padding=(0, 2))
+    about = Grid.grid(padding=(0, 2))
     about.add_row("index", f"{info.path} ({info.size / 2**20:.1f} MiB, format {info.format})")
     about.add_row("generation", f"{info.generation:,}")
     about.add_row("distance", info.metric)
@@ -62,7 +46,7 @@ def index_info(info: IndexInfo) -> RenderableType:
     about.add_row("filters", "the rows' columns" + "".join(f", {name}" for name in info.keys))
     parts: list[RenderableType] = [about]
     for entry in info.architectures:
-        part = Table.grid(padding=(0, 2))
+        part = Grid.grid(padding=(0, 2))
         part.add_row("architecture", f"{entry.fingerprint}: {entry.description}")
         part.add_row("encoder", f"{entry.method}, {entry.width} values")
         datasets = ", ".join(f"{name} {rows:,}" for name, rows in entry.datasets.items())
@@ -78,7 +62,7 @@ def index_info(info: IndexInfo) -> RenderableType:
 
 
 def findings(findings: Sequence[Finding]) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
+    table = Grid.grid(padding=(0, 2))
     for finding in findings:
         style = {"ok": "green", "repaired": "yellow", "broken": "red"}[finding.state]
         table.add_row(Text(finding.state, style=style), finding.what, finding.detail)
@@ -121,13 +105,15 @@ def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], note
 
 
 def train_summary(summary: TrainSummary) -> RenderableType:
-    table = Table(title="Encoders on validation runs", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in ("method", "R²", "tau", "mean abs. error", "seconds", ""):
-        table.add_column(column, justify="left" if column in ("method", "") else "right")
-    for method, scores in summary.validation.items():
-        table.add_row(
-            method, *_scores(scores), f"{summary.seconds[method]:.1f}", "kept" if method is summary.method else ""
-        )
+    table = Table(
+        "Encoders on validation runs",
+        ("method", "R²", "tau", "mean abs. error", "seconds", ""),
+        tuple(
+            (method, *_scores(scores), f"{summary.seconds[method]:.1f}", "kept" if method is summary.method else "")
+            for method, scores in summary.validation.items()
+        ),
+        right=(1, 2, 3, 4),
+    )
     runs = " / ".join(f"{count} {part}" for part, count in summary.runs.items())
     lines = [
         f"split {summary.split}: {runs} runs",
@@ -137,7 +123,7 @@ def train_summary(summary: TrainSummary) -> RenderableType:
         f"{summary.checkpoints:,} checkpoints indexed in {summary.index}",
     ]
     lines += [f"held out: {example.path} (test accuracy {example.test_accuracy:.3f})" for example in summary.examples]
-    return Group(table, *(Text(line) for line in lines))
+    return Group(table.to_rich(), Text(), *(Text(line) for line in lines))
 
 
 def _interval(calibration: Calibration | None) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from weightsearch.errors import UsageError
 from weightsearch.files import plain, write_whole
 from weightsearch.progress import progress_bar
+from weightsearch.text_table import Table
 from weightsearch.training.random_search import Search, collect, keeping_best, search_jobs
 from weightsearch.training.runner import Job, Protocol, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.types import Baseline, Method, SplitBy
@@ -323,31 +324,34 @@ def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
             f"## {zoo.name}: {zoo.preset} on {zoo.dataset}, {zoo.runs:,} runs, {zoo.checkpoints:,} checkpoints",
         ]
         for name, rows in zoo.tables.items():
-            heading = TITLES[name]
-            lines += ["", f"### {heading[0].upper()}{heading[1:]}", "", f"| {' | '.join(columns(rows))} |"]
-            lines.append("|---|" + "---:|" * (len(columns(rows)) - 1))
-            lines += [f"| {' | '.join(cells(row)[: len(columns(rows))])} |" for row in rows]
-            lines += ["", verdict(rows)]
+            title = TITLES[name]
+            lines += ["", _table(f"{title[0].upper()}{title[1:]}", rows).to_markdown()]
         if zoo.curve:
-            lines += ["", *_curve_table(zoo), "", f"![Learning curve]({zoo.name}-learning-curve.png)"]
+            lines += ["", _curve_table(zoo).to_markdown(), "", f"![Learning curve]({zoo.name}-learning-curve.png)"]
         lines += ["", f"![Parameters against validation R²]({zoo.name}-parameters.png)"]
     return "\n".join(lines) + "\n"
 
 
-def _curve_table(zoo: ZooTables) -> list[str]:
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    shown = columns(rows)
+    texts = tuple(cells(row)[: len(shown)] for row in rows)
+    return Table(title, shown, texts, right=tuple(range(1, len(shown))), caption=verdict(rows))
+
+
+def _curve_table(zoo: ZooTables) -> Table:
     """Test R² by number of training runs, split by run."""
     counts = sorted({point.runs for point in zoo.curve})
-    lines = [
-        "### Learning curve: test R², split by run, by number of training runs",
-        "",
-        f"| method | checkpoints of a run | {' | '.join(map(str, counts))} |",
-        "|---|---|" + "---:|" * len(counts),
-    ]
+    rows = []
     for method, per_run in dict.fromkeys((point.method, point.per_run) for point in zoo.curve):
         own = {p.runs: p.test_r2.mean for p in zoo.curve if (p.method, p.per_run) == (method, per_run)}
         texts = [f"{own[count]:.3f}" if np.isfinite(own.get(count, np.nan)) else "–" for count in counts]
-        lines.append(f"| {method} | {per_run or 'all'} | {' | '.join(texts)} |")
-    return lines
+        rows.append((method, str(per_run or "all"), *texts))
+    return Table(
+        "Learning curve: test R², split by run, by number of training runs",
+        ("method", "checkpoints of a run", *map(str, counts)),
+        tuple(rows),
+        right=tuple(range(2, 2 + len(counts))),
+    )
 
 
 def _write(out: Path, made: Sequence[ZooTables], settings: dict[str, int]) -> None:
@@ -359,21 +363,12 @@ def _write(out: Path, made: Sequence[ZooTables], settings: dict[str, int]) -> No
 
 def render(zoo: ZooTables) -> RenderableType:
     """One zoo's tables for the terminal."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[Any] = []
     for name, rows in zoo.tables.items():
-        title = f"{zoo.name}, {TITLES[name]}"
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns(rows):
-            named = column == "method"
-            table.add_column(column, justify="left" if named else "right", no_wrap=named, overflow="fold")
-        for row in rows:
-            table.add_row(*cells(row)[: len(columns(rows))])
-        parts += [table, Text(verdict(rows)), Text()]
+        parts += [_table(f"{zoo.name}, {TITLES[name]}", rows).to_rich(), Text()]
     return Group(*parts)
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from weightsearch.evaluation.scores import Row
+from weightsearch.text_table import Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -117,14 +118,6 @@ ELSEWHERE = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    title: str
-    meaning: str
-    header: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-
-
 def tables(rows: Sequence[Row], zoo: str) -> list[Table]:
     """One zoo's tables, of pooled seeds."""
     pooled = [row for row in rows if row.zoo == zoo and row.seed is None and row.on is None]
@@ -142,7 +135,7 @@ def tables(rows: Sequence[Row], zoo: str) -> list[Table]:
         }
         section = Section(f"Difference from {against}", DIFFERENCE.format(against=against), columns)
         made.append(_table(section, [row for row in pooled if row.against == against]))
-    return [table for table in made if table.cells]
+    return [table for table in made if table.rows]
 
 
 def elsewhere_tables(rows: Sequence[Row]) -> list[Table]:
@@ -158,7 +151,7 @@ def elsewhere_tables(rows: Sequence[Row]) -> list[Table]:
         zoos = list(dict.fromkeys(zoo for own, zoo, _ in foreign if own == method))
         known = {**foreign, **home}
         cells = tuple((zoo, *(_cell(known.get((method, zoo, on))) for on in zoos)) for zoo in zoos)
-        made.append(Table(method, ELSEWHERE, ("fitted on", *zoos), cells))
+        made.append(_numbers(method, ("fitted on", *zoos), cells))
     return made
 
 
@@ -177,7 +170,13 @@ def _table(section: Section, rows: Sequence[Row]) -> Table:
     columns = [metric for metric in section.columns if any(metric == own for _, own in values)]
     methods = dict.fromkeys(method for method, _ in values)
     cells = tuple((method, *(_cell(values.get((method, metric))) for metric in columns)) for method in methods)
-    return Table(section.title, section.meaning, ("method", *(section.columns[metric] for metric in columns)), cells)
+    headings = ("method", *(section.columns[metric] for metric in columns))
+    return _numbers(section.title, headings, cells, section.meaning)
+
+
+def _numbers(title: str, columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...], meaning: str = "") -> Table:
+    """A table of names and their numbers."""
+    return Table(title, columns, rows, right=tuple(range(1, len(columns))), meaning=meaning)
 
 
 def _cell(row: Row | None) -> str:
@@ -210,26 +209,12 @@ def markdown(rows: Sequence[Row], settings: dict[str, int]) -> str:
     ]
     for zoo in dict.fromkeys(row.zoo for row in rows):
         lines += ["", f"## {zoo}"]
-        for table in tables(rows, zoo):
-            lines += _markdown(table)
+        lines += [text for table in tables(rows, zoo) for text in ("", table.to_markdown())]
     foreign = elsewhere_tables(rows)
     if foreign:
         lines += ["", "## Elsewhere", "", ELSEWHERE]
-        for table in foreign:
-            lines += _markdown(table, meaning=False)
+        lines += [text for table in foreign for text in ("", table.to_markdown())]
     return "\n".join(lines) + "\n"
-
-
-def _markdown(table: Table, meaning: bool = True) -> list[str]:
-    return [
-        "",
-        f"### {table.title}",
-        "",
-        *([table.meaning, ""] if meaning else []),
-        f"| {' | '.join(table.header)} |",
-        "|---|" + "---:|" * (len(table.header) - 1),
-        *(f"| {' | '.join(cells)} |" for cells in table.cells),
-    ]
 
 
 def render(rows: Sequence[Row]) -> RenderableType:
@@ -240,22 +225,9 @@ def render(rows: Sequence[Row]) -> RenderableType:
     parts: list[Any] = []
     for zoo in dict.fromkeys(row.zoo for row in rows):
         parts += [Text(), Text(zoo, style="bold reverse")]
-        parts += [part for table in tables(rows, zoo) for part in _rich(table)]
+        parts += [part for table in tables(rows, zoo) for part in (Text(), table.to_rich())]
     foreign = elsewhere_tables(rows)
     if foreign:
         parts += [Text(), Text("elsewhere", style="bold reverse"), Text(ELSEWHERE, style="dim")]
-    parts += [part for table in foreign for part in _rich(table, meaning=False)]
+    parts += [part for table in foreign for part in (Text(), table.to_rich())]
     return Group(*parts)
-
-
-def _rich(table: Table, meaning: bool = True) -> list[RenderableType]:
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in table.header:
-        made.add_column(heading, justify="left" if heading == table.header[0] else "right")
-    for cells in table.cells:
-        made.add_row(*(cell.replace("[", r"\[") for cell in cells))
-    return [Text(), Text(table.title, style="bold"), *([Text(table.meaning, style="dim")] if meaning else []), made]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from weightsearch.html_template import render_html
+from weightsearch.text_table import Table
 from weightsearch.types import Neighbour, Plan, Target
 from weightsearch.uncertainty.novelty import LayerDifference
 
@@ -88,17 +89,6 @@ class Answer:
         return as_html(self)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table with a title. `right` are the columns of numbers; `rows` hold one text a column."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[int, ...] = ()
-    caption: str = ""
-
-
 def recipe_text(recipe: dict[str, Any]) -> str:
     """A recipe in one short line; keys that the zoo's own recipes do not have are written as `key value`."""
     known = {
@@ -146,7 +136,7 @@ def facts(answer: Answer, explain: bool = False) -> list[tuple[str, str]]:
     return said
 
 
-def grids(answer: Answer) -> list[Grid]:
+def tables(answer: Answer) -> list[Table]:
     """The nearest, nearest good and nearest bad rows, and the layers beside them."""
     target = _target(answer)
     near = answer.neighbours
@@ -155,14 +145,14 @@ def grids(answer: Answer) -> list[Grid]:
     sides = (("good", answer.good, better, answer.good_threshold), ("bad", answer.bad, worse, answer.bad_threshold))
     for name, rows, sign, threshold in sides:
         if threshold != threshold:  # NaN
-            made.append(Grid(f"None is {name} or not: the index knows no {target.label}", (), ()))
+            made.append(Table(f"None is {name} or not: the index knows no {target.label}"))
             continue
         meaning = f"({target.label} {sign} {threshold:.3f})"
         within = [_reaches(row.value, threshold, target.lower_is_better == (name == "good")) for row in rows]
         if not all(within):  # an index of several datasets grades each row among its own
             meaning = "(for their dataset)"
         title = f"Nearest {len(rows)} {name} {meaning}" if rows else f"No {name} one {meaning} passes"
-        made.append(Grid(f"{title}: the same", (), ()) if rows and rows == near else _neighbours(title, rows, target))
+        made.append(Table(f"{title}: the same") if rows and rows == near else _neighbours(title, rows, target))
     return made + ([_layers(answer)] if answer.layers else [])
 
 
@@ -170,7 +160,7 @@ def _reaches(value: float | None, threshold: float, lower: bool) -> bool:
     return value is not None and (value <= threshold if lower else value >= threshold)
 
 
-def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Grid:
+def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Table:
     columns = ("distance", target.label, "epoch", "run", "id", "recipe")
     texts = tuple(
         (
@@ -183,10 +173,10 @@ def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Grid
         )
         for row in rows
     )
-    return Grid(title, columns, texts, right=(0, 1, 2)) if rows else Grid(title, (), ())
+    return Table(title, columns, texts, right=(0, 1, 2), whole=(0, 1, 2, 3, 4)) if rows else Table(title)
 
 
-def _layers(answer: Answer) -> Grid:
+def _layers(answer: Answer) -> Table:
     sides = []
     for name, rows in (("good", answer.good), ("bad", answer.bad)):
         others = [row for row in rows if row.id != answer.id]
@@ -200,11 +190,12 @@ def _layers(answer: Answer) -> Grid:
         (layer.layer, _number(layer.good), layer.good_words, _number(layer.bad), layer.bad_words) for layer in shown
     )
     few = "" if len(shown) == len(answer.layers) else f" ({len(shown)} of {len(answer.layers)}, the least alike)"
-    return Grid(
+    return Table(
         f"Layers, unlike {' and '.join(sides)}{few}",
         ("layer", "unlike good", "it has", "unlike bad", "it has"),
         texts,
         right=(1, 3),
+        whole=(0, 1, 3),
         caption="0 is alike; networks of two runs are about 1.3 apart. The order of units does not count.",
     )
 
@@ -296,39 +287,10 @@ def as_text(answer: Answer, explain: bool = False) -> str:
     said = facts(answer, explain)
     width = max(len(name) for name, _ in said)
     lines = [f"{name:<{width}}  {text}" for name, text in said]
-    for grid in grids(answer):
-        lines += ["", grid.title]
-        if grid.rows:
-            cells = [grid.columns, *grid.rows]
-            widths = [max(len(row[i]) for row in cells) for i in range(len(grid.columns))]
-            for row in cells:
-                padded = [
-                    text.rjust(widths[i]) if i in grid.right else text.ljust(widths[i]) for i, text in enumerate(row)
-                ]
-                lines.append(f"  {'  '.join(padded)}".rstrip())
-        if grid.caption:
-            lines.append(f"  {grid.caption}")
-    return "\n".join([*lines, "", answer.verdict])
+    shown = [table.to_text() for table in tables(answer)]
+    return "\n\n".join(["\n".join(lines), *shown, answer.verdict])
 
 
 def as_html(answer: Answer) -> str:
     """Tables, for notebooks."""
-
-    def row(cells: tuple[str, ...], tag: str, right: tuple[int, ...] = ()) -> str:
-        made = "".join(
-            f'<{tag} style="text-align: {"right" if i in right else "left"}">{html.escape(text)}</{tag}>'
-            for i, text in enumerate(cells)
-        )
-        return f"<tr>{made}</tr>"
-
-    parts = [f"<p><b>{html.escape(answer.verdict)}</b></p>", "<table>"]
-    parts += [row(said, "td") for said in facts(answer)]
-    parts.append("</table>")
-    for grid in grids(answer):
-        parts.append(f"<p>{html.escape(grid.title)}</p>")
-        if grid.rows:
-            body = "".join(row(cells, "td", grid.right) for cells in grid.rows)
-            parts.append(f"<table><thead>{row(grid.columns, 'th', grid.right)}</thead><tbody>{body}</tbody></table>")
-        if grid.caption:
-            parts.append(f"<p><small>{html.escape(grid.caption)}</small></p>")
-    return "\n".join(parts)
+    return render_html("answer.html", verdict=answer.verdict, facts=facts(answer), tables=tables(answer))

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from weightsearch.encoders import Encoder
+from weightsearch.text_table import Table
 from weightsearch.zoo.store import Zoo
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _interval(summary: TrainSummary) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def _table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+    texts = tuple(tuple(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) for row in rows)
+    numbers = [position for position, cell in enumerate(rows[0]) if isinstance(cell, float | int)]
+    return Table("", columns, texts, right=tuple(numbers)).to_markdown()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
-import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from weightsearch.html_template import render_html
 from weightsearch.search.answer import recipe_text
 from weightsearch.types import Metric
 from weightsearch.viz.figures import Options, sample_of
@@ -50,29 +49,19 @@ def interactive(
         "ground": (DARK if dark else LIGHT)[0],
         "help": HELP,
     }
-    return fill_template(
-        "map",
-        "Networks by their weights",
-        dark,
-        data=json.dumps(data).replace("<", "\\u003c"),  # so that no text in it ends the script element
+    return render_html(
+        "map.html",
+        title="Networks by their weights",
+        dark=dark,
+        data=data,
+        style=read_static("map.css"),
         library=read_static("regl-scatterplot.bundle.js"),
         code=read_static("map.js"),
     )
 
 
-def fill_template(name: str, title: str, dark: bool, **contents: str) -> str:
-    """The template `static/NAME.html` with its style and `contents` written in."""
-    parts = {
-        "title": html.escape(title),
-        "theme": "dark" if dark else "light",
-        "style": read_static(f"{name}.css"),
-        **contents,
-    }
-    template = read_static(f"{name}.html")
-    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template)  # one pass: contents may hold braces
-
-
 def read_static(name: str) -> str:
+    """A style or script of a page."""
     return (files("weightsearch.viz") / "static" / name).read_text(encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ import io
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import numpy as np
 
 from weightsearch.errors import WeightsearchError
 from weightsearch.evaluation import block_means
+from weightsearch.html_template import render_html
 from weightsearch.metrics import score
+from weightsearch.text_table import Table
 from weightsearch.viz.figures import SIMILARITY_SAMPLE, Options, sample_of
-from weightsearch.viz.map import fill_template
+from weightsearch.viz.map import read_static
 from weightsearch.viz.sources import IndexSource, Part, Source, ZooSource
 from weightsearch.viz.style import DPI
 
@@ -34,6 +36,23 @@ CAPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under its title: some of a text, a table, a picture in base64, a page, Markdown, commands."""
+
+    title: str
+    text: str = ""
+    table: Table | None = None
+    png: str = ""
+    map_page: str = ""
+    html: str = ""
+    commands: str = ""
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower())
+
+
 def compose(
     sources: Sequence[Source],
     figures: dict[str, bytes],
@@ -46,25 +65,27 @@ def compose(
     note: Callable[[str], None] = lambda _: None,
 ) -> str:
     """The page. `figures` are PNGs by name, `documents` Markdown files of `tables` and `evaluate` to take in."""
-    parts = [("What it is about", _about(sources))]
-    parts += [(name.capitalize(), _figure(name, content)) for name, content in figures.items()]
-    note("metrics")
-    parts += [
-        ("Three wishes", _wishes(sources, options)),
-        ("Prediction", _prediction(sources)),
-        (
-            "Map",
-            "<p>Pan, zoom, point at a network for its recipe, click it for its neighbours.</p>"
-            f'<iframe title="map" srcdoc="{escape(map_html)}"></iframe>',
-        ),
+    sections = [Section("What it is about", table=_about(sources))]
+    sections += [
+        Section(name.capitalize(), CAPTIONS[name], png=base64.b64encode(content).decode())
+        for name, content in figures.items()
     ]
-    parts += [(document.stem.capitalize(), _markdown(document)) for document in documents]
-    parts.append(("Commands", f"<pre>{escape(chr(10).join(commands))}</pre>"))
-    links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
-    sections = "\n".join(f'<h2 id="{_anchor(title)}">{escape(title)}</h2>\n{body}' for title, body in parts)
-    title = "Networks of " + ", ".join(dict.fromkeys(source.title for source in sources))
-    head = f"<p>Made by weightsearch {version('weightsearch')}.</p><nav>{links}</nav>"
-    return fill_template("report", title, dark, body=f"{head}\n{sections}")
+    note("metrics")
+    sections += [
+        Section("Three wishes", table=_wishes(sources, options)),
+        Section("Prediction", table=_prediction(sources)),
+        Section("Map", "Pan, zoom, point at a network for its recipe, click it for its neighbours.", map_page=map_html),
+    ]
+    sections += [Section(document.stem.capitalize(), html=_markdown(document)) for document in documents]
+    sections.append(Section("Commands", commands="\n".join(commands)))
+    return render_html(
+        "report.html",
+        title="Networks of " + ", ".join(dict.fromkeys(source.title for source in sources)),
+        dark=dark,
+        style=read_static("report.css"),
+        version=version("weightsearch"),
+        sections=sections,
+    )
 
 
 def png(figure: Any) -> bytes:
@@ -99,7 +120,7 @@ def commands_of(sources: Sequence[Source], paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _about(sources: Sequence[Source]) -> str:
+def _about(sources: Sequence[Source]) -> Table:
     rows = []
     for source in sources:
         values = source.values[np.isfinite(source.values)]
@@ -116,12 +137,7 @@ def _about(sources: Sequence[Source]) -> str:
     return _table(header, rows)
 
 
-def _figure(name: str, content: bytes) -> str:
-    data = base64.b64encode(content).decode()
-    return f'<p>{CAPTIONS[name]}</p>\n<img alt="{name}" src="data:image/png;base64,{data}">'
-
-
-def _wishes(sources: Sequence[Source], options: Options) -> str:
+def _wishes(sources: Sequence[Source], options: Options) -> Table:
     """Mean cosine similarities, and whether good are near good, bad near bad, and good far from bad."""
     rows = []
     for source in sources:
@@ -153,10 +169,10 @@ def _wishes(sources: Sequence[Source], options: Options) -> str:
         "An embedding should put good networks near good ones, bad near bad, and good far from bad (Liu 2022, section "
         f"6). The mean cosine similarity of such pairs; near and far: {NEAR} more and less alike than any two networks."
     )
-    return f"<p>{text}</p>{_table(header, rows)}"
+    return _table(header, rows, text)
 
 
-def _prediction(sources: Sequence[Source]) -> str:
+def _prediction(sources: Sequence[Source]) -> Table:
     rows = []
     for source in sources:
         try:
@@ -171,34 +187,27 @@ def _prediction(sources: Sequence[Source]) -> str:
                 rows.append((source.title, method, f"{found.count:,}", *texts))
     text = "Predicted from the weights against true, on networks of runs that no encoder was fitted to."
     header = ("", "method", "networks", "R²", "Kendall's tau", "mean absolute error")
-    return f"<p>{text}</p>{_table(header, rows)}" if rows else "<p>No held-out runs to judge by.</p>"
+    return _table(header, rows, text if rows else "No held-out runs to judge by.")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _anchor(title: str) -> str:
-    return re.sub(r"\W+", "-", title.lower())
+def _table(header: Sequence[str], rows: Sequence[tuple[str, ...]], meaning: str = "") -> Table:
+    return Table("", tuple(header), tuple(rows), right=tuple(range(1, len(header))), meaning=meaning)
 
 
 def _markdown(path: Path) -> str:
-    """HTML of what `tables` and `evaluate` write: headings, paragraphs and tables; their pictures are left out."""
+    """HTML of what `tables` and `evaluate` write, below the page's headings; its pictures are left out."""
+    from markdown_it import MarkdownIt
+
     try:
-        blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise WeightsearchError(f"{path} cannot be read ({error.strerror})") from None
-    made = []
-    for block in map(str.strip, blocks):
-        lines = block.splitlines()
-        if block.startswith("#"):
-            level = min(6, len(block) - len(block.lstrip("#")) + 2)
-            made.append(f"<h{level}>{escape(block.lstrip('# '))}</h{level}>")
-        elif block.startswith("|") and len(lines) > 1:
-            cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-            made.append(_table(cells[0], cells[2:]))
-        elif block and not block.startswith("!["):
-            made.append(f"<p>{escape(block)}</p>")
-    return "\n".join(made)
+    parser = MarkdownIt("js-default")  # no HTML of the document's own passes
+    parser.add_render_rule("image", lambda *_: "")
+    parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    tokens = parser.parse(text)
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 2)}"
+    return parser.renderer.render(tokens, parser.options, {})

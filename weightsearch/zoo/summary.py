@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightsearch.text_table import Table
 from weightsearch.zoo.store import Zoo, ZooInfo, connect
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ def zoo_summary(path: str | Path) -> ZooSummary:
 def render_summary(summary: ZooSummary) -> RenderableType:
     """The summary as rich draws it."""
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Table as Grid
 
     info = summary.info
-    facts = Table.grid(padding=(0, 2))
+    facts = Grid.grid(padding=(0, 2))
     facts.add_row("zoo", f"{summary.path} ({info.name}, {info.origin}, {info.dtype})")
     facts.add_row("network", info.architecture.describe())
     facts.add_row("runs", f"{summary.runs:,}" + (f", {summary.failed:,} of them failed" if summary.failed else ""))
@@ -101,9 +102,10 @@ def render_summary(summary: ZooSummary) -> RenderableType:
         "accuracy at the end" if summary.last_epoch is None else f"accuracy at epoch {summary.last_epoch}",
         f"median {median:.3f}, middle half {lower:.3f} to {upper:.3f}, from {low:.3f} to {high:.3f}",
     )
-    table = Table("choice", "value", "runs", "mean accuracy", "median accuracy", box=None, pad_edge=False)
+    rows = []
     for choice, members in summary.choices.items():
         for i, (name, accuracy) in enumerate(members.items()):
             label = choice.replace("_", " ") if i == 0 else ""
-            table.add_row(label, name, f"{accuracy.runs:,}", f"{accuracy.mean:.3f}", f"{accuracy.median:.3f}")
-    return Group(facts, "", table)
+            rows.append((label, name, f"{accuracy.runs:,}", f"{accuracy.mean:.3f}", f"{accuracy.median:.3f}"))
+    columns = ("choice", "value", "runs", "mean accuracy", "median accuracy")
+    return Group(facts, "", Table("", columns, tuple(rows), right=(2, 3, 4)).to_rich())
