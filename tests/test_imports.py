@@ -36,6 +36,7 @@ ORDER = (
 )
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line.split()}
 SLOW = ("torch", "faiss", "umap")
+POSIX_ONLY = {"crypt", "fcntl", "grp", "nis", "posix", "pty", "pwd", "resource", "spwd", "syslog", "termios", "tty"}
 
 
 def imported(path: Path) -> set[str]:
@@ -66,6 +67,17 @@ def test_imports_go_down_the_list(path: Path):
     assert part in RANK, f"{part} has no place in the data's way yet: put it into ORDER"
     wrong = {name for name in imported(path) if RANK[name] < RANK[part]}
     assert not wrong, f"{path.relative_to(PACKAGE)} imports from above: {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_windows_can_import_every_module(path: Path):
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    assert not names & POSIX_ONLY
 
 
 def test_no_module_or_test_is_longer_than_a_few_screens():

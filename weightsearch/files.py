@@ -90,7 +90,7 @@ def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
     """
     holder = path.with_name(f"{path.name}.pid")  # a file of its own: Windows lets nobody read a locked one
     try:
-        with FileLock(path, timeout=wait_seconds, poll_interval=0.02, mode=0o644):
+        with FileLock(path, mode=0o644).acquire(timeout=wait_seconds, poll_interval=0.02):
             holder.write_text(str(os.getpid()))
             try:
                 yield

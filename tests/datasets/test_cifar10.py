@@ -54,12 +54,15 @@ def python2_batch(data: np.ndarray, labels: list[int]) -> bytes:
     )
 
 
-def write_cifar10(folder: Path, batch: Callable[[str], bytes], members: int = 6) -> None:
-    names = ["data_batch_4", "test_batch", "data_batch_1", "data_batch_5", "data_batch_3", "data_batch_2"]
-    with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as tar:
-        for name in names[:members]:
+NAMES = ["data_batch_4", "test_batch", "data_batch_1", "data_batch_5", "data_batch_3", "data_batch_2"]
+
+
+def write_cifar10(folder: Path, batch: Callable[[str], bytes], members: int = 6, binary: bool = False) -> None:
+    kind, suffix = ("bin", ".bin") if binary else ("py", "")
+    with tarfile.open(folder / f"cifar-10-{'binary' if binary else 'python'}.tar.gz", "w:gz") as tar:
+        for name in NAMES[:members]:
             content = batch(name)
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info = tarfile.TarInfo(f"cifar-10-batches-{kind}/{name}{suffix}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
 
@@ -78,6 +81,28 @@ def test_cifar10_as_python_2_wrote_it(tmp_path: Path, rng: np.random.Generator) 
     for number in (0, 15, 49):  # the tar's order of batches is another
         oracle = np.asarray(Image.fromarray(colours[number].transpose(1, 2, 0).copy()).convert("L"))
         np.testing.assert_allclose(data.x_train[number, 0], oracle / 127.5 - 1, atol=1e-6)
+
+
+def test_the_binary_archive_is_read_first_and_holds_the_same(tmp_path: Path, rng: np.random.Generator) -> None:
+    labels = [3, 1, 2, 0, 4, 5, 6, 7, 9, 8]
+    batches = {name: rng.integers(0, 256, (10, 3072), np.uint8) for name in NAMES}
+    write_cifar10(tmp_path, lambda name: python2_batch(batches[name], labels))
+    pickled = load_dataset("cifar10", tmp_path)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"never opened")
+
+    def records(name: str) -> bytes:
+        return b"".join(bytes([label]) + image.tobytes() for label, image in zip(labels, batches[name], strict=True))
+
+    write_cifar10(tmp_path, records, binary=True)
+    data = load_dataset("cifar10", tmp_path)
+    for split in ("x_train", "y_train", "x_test", "y_test"):
+        np.testing.assert_array_equal(getattr(data, split), getattr(pickled, split))
+    write_cifar10(tmp_path, lambda name: records(name)[:-1], binary=True)
+    fails("cannot read cifar-10-binary.tar.gz 30729 bytes", "cifar10", tmp_path)
+    write_cifar10(tmp_path, lambda name: b"\x0a" + bytes(3072), binary=True)
+    fails("label 10", "cifar10", tmp_path)
+    write_cifar10(tmp_path, records, members=5, binary=True)
+    fails("lacks data_batch_2.bin", "cifar10", tmp_path)
 
 
 class Hostile:

@@ -16,11 +16,11 @@ from weightsearch.datasets.load import OFFICIAL, DatasetName, load_dataset
 class Server(ThreadingHTTPServer):
     """Serves `files` on this machine and notes the requests; `sends` limits the bytes of the first answer."""
 
-    def __init__(self, files: dict[str, bytes], *, ranges: bool = True) -> None:
+    def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.ranges = files, ranges
+        self.files = files
         self.sends: int | None = None
-        self.requests: list[tuple[str, str]] = []
+        self.requests: list[str] = []
 
     @property
     def url(self) -> str:
@@ -32,17 +32,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path[1:]
-        wanted = self.headers.get("Range", "bytes=0-")
-        self.server.requests.append((name, wanted))
+        self.server.requests.append(name)
         content = self.server.files.get(name)
-        start = int(wanted[6:-1]) if self.server.ranges else 0
-        if content is None or start >= len(content):
-            self.send_error(404 if content is None else 416)
+        if content is None:
+            self.send_error(404)
             return
-        self.send_response(206 if self.server.ranges else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[start:][: self.server.sends])
+        self.wfile.write(content[: self.server.sends])
         self.server.sends = None
 
     def log_message(self, *_: object) -> None:
@@ -88,7 +86,7 @@ def test_download(served: Server, tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert len(served.requests) == 4
     (target / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
     load_dataset("mnist", target)
-    assert [name for name, _ in served.requests[4:]] == ["t10k-labels-idx1-ubyte.gz"]
+    assert served.requests[4:] == ["t10k-labels-idx1-ubyte.gz"]
 
 
 def test_download_into_the_cache(served: Server, tmp_path: Path) -> None:
@@ -96,23 +94,10 @@ def test_download_into_the_cache(served: Server, tmp_path: Path) -> None:
     assert contents(tmp_path / "cache" / "weightsearch" / "mnist") == served.files
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_interrupted_download_goes_on(served: Server, tmp_path: Path, ranges: bool) -> None:
-    served.sends, served.ranges = 100_000, ranges
+def test_interrupted_download_leaves_nothing_and_is_repeated(served: Server, tmp_path: Path) -> None:
+    served.sends = 100_000
     fails("no download t10k-labels-idx1-ubyte.gz ChunkedEncodingError put", "mnist", tmp_path)
-    [part] = (tmp_path / "mnist").iterdir()
-    assert part.name == "train-images-idx3-ubyte.gz.part"
-    received = part.stat().st_size
-    assert 0 < received <= 100_000
-    load_dataset("mnist", tmp_path)
-    assert served.requests[:2] == [(part.stem, "bytes=0-"), (part.stem, f"bytes={received}-")]
-    assert contents(tmp_path / "mnist") == served.files
-
-
-def test_download_killed_before_the_rename_is_not_repeated(served: Server, tmp_path: Path) -> None:
-    (tmp_path / "mnist").mkdir()
-    file = "train-images-idx3-ubyte.gz"
-    (tmp_path / "mnist" / f"{file}.part").write_bytes(served.files[file])
+    assert contents(tmp_path / "mnist") == {}
     load_dataset("mnist", tmp_path)
     assert contents(tmp_path / "mnist") == served.files
 

@@ -2,7 +2,8 @@
 
 Grayscale is ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B, and a value v of 0 to 255 becomes v / 127.5 - 1. The
 checksums are the MD5 sums that torchvision publishes for the official files (its datasets/mnist.py, cifar.py,
-svhn.py and usps.py). How the files are parsed is in `image_files`.
+svhn.py and usps.py), and for CIFAR-10's binary archive its authors (https://www.cs.toronto.edu/~kriz/cifar.html). How
+the files are parsed is in `parsers`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -92,7 +92,7 @@ OFFICIAL = {
         size=32,
         read=image_files.read_cifar10,
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
-        files={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+        files={"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
     ),
     DatasetName.SVHN: OfficialFiles(
         size=32,
@@ -114,6 +114,12 @@ OFFICIAL = {
     ),
 }
 
+CIFAR10_PICKLED = OfficialFiles(  # read where the binary archive is not there
+    size=32,
+    read=image_files.read_cifar10_pickled,
+    mirrors=(),
+    files={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+)
 CIFAR10_GRAY = "cifar10-gray.npz"
 
 
@@ -154,6 +160,9 @@ def _load_official(name: DatasetName, data_dir: str | Path | None) -> ImageDatas
     directories = _search_directories(data_dir)
     folder = _find(name, official.files, directories)
     if folder is None and name is DatasetName.CIFAR10:
+        folder = _find(name, CIFAR10_PICKLED.files, directories)
+        official = official if folder is None else CIFAR10_PICKLED
+    if folder is None and name is DatasetName.CIFAR10:
         folder = _find(name, [CIFAR10_GRAY], directories)
         if folder is not None:
             splits = image_files.read_npz(folder / CIFAR10_GRAY)
@@ -192,15 +201,15 @@ def _find(name: DatasetName, files: Iterable[str], directories: list[Path]) -> P
     return None
 
 
-def _unofficial(name: DatasetName, folder: Path, files: Iterable[str]) -> list[str]:
+def _unofficial(name: DatasetName, folder: Path, checksums: Mapping[str, str]) -> list[str]:
     """Those of the files in `folder` whose MD5 is not the official one. Raises if it is another dataset's."""
     owners = {md5: owner for owner, official in OFFICIAL.items() for md5 in official.files.values()}
     unofficial = []
-    for file in files:
+    for file, official_md5 in checksums.items():
         path = folder / file
         with image_files.reading(path), path.open("rb") as opened:
             md5 = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if md5 == OFFICIAL[name].files[file]:
+        if md5 == official_md5:
             continue
         if md5 in owners:
             raise WeightsearchError(f"{path} belongs to {owners[md5]}, not {name}: move it to its own folder")
@@ -215,18 +224,22 @@ def _download(name: DatasetName, folder: Path) -> None:
 
     pooch.get_logger().setLevel("WARNING")  # its line per mirror would hide our one line on what to do
     official = OFFICIAL[name]
-    present = [file for file in official.files if (folder / file).is_file()]
+    present = {file: md5 for file, md5 in official.files.items() if (folder / file).is_file()}
     missing = [file for file in official.files if file not in present]
     fix = f"put {', '.join(missing)} into {folder}, or name their place with --data-dir or $WEIGHTSEARCH_DATA"
     if unofficial := _unofficial(name, folder, present):
         raise WeightsearchError(f"{name}: unofficial {', '.join(unofficial)} cannot be completed by a download: {fix}")
+    terminal = sys.stderr.isatty()
+    # A server must not compress these files, nor decompress them.
+    headers = {"Accept-Encoding": "identity"}
+    downloader = pooch.HTTPDownloader(progressbar=terminal, chunk_size=1 << 16, timeout=30, headers=headers)
     for file in missing:
         failures = []
         for mirror in official.mirrors:
-            known_hash = f"md5:{official.files[file]}"
-            downloader = _ResumingDownloader(folder / f"{file}.part")
+            if terminal:
+                print(f"Downloading {mirror + file}", file=sys.stderr)
             try:
-                pooch.retrieve(mirror + file, known_hash, file, folder, downloader=downloader)
+                pooch.retrieve(mirror + file, f"md5:{official.files[file]}", file, folder, downloader=downloader)
                 break
             except ValueError:
                 failures.append(f"{mirror + file}: wrong checksum")
@@ -236,46 +249,6 @@ def _download(name: DatasetName, folder: Path) -> None:
                 raise WeightsearchError(f"{name}: cannot download ({error}): choose another --data-dir") from error
         else:
             raise WeightsearchError(f"{name}: not found, and no download ({'; '.join(failures)}): {fix}")
-
-
-class _ResumingDownloader:
-    """A downloader for pooch that goes on, in the file `part`, where an interrupted one stopped.
-
-    The part leaves its place once it is complete, so one that fails pooch's checksum is not gone on with.
-    """
-
-    def __init__(self, part: Path) -> None:
-        self.part = part
-
-    def __call__(self, url: str, output_file: str, _pooch: Any) -> None:
-        import pooch
-        import requests
-
-        terminal = sys.stderr.isatty()
-        with self.part.open("ab") as file:
-
-            def on_response(response: requests.Response, **_: Any) -> None:
-                if response.status_code == requests.codes.ok:  # the server does not do ranges
-                    file.truncate(0)
-                if terminal and response.status_code in (requests.codes.ok, requests.codes.partial_content):
-                    print(f"Downloading {url}", file=sys.stderr)
-
-            download = pooch.HTTPDownloader(
-                progressbar=terminal,
-                chunk_size=1 << 16,
-                timeout=30,
-                headers={"Accept-Encoding": "identity", "Range": f"bytes={file.tell()}-"},
-                hooks={"response": on_response},
-            )
-            try:
-                download(url, file, None)
-            except requests.HTTPError as error:
-                if (
-                    error.response is None
-                    or error.response.status_code != requests.codes.requested_range_not_satisfiable
-                ):
-                    raise  # else nothing is left to send, and the checksum decides
-        self.part.replace(output_file)
 
 
 def _normalise(

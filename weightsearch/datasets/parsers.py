@@ -7,7 +7,7 @@ import math
 import pickle
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -125,9 +125,18 @@ def _whole(labels: np.ndarray) -> np.ndarray:
 
 
 def read_cifar10(folder: Path) -> Splits:
-    """Five pickled batches and a test batch in a tar file, read without extracting anything."""
-    path = folder / "cifar-10-python.tar.gz"
-    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    """The binary archive: records of a label and 3,072 bytes of colours."""
+    return _read_cifar10(folder / "cifar-10-binary.tar.gz", ".bin", _read_binary_batch)
+
+
+def read_cifar10_pickled(folder: Path) -> Splits:
+    """The archive for Python: dicts of `data`, `(N, 3072)` uint8, and `labels`."""
+    return _read_cifar10(folder / "cifar-10-python.tar.gz", "", _read_pickled_batch)
+
+
+def _read_cifar10(path: Path, suffix: str, read: Callable[[IO[bytes]], tuple[np.ndarray, np.ndarray]]) -> Splits:
+    """Five batches and a test batch in a tar file, read without extracting anything."""
+    names = [f"data_batch_{number}{suffix}" for number in range(1, 6)] + [f"test_batch{suffix}"]
     batches = {}
     with reading(path), tarfile.open(path, "r:gz") as tar:
         for member in tar:
@@ -135,17 +144,28 @@ def read_cifar10(folder: Path) -> Splits:
             if name in names and member.isfile():
                 if member.size > MAX_CIFAR_BATCH:
                     raise ValueError(f"{name} has {member.size} bytes")
-                batches[name] = _read_cifar_batch(tar.extractfile(member))
+                file = tar.extractfile(member)
+                assert file is not None
+                pixels, labels = read(file)
+                batches[name] = luma(pixels.reshape(-1, 3, 32, 32)), labels
         if lacking := [name for name in names if name not in batches]:
             raise ValueError(f"it lacks {', '.join(lacking)}")
     x_train, y_train = (np.concatenate([batches[name][part] for name in names[:5]]) for part in (0, 1))
-    x_test, y_test = batches["test_batch"]
+    x_test, y_test = batches[names[5]]
     return x_train, y_train, x_test, y_test
 
 
-def _read_cifar_batch(file: IO[bytes] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Luma `(N, 32, 32)` uint8 and labels `(N,)` from a dict of `data`, `(N, 3072)` uint8, and `labels`."""
-    assert file is not None
+def _read_binary_batch(file: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Colours `(N, 3072)` uint8 and labels `(N,)`."""
+    content = file.read()
+    if len(content) % 3073:
+        raise ValueError(f"a batch has {len(content)} bytes, which are no records of 3073")
+    records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+    return records[:, 1:], records[:, 0]
+
+
+def _read_pickled_batch(file: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Colours `(N, 3072)` uint8 and labels `(N,)`."""
     # Python 2 wrote the official files: its strings come as bytes.
     batch = _ArrayUnpickler(file, encoding="bytes").load()
     batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
@@ -154,7 +174,7 @@ def _read_cifar_batch(file: IO[bytes] | None) -> tuple[np.ndarray, np.ndarray]:
     data = batch["data"].array
     if data.ndim != 2 or data.shape[1] != 3072 or data.dtype != np.uint8:
         raise ValueError(f"a batch's data is {data.shape} {data.dtype}, expected (N, 3072) uint8")
-    return luma(data.reshape(-1, 3, 32, 32)), np.array(batch["labels"])
+    return data, np.array(batch["labels"])
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -87,7 +87,7 @@ def train_jobs(
 
 
 def _end(code: int) -> str:
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):  # Windows has no such signal
         return "a worker was killed, probably for want of memory: use fewer --workers and run the same command again"
     return f"a worker ended unexpectedly (exit code {code}): run the same command again"
 
