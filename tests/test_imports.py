@@ -30,6 +30,7 @@ ORDER = (
     "datasets",
     "devices",
     "files",
+    "distance",
     "metrics progress text_table types paths",
     "html_template",
     "errors",

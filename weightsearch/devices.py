@@ -10,9 +10,34 @@ from typing import Any
 
 import torch
 
+from weightsearch.errors import UsageError
+
+FIT_DEVICES = ("cpu", "cuda")  # that encoders are fitted on
+TRAINING_DEVICES = ("cpu", "cuda", "mps", "xpu")  # that networks of a zoo are trained on
 SMALL = 20_000  # weights; fits on smaller networks take one thread, since more would wait for one another, and float32
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 REUSED_BYTES = 1 << 28  # larger blocks go back to the system when freed
+
+
+def check_device(device: str, kinds: tuple[str, ...] = FIT_DEVICES) -> str:
+    """The device as torch names it, such as `cpu` or `cuda:1`, if it is of one of `kinds` and there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in kinds or (":" in device and (kind == "cpu" or not number.isdecimal())):
+        raise UsageError(f"--device {device}: choose {', '.join(kinds)}, or cuda:1 for the second graphics card")
+    if kind == "cuda" and int(number or 0) >= (cards := torch.cuda.device_count()):
+        raise UsageError(
+            f"--device {device}: this PyTorch finds {cards} graphics cards; choose cpu, or install one made for CUDA"
+        )
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # which of the two depends on how torch was built
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {device} cannot be used ({reason}): use --device cpu") from None
+    return device
 
 
 @contextmanager

@@ -7,12 +7,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -20,6 +22,12 @@ from weightsearch.errors import WeightsearchError
 
 DISK_FULL = "the disk is full; what is there stays good: free some space and run the same command again"
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HELD_TEXTS = (  # by another process on Unix and on Windows, and by a thread of this one
+    "onflicting lock",
+    "used by another process",
+    "already attached",
+    "different configuration",
+)
 _FULL_TEXTS = ("No space left", "File too large", "quota exceeded")  # as other libraries pass it on
 
 
@@ -102,6 +110,34 @@ def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
         except OSError:
             pid = ""
         raise WeightsearchError(busy.format(pid=pid or "unknown")) from None
+
+
+T = TypeVar("T")
+
+
+def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float) -> T:
+    """What `attempt` returns, which opens DuckDB's file `path`; tried again while somebody else holds it.
+
+    Raises:
+        WeightsearchError: somebody holds it still. Other errors of DuckDB pass.
+    """
+    import duckdb
+
+    deadline = time.monotonic() + wait_seconds
+    pause = 0.002
+    while True:
+        try:
+            return attempt()
+        except duckdb.Error as error:
+            text = str(error)
+            if not any(words in text for words in _HELD_TEXTS):
+                raise
+            if time.monotonic() > deadline:
+                pid = re.search(r"PID (\d+)", text)
+                holder = f"another process (PID {pid[1]})" if pid else "another process or thread"
+                raise WeightsearchError(f"{path} is being written by {holder}; try again when it is done") from None
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.02)  # shorter than the gaps between a build's commits
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -83,7 +83,12 @@ class Layer:
 
     @property
     def columns(self) -> int:
-        return math.prod(self.shape[1:]) + len(self.extras)
+        return self.weight_columns + len(self.extras)
+
+    @property
+    def weight_columns(self) -> int:
+        """How many of the columns hold the weight tensor; the others hold the extras."""
+        return math.prod(self.shape[1:])
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from weightsearch.checkpoints.state_dict import write_checkpoint
+from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.evaluation import block_means
 from weightsearch.evaluation.comparison import TOP, top_trials
@@ -18,7 +19,7 @@ from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Method, Metric
 from weightsearch.viz import Format, Part, Projection, draw, figures
 from weightsearch.viz.figures import Options
-from weightsearch.viz.projection import nearest, place, prepare, project
+from weightsearch.viz.projection import nearest, place, project
 from weightsearch.viz.sources import Source, open_sources
 from weightsearch.zoo.store import Zoo
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from weightsearch.distance import prepare
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
 from weightsearch.html_template import render_html
@@ -24,7 +25,7 @@ from weightsearch.viz import Projection, draw_map, report
 from weightsearch.viz.browser import MISSING, browser_files, open_browser
 from weightsearch.viz.figures import Options
 from weightsearch.viz.map import interactive
-from weightsearch.viz.projection import nearest, prepare
+from weightsearch.viz.projection import nearest
 from weightsearch.viz.sources import Source, open_sources
 
 in_browser = pytest.mark.skipif(browser_files() is None, reason=MISSING)

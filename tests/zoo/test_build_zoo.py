@@ -154,7 +154,7 @@ def test_refusals_change_nothing(built, tiny, tmp_path):
         ({"workers": 0}, "--workers must be at least 1, got 0"),
         ({"dtype": "int8"}, "--dtype must be float32 or float16"),
         ({"layers": 9}, "too small for 9 convolutions"),
-        ({"device": "warp9"}, "--device warp9 cannot be used"),
+        ({"device": "warp9"}, "--device warp9: choose"),
     ):
         with pytest.raises(UsageError) as caught:
             build_zoo(**{**same, **changed, "out": tmp_path / "zoo"})

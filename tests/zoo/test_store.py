@@ -269,7 +269,7 @@ def test_a_reader_waits_for_a_commit_and_then_names_the_holder(zoo_path, waits, 
         if waits:
             assert len(Zoo.open(zoo_path).table()) == 10
         else:
-            with pytest.raises(WeightsearchError, match=f"is held by process {holder.pid}: wait for it or stop it"):
+            with pytest.raises(WeightsearchError, match=rf"is being written by another process \(PID {holder.pid}\)"):
                 Zoo.open(zoo_path).table()
         holder.kill()
 

@@ -53,7 +53,7 @@ class Invariant(Encoder):
         if self.probed:
             self.patches = _patches(architecture, self.chain, config.probes)
             first = architecture.layers[0]
-            inputs = first.columns - len(first.extras)
+            inputs = first.weight_columns
             self.probes = nn.Parameter(torch.empty(inputs, self.patches[0] * config.probes))
             if not self.probes.is_meta:  # while loading: drawing would import half of torch for nothing
                 nn.init.normal_(self.probes, std=0.7 / PROBE_SCALE)
@@ -74,7 +74,7 @@ class Invariant(Encoder):
     def summary_width(self) -> int:
         """S."""
         return sum(
-            7 * (1 + len(layer.extras)) + 4 + min(SINGULAR_VALUES, layer.rows, layer.columns - len(layer.extras))
+            7 * (1 + len(layer.extras)) + 4 + min(SINGULAR_VALUES, layer.rows, layer.weight_columns)
             for layer in self.architecture.layers
         )
 
@@ -142,7 +142,7 @@ class Invariant(Encoder):
         found = []
         for part, layer in zip(self.architecture.slices, self.architecture.layers, strict=True):
             matrix = weights[:, part].view(len(weights), layer.rows, layer.columns)
-            own = layer.columns - len(layer.extras)
+            own = layer.weight_columns
             found += [_moments(matrix[:, :, :own].flatten(1)), _spectrum(matrix[:, :, :own])]
             found += [seven_statistics(matrix[:, :, own + number]) for number in range(len(layer.extras))]
         return torch.cat(found, dim=1)
@@ -152,7 +152,7 @@ class Invariant(Encoder):
         count, values = len(weights), self.probes * PROBE_SCALE  # (inputs, patches * probes)
         for number, (part, layer) in enumerate(zip(self.architecture.slices, self.architecture.layers, strict=True)):
             matrix = weights[:, part].view(count, layer.rows, layer.columns)
-            own = layer.columns - len(layer.extras)
+            own = layer.weight_columns
             values = matrix[:, :, :own] @ values  # (B, rows, patches * probes)
             if layer.extras:
                 values = values + matrix[:, :, own:]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weightsearch.distance import unit_length
+
 
 def resampled(runs: int, count: int, seed: int = 0) -> np.ndarray:
     """Weights `(1 + count, runs)`: the sample itself (all ones), then `count` bootstrap samples of runs.
@@ -100,7 +102,7 @@ def block_means(embeddings: np.ndarray, quality: np.ndarray, good: float, bad: f
 
     `quality (n,)` is higher for better ones; good are those from `good` on, bad those up to `bad`.
     """
-    unit = unit_rows(embeddings.astype(np.float64))
+    unit = unit_length(embeddings.astype(np.float64))
     goods, bads = unit[quality >= good], unit[quality <= bad]
 
     def within(rows: np.ndarray) -> float:
@@ -110,12 +112,6 @@ def block_means(embeddings: np.ndarray, quality: np.ndarray, good: float, bad: f
     pairs = len(goods) * len(bads)
     between = float(goods.sum(axis=0) @ bads.sum(axis=0) / pairs) if pairs else float("nan")
     return BlockMeans(within(goods), within(bads), between)
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1; zeros stay zeros."""
-    length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    return rows / np.where(length > 0, length, 1)
 
 
 def extrapolate(epochs: np.ndarray, accuracies: np.ndarray, until: int) -> float:

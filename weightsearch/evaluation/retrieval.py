@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from weightsearch import distance
+from weightsearch.distance import unit_length
 from weightsearch.encoders.symmetry import hidden_units, twins
 from weightsearch.errors import WeightsearchError
-from weightsearch.evaluation.bootstrap import is_bad, is_good, unit_rows
+from weightsearch.evaluation.bootstrap import is_bad, is_good
 from weightsearch.types import Activation, Architecture, activation_named
 from weightsearch.zoo.recipes import TRAINED_ACTIVATIONS
 from weightsearch.zoo.splits import Split
@@ -133,15 +135,15 @@ class _Stored:
         if represent is not raw_weights:
             blocks = _blocks(positions, zoo)
             parts = [_embedded(represent, zoo.weights(block), activations_of(zoo, block))[0] for block in blocks]
-            self._kept = unit_rows(_wide(np.concatenate(parts)))
+            self._kept = unit_length(_wide(np.concatenate(parts)))
             self._length = np.concatenate([np.linalg.norm(_wide(part), axis=1) for part in parts])
 
     def cosine(self, embedding: np.ndarray) -> np.ndarray:
         """Cosines `(b, N)` of `embedding (b, D)` with all that are stored."""
-        unit = unit_rows(_wide(embedding))
+        unit = unit_length(_wide(embedding))
         if self._kept is not None:
             return unit @ self._kept.T
-        blocks = [unit @ unit_rows(_wide(self._zoo.weights(b))).T for b in _blocks(self._positions, self._zoo)]
+        blocks = [unit @ unit_length(_wide(self._zoo.weights(b))).T for b in _blocks(self._positions, self._zoo)]
         return np.concatenate(blocks, axis=1)
 
     def is_first(self, embedding: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -171,12 +173,8 @@ class _Stored:
 
 def nearest(similarity: np.ndarray, k: int = K) -> np.ndarray:
     """Columns of the k greatest of each row of `similarity (b, N)`, greatest first; -1 where N < k."""
-    count = min(k, similarity.shape[1])
-    columns = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-    order = np.argsort(-np.take_along_axis(similarity, columns, axis=1), axis=1, kind="stable")
-    found = np.full((len(similarity), k), -1)
-    found[:, :count] = np.take_along_axis(columns, order, axis=1)
-    return found
+    columns = distance.nearest(-similarity, k)
+    return np.pad(columns, ((0, 0), (0, k - columns.shape[1])), constant_values=-1)
 
 
 def nearest_runs(similarity: np.ndarray, run: np.ndarray, k: int = K) -> np.ndarray:
@@ -213,7 +211,7 @@ def with_noise(weights: np.ndarray, architecture: Architecture, generator: np.ra
     """Weights `(n, P)` with Gaussian noise whose norm is `NOISE` times that of each layer matrix."""
     noisy = weights.copy()
     for part in architecture.slices:
-        noise = unit_rows(generator.standard_normal((len(weights), part.stop - part.start)))
+        noise = unit_length(generator.standard_normal((len(weights), part.stop - part.start)))
         noisy[:, part] += NOISE * np.linalg.norm(weights[:, part], axis=1, keepdims=True) * noise
     return noisy
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -17,7 +15,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import DISK_FULL, is_disk_full
+from weightsearch.files import DISK_FULL, is_disk_full, when_unlocked
 from weightsearch.types import Target
 
 LOCK_WAIT_SECONDS = 2.0
@@ -154,26 +152,12 @@ class Catalogue:
     def _attach(self, connection: duckdb.DuckDBPyConnection, read_only: bool, wait_seconds: float) -> None:
         if not self.path.exists() and read_only:
             raise WeightsearchError(f"{self.path} is missing; restore it from a copy or make the index again")
-        deadline = time.monotonic() + wait_seconds
-        pause = 0.002
         path = str(self.path).replace("'", "''")
-        while True:
-            try:
-                connection.execute(f"ATTACH '{path}' AS ix ({'READ_ONLY' if read_only else 'READ_WRITE'})")
-                return
-            except duckdb.Error as error:
-                text = str(error)
-                # The second is what a thread of the same process gets.
-                if "onflicting lock" not in text and "already attached" not in text:
-                    raise WeightsearchError(_reason(self.path, error)) from error
-                if time.monotonic() > deadline:
-                    pid = re.search(r"PID (\d+)", text)
-                    holder = f"another process (PID {pid[1]})" if pid else "another thread of this process"
-                    raise WeightsearchError(
-                        f"{self.path} is being written by {holder}; try again when it is done"
-                    ) from error
-            time.sleep(pause)
-            pause = min(1.5 * pause, 0.05)
+        statement = f"ATTACH '{path}' AS ix ({'READ_ONLY' if read_only else 'READ_WRITE'})"
+        try:
+            when_unlocked(lambda: connection.execute(statement), self.path, wait_seconds)
+        except duckdb.Error as error:
+            raise WeightsearchError(_reason(self.path, error)) from error
 
     def _detach(self, connection: duckdb.DuckDBPyConnection) -> None:
         try:

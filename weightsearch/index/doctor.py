@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from weightsearch.distance import prepare
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import database as catalogue
 from weightsearch.index import vectors
@@ -166,7 +167,7 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
         behind = len(np.setxor1d(numbers, cache.numbers, assume_unique=True))
         common, ours, theirs = np.intersect1d(numbers, cache.numbers, assume_unique=True, return_indices=True)
         if cache.matrix is not None and len(common):
-            away = np.abs(vectors.prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max()
+            away = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max()
             if not away <= TOLERANCE:
                 fault = "its vectors were not the catalogue's"
         if not fault:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import duckdb
 import numpy as np
 
+from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import database as catalogue
 from weightsearch.index import filters, planner, vectors
@@ -202,7 +203,7 @@ class Index:
             )
         vectors.check_query(vector, shelf.cache.inner.d)
         return planner.search(
-            shelf, vectors.prepare(vector[None], self.metric)[0], k,
+            shelf, prepare(vector[None], self.metric)[0], k,
             mask=mask, grades=self._grades(shelf.columns, selection.good, selection.bad),
             within=selection.within, per_run=selection.per_run,
         )  # fmt: skip
@@ -306,7 +307,7 @@ class Index:
             cache = self.newest_cache(fingerprint, columns.generation) if from_cache else None
             if cache is None or cache.matrix is None:
                 numbers, found = catalogue.embeddings(connection, fingerprint)
-                return numbers, vectors.prepare(found, self.metric)
+                return numbers, prepare(found, self.metric)
             shelf = _place(connection, fingerprint, columns, cache, self.metric)
         if shelf.places is None:
             return columns.numbers, np.array(cache.matrix)
@@ -377,7 +378,7 @@ def _place(
     extra = catalogue.embeddings(connection, fingerprint, columns.numbers[~cached])[1]
     places = np.where(cached, at, 0)
     places[~cached] = -1 - np.arange(len(columns) - np.count_nonzero(cached))
-    prepared = vectors.prepare(extra, metric) if len(extra) else np.empty((0, width), np.float32)
+    prepared = prepare(extra, metric) if len(extra) else np.empty((0, width), np.float32)
     return Shelf(columns, cache, metric, places, prepared)
 
 

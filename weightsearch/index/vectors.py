@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import sync, write_whole
 from weightsearch.index.manifest import SEAL, describe, is_intact, is_sealed, write_sealed
@@ -175,14 +176,6 @@ def _cache(index: Any, info: CacheInfo) -> Cache:
     if inverted is not None:
         inverted.nprobe = info.nprobe or inverted.nprobe
     return Cache(index, inner, faiss.vector_to_array(index.id_map), info, matrix)
-
-
-def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
-    """As FAISS holds them: float32, for the cosine distance of length 1."""
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    if metric is Metric.COSINE:
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-    return vectors
 
 
 def distances(query: np.ndarray, vectors: np.ndarray, metric: Metric, at: np.ndarray | None = None) -> np.ndarray:

@@ -27,6 +27,7 @@ from typing import Protocol as Interface
 import numpy as np
 import torch
 
+from weightsearch.devices import check_device
 from weightsearch.encoders import Encoder, config_from_dict, load_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import plain, write_whole
@@ -134,18 +135,6 @@ def thread_pool(workers: int, device: str) -> Iterator[Pool]:
                 raise
     finally:
         _device = before
-
-
-def check_device(device: str) -> str:
-    """The device, if fits can run there."""
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (":" in device and (kind == "cpu" or not number.isdecimal())):
-        raise UsageError(f"--device {device}: choose cpu, cuda, or cuda:1 for the second graphics card")
-    if kind == "cuda" and int(number or 0) >= (found := torch.cuda.device_count()):
-        raise UsageError(
-            f"--device {device}: this PyTorch finds {found} graphics cards; choose cpu, or install one made for CUDA"
-        )
-    return device
 
 
 class Work(Interface):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.checkpoints.state_dict import write_checkpoint
+from weightsearch.devices import check_device
 from weightsearch.encoders import load_encoder, save_encoder
 from weightsearch.errors import UsageError
 from weightsearch.index import add_architecture, check_addition, check_target, create_index
@@ -24,7 +25,7 @@ from weightsearch.training.fit import DEFAULTS, Fit, fit, settings_from_dict
 from weightsearch.training.index_card import index_card
 from weightsearch.training.random_search import search, validation_loss
 from weightsearch.training.represent import represent_zoo
-from weightsearch.training.runner import Protocol, check_device
+from weightsearch.training.runner import Protocol
 from weightsearch.training.summary import Example, TrainSummary
 from weightsearch.types import Method, Metric, SplitBy, Target
 from weightsearch.uncertainty.calibration import FAMILIAR, calibrate_encoder, familiar_layers

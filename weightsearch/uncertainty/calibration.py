@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from weightsearch.distance import pairwise, prepare, smallest_distances
 from weightsearch.types import Metric, SplitBy, Target
 from weightsearch.uncertainty.conformal import Conformal, calibrate
 from weightsearch.uncertainty.novelty import NEAREST, Familiar, far
@@ -115,17 +116,11 @@ def nearest_distances(
     queries: np.ndarray, query_runs: np.ndarray, rows: np.ndarray, row_runs: np.ndarray, metric: Metric
 ) -> np.ndarray:
     """Mean distances `(m,)` of `queries (m, D)` from the `NEAREST` nearest of `rows (n, D)` that are of another run."""
-    if metric is Metric.COSINE:
-        queries, rows = (v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12) for v in (queries, rows))
+    queries, rows = prepare(queries, metric), prepare(rows, metric)
     means = []
     for start in range(0, len(queries), BLOCK):
-        block = queries[start : start + BLOCK]
-        distances = 1 - block @ rows.T
-        if metric is Metric.L2:
-            squares = (block**2).sum(1)[:, None] + (rows**2).sum(1) - 2 * (block @ rows.T)
-            distances = np.sqrt(np.maximum(squares, 0))
+        distances = pairwise(queries[start : start + BLOCK], rows, metric)
         distances[query_runs[start : start + BLOCK, None] == row_runs] = np.inf
-        nearest = min(NEAREST, len(rows))
-        found = np.partition(distances, nearest - 1, axis=1)[:, :nearest]
+        found = smallest_distances(distances, NEAREST)
         means.append(np.where(np.isfinite(found), found, np.nan))
     return np.nanmean(np.concatenate(means), axis=1)

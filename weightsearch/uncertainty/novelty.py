@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from weightsearch.distance import smallest_distances
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Layer
 
@@ -60,7 +61,7 @@ def describe(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
         return np.concatenate([describe(block, architecture) for block in blocks])
     numbers: list[np.ndarray] = []
     for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
-        own = layer.columns - len(layer.extras)
+        own = layer.weight_columns
         with np.errstate(over="ignore", invalid="ignore"):  # weights near the end of float32; cleaned up below
             size = np.sqrt(np.square(matrix[..., :own], dtype=np.float64).mean(axis=(1, 2))) + TINY  # (n,)
             scaled = (matrix[..., :own] / size[:, None, None]).astype(np.float32)  # root mean square 1
@@ -159,8 +160,7 @@ class Familiar:
     def distance(self, description: np.ndarray) -> float:
         """Of one description `(F,)`: the mean over the known networks nearest to it."""
         squares = ((self.reference - self.scores(description) @ self.axes) ** 2).sum(axis=1)
-        nearest = min(NEAREST, len(squares))
-        return float(np.sqrt(np.partition(squares, nearest - 1)[:nearest]).mean())
+        return float(np.sqrt(smallest_distances(squares, NEAREST)).mean())
 
     def compare(
         self, architecture: Architecture, own: np.ndarray, good: np.ndarray | None, bad: np.ndarray | None

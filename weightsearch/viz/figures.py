@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 
+from weightsearch.distance import prepare, unit_length
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
-from weightsearch.viz.projection import Projection, nearest, place, prepare, project
+from weightsearch.viz.projection import Projection, nearest, place, project
 from weightsearch.viz.sources import RAW, Part, Sample, Source
 from weightsearch.viz.style import COLOURS, MARK, bare, label_of, limits, rows_of
 
@@ -221,7 +222,7 @@ def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figur
         for axes, method in zip(panels, source.methods, strict=True):
             note(f"{source.title}, {method}")
             vectors = source.vectors(method, positions)
-            unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+            unit = unit_length(vectors)
             drawn = axes.imshow(unit @ unit.T, cmap=COLOURS, vmin=-1, vmax=1, interpolation="antialiased")
             means = block_means(vectors, quality, good, bad)
             axes.set_title(method)

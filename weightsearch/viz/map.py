@@ -12,11 +12,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from weightsearch.distance import prepare
 from weightsearch.html_template import render_html
 from weightsearch.search.answer import recipe_text
 from weightsearch.types import Metric
 from weightsearch.viz.figures import Options, sample_of
-from weightsearch.viz.projection import nearest, prepare, project
+from weightsearch.viz.projection import nearest, project
 from weightsearch.viz.sources import Sample, Source
 from weightsearch.viz.style import COLOURS, DARK, LIGHT, MARK
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from weightsearch.distance import prepare
 from weightsearch.types import Metric
 
 NEIGHBOURS = 15  # UMAP's default
@@ -25,14 +26,6 @@ class Projection(StrEnum):
     @property
     def label(self) -> str:
         return {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}[self.value]
-
-
-def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
-    """Vectors `(n, D)` whose Euclidean distances order as the metric's do: of unit length for the cosine."""
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    if metric is Metric.COSINE:
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-    return vectors
 
 
 def nearest(queries: np.ndarray, vectors: np.ndarray, k: int, metric: Metric) -> tuple[np.ndarray, np.ndarray]:

@@ -92,7 +92,10 @@ def build_zoo(
     settings = load_preset(
         preset, recipes=recipes, filters=filters, layers=layers, epochs=epochs, batch_size=batch_size
     )
-    _check_device(device)
+    if device != "cpu":
+        from weightsearch.devices import TRAINING_DEVICES, check_device  # which imports torch
+
+        check_device(device, TRAINING_DEVICES)
     data = load_dataset(dataset, data_dir)
     shape = _shape(settings, data)
     per_part = settings.runs_per_part or _runs_per_part(settings, shape, data, device)
@@ -131,18 +134,6 @@ def build_zoo(
                         "run the same command again to go on"
                     ) from None
     return _summary(out, trained, trained * settings.epochs, time.monotonic() - start)
-
-
-def _check_device(device: str) -> None:
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {device} cannot be used ({reason}): use --device cpu") from None
 
 
 def _shape(settings: Preset, data: ImageDataset) -> CnnShape:

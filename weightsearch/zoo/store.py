@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.files import DISK_FULL, is_disk_full, lock, sync, write_whole
+from weightsearch.files import DISK_FULL, is_disk_full, lock, sync, when_unlocked, write_whole
 from weightsearch.types import Architecture
 from weightsearch.zoo import schema as rows
 from weightsearch.zoo.schema import CheckpointRow, CheckpointTable, RunRow
@@ -313,22 +312,10 @@ def stream_part(path: Path, weights: Iterable[np.ndarray], most: int, size: int)
 def connect(zoo: Path, *, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A short-lived connection to `zoo.duckdb`, waiting up to ten seconds while another process holds it."""
     path = zoo / "zoo.duckdb"
-    deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    pause = 0.005
-    while True:
-        try:
-            connection = duckdb.connect(str(path), read_only=read_only)
-            break
-        except (duckdb.IOException, duckdb.ConnectionException) as error:
-            # The second is what a thread of the same process gets.
-            if "lock" not in str(error) and "different configuration" not in str(error):
-                raise WeightsearchError(f"cannot open {path}: {str(error).splitlines()[0]}") from error
-            if time.monotonic() > deadline:
-                pid = re.search(r"PID (\d+)", str(error))
-                holder = f"process {pid[1]}" if pid else "another connection"
-                raise WeightsearchError(f"{path} is held by {holder}: wait for it or stop it") from None
-        time.sleep(pause)
-        pause = min(2 * pause, 0.02)  # shorter than the gaps between commits
+    try:
+        connection = when_unlocked(lambda: duckdb.connect(str(path), read_only=read_only), path, LOCK_WAIT_SECONDS)
+    except duckdb.Error as error:
+        raise WeightsearchError(f"cannot open {path}: {str(error).splitlines()[0]}") from error
     try:
         yield connection
     finally:

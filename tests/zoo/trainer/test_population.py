@@ -240,7 +240,7 @@ def test_compiled_tanh_is_as_exact_as_float32() -> None:
             {"data": replace(images(), x_test=np.zeros((0, 1, 16, 16)), y_test=np.zeros(0, int))},
             "expected N > 0 images",
         ),
-        ({"device": "no-such-device"}, "device 'no-such-device' cannot be used"),
+        ({"device": "no-such-device"}, "--device no-such-device: choose"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(change: dict, message: str) -> None:

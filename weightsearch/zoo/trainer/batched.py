@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from weightsearch.datasets.load import ImageDataset
-from weightsearch.errors import UsageError
 from weightsearch.types import Activation
 from weightsearch.zoo.recipes import Optimizer, Recipe
 from weightsearch.zoo.trainer import kernels
@@ -25,14 +24,6 @@ from weightsearch.zoo.trainer.plan import (
 from weightsearch.zoo.trainer.tile import LANES
 
 EVALUATION_BATCH = 512
-
-
-def check_device(device: str) -> None:
-    """Raises UsageError where torch cannot use `device`."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # which of the two depends on how torch was built
-        raise UsageError(f"device {device!r} cannot be used here, try cpu: {str(error).splitlines()[0]}") from None
 
 
 def train_batched(

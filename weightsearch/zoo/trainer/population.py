@@ -33,9 +33,10 @@ def train_population(
         from weightsearch.zoo.trainer.compiled import train_compiled
 
         return train_compiled(shape, recipes, data, plan, on_epoch=on_epoch)
-    from weightsearch.zoo.trainer.batched import check_device, train_batched
+    from weightsearch.devices import TRAINING_DEVICES, check_device
+    from weightsearch.zoo.trainer.batched import train_batched
 
-    check_device(device)
+    check_device(device, TRAINING_DEVICES)
     return train_batched(shape, recipes, data, plan, device=device, on_epoch=on_epoch)
 
 
