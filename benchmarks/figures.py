@@ -6,6 +6,7 @@ Of the zoos in `runs/zoos` (`make zoos`) and of the reference index. Fits that a
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from PIL import Image
 
 from weightsearch import paths as runs
 from weightsearch.viz import Projection, draw, draw_map
-from weightsearch.viz.browser import browser_files, open_browser
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.viz.browser import browser_files, open_browser
 
 OUT = Path(__file__).parent / "results" / "figures"
 ROOT = Path(__file__).parent.parent

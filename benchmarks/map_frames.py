@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,11 +20,13 @@ import numpy as np
 import psutil
 
 from weightsearch.types import Architecture, Metric, Target
-from weightsearch.viz.browser import open_browser
 from weightsearch.viz.figures import Options
 from weightsearch.viz.map import interactive
 from weightsearch.viz.projection import Projection
 from weightsearch.viz.sources import Part, Source
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.viz.browser import open_browser
 
 RESULT = Path(__file__).parent / "results" / "map_frames.json"
 MOVES = 60

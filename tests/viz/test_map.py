@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.viz.browser import MISSING, browser_files, open_browser
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
@@ -22,7 +23,6 @@ from weightsearch.metrics import score
 from weightsearch.search.answer import recipe_text
 from weightsearch.training.summary import TrainSummary
 from weightsearch.viz import Projection, draw_map, report
-from weightsearch.viz.browser import MISSING, browser_files, open_browser
 from weightsearch.viz.figures import Options
 from weightsearch.viz.map import interactive
 from weightsearch.viz.projection import nearest

@@ -1,4 +1,10 @@
-"""Random search: draw trials from the published spaces, run them side by side, keep the best by validation loss."""
+"""Random search: draw trials from the published spaces, run them side by side, keep the best by validation loss.
+
+A trial is decided by its method, number and seed alone, and stopped early by comparison with trials of lower numbers
+alone, so that a search ends up the same however many workers run it and however often it is killed. Optuna's samplers
+begin their stream anew where a study is resumed, and so draw the same trials again, and its pruners compare with
+whatever trials have ended by then.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One network at a time with torch.optim, as one would write it: the oracle and the baseline of population training."""
+"""One network at a time with torch.optim, as one would write it.
+
+No command trains with it: it is the oracle of the tests of population training, and the baseline of its benchmarks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests and measurements of the HTML files; nothing that users run needs it."""
+"""A headless Chromium for tests and measurements of the HTML files."""
 
 from __future__ import annotations
 
