@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from weightsearch.training.summary import TrainSummary
 from weightsearch.training.train import train
@@ -14,15 +16,29 @@ from weightsearch.zoo.store import Zoo
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    path = tmp_path_factory.mktemp("zoos") / "digits-v1"
-    build_zoo(out=path, dataset="digits", preset="v1", runs=24, epochs=12, batch_size=64, seed=3, quiet=True)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all of pytest's processes share; what one of them made there, no test may change."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def zoo(shared: Path) -> Zoo:
+    path = shared / "zoos" / "digits-v1"
+    with FileLock(shared / "zoo.lock"):
+        if not path.exists():
+            build_zoo(out=path, dataset="digits", preset="v1", runs=24, epochs=12, batch_size=64, seed=3, quiet=True)
     return Zoo.open(path)
 
 
 @pytest.fixture(scope="session")
-def trained(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> TrainSummary:
-    return train(zoo.path, tmp_path_factory.mktemp("indexes") / "digits", examples=2, quiet=True)
+def trained(zoo: Zoo, shared: Path) -> TrainSummary:
+    summary = shared / "digits.pickle"
+    with FileLock(shared / "index.lock"):
+        if not summary.exists():
+            made = train(zoo.path, shared / "indexes" / "digits", examples=2, quiet=True)
+            summary.write_bytes(pickle.dumps(made))
+    return pickle.loads(summary.read_bytes())
 
 
 @pytest.fixture

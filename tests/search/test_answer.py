@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 import torch
@@ -319,19 +319,13 @@ def test_get_writes_back_what_was_indexed(index: Index, zoo: Zoo, tmp_path: Path
     assert list(state) == [f"{layer.name}.{part}" for layer in zoo.architecture.layers for part in ("weight", "bias")]
 
 
-def test_get_says_where_the_weights_should_be(trained: TrainSummary, zoo: Zoo, tmp_path: Path, index: Index):
+def test_get_says_where_the_weights_should_be(index_copy: Path, tmp_path: Path, index: Index):
     id = embeddings(index)["id"][9]
-    shutil.copytree(trained.index, tmp_path / "index")
-    moved = Index.open(tmp_path / "index")
-    hidden = zoo.path.with_name("hidden")
-    zoo.path.rename(hidden)
-    try:
-        with pytest.raises(
-            WeightsearchError, match=rf"should be in {zoo.path} \(run \d+, epoch \d+\), which is not here"
-        ):
-            moved.get(id, tmp_path / "model.pt")
-    finally:
-        hidden.rename(zoo.path)
+    gone = tmp_path / "gone"
+    with duckdb.connect(str(index_copy / "index.duckdb")) as connection:
+        connection.execute("UPDATE checkpoints SET source = ? || '#3/4' WHERE id = ?", [str(gone), id])
+    with pytest.raises(WeightsearchError, match=rf"should be in {gone} \(run 3, epoch 4\), which is not here"):
+        Index.open(index_copy).get(id, tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 
 
