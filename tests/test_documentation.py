@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -122,6 +123,22 @@ def test_what_pages_name_exists(page: Path):
             "changelog.md",
         )
         assert generated or (page.parent / target).exists(), target
+
+
+def test_every_key_of_an_answer_is_explained():
+    from weightsearch import Answer
+
+    text = TEXTS[ROOT / "docs" / "asking.md"]
+    missing = [field.name for field in dataclasses.fields(Answer) if f"`{field.name}`" not in text]
+    assert not missing, f"explain {', '.join(missing)} in docs/asking.md, For programs"
+
+
+def test_every_public_name_is_in_the_python_reference():
+    import weightsearch
+
+    page = load("docs/hooks/api.py").page()
+    listed = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
+    assert {name for name in weightsearch.__all__ if not name.startswith("__")} <= listed
 
 
 def code(language: str, page: Path) -> list[str]:

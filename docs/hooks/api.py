@@ -18,11 +18,17 @@ def page() -> str:
 
     groups: dict[str, list[str]] = {"The index": [], "Functions": [], "Types": [], "Errors": []}
     for name in weightsearch.__all__:
-        thing = getattr(weightsearch, name)
-        if getattr(thing, "__module__", "").startswith("weightsearch."):
-            groups[group(name, thing)].append(f"::: {thing.__module__}.{thing.__qualname__}")
+        if not name.startswith("__"):
+            thing = getattr(weightsearch, name)
+            groups[group(name, thing)].append(f"::: {place(name, thing)}")
     parts = ["\n\n".join([f"## {title}", *names]) for title, names in groups.items() if names]
     return "\n\n".join([INTRODUCTION, *parts]) + "\n"
+
+
+def place(name: str, thing: Any) -> str:
+    """Where a public name's definition is, which is where its docstring is read."""
+    module = getattr(thing, "__module__", "")
+    return f"{module if module.startswith('weightsearch.') else 'weightsearch'}.{name}"
 
 
 def group(name: str, thing: Any) -> str:
