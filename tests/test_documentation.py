@@ -141,6 +141,16 @@ def test_every_public_name_is_in_the_python_reference():
     assert {name for name in weightsearch.__all__ if not name.startswith("__")} <= listed
 
 
+def test_every_room_is_explained():
+    package = ROOT / "weightsearch"
+    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")} | {
+        p.name for p in package.glob("[!_]*.py")
+    }
+    text = TEXTS[ROOT / "docs" / "architecture.md"]
+    missing = sorted(room for room in rooms if f"`{room}`" not in text)
+    assert not missing, f"say in docs/architecture.md, The rooms, what {', '.join(missing)} is"
+
+
 def code(language: str, page: Path) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL)
 
