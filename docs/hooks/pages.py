@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE))
 
 import api  # noqa: E402
 import commands  # noqa: E402
+import presets  # noqa: E402
 import rooms  # noqa: E402
 import scripts  # noqa: E402
 
@@ -36,7 +37,11 @@ TAKEN_IN = {
     },
 }
 GENERATED = {"commands.md": commands.page, "api.md": api.page}
-DRAWN = {"rooms": rooms.picture, "scripts": scripts.table}  # where a page says <!-- drawn: NAME -->
+DRAWN = {
+    "rooms": rooms.picture,
+    "scripts": scripts.table,
+    "presets": presets.table,
+}  # where a page says <!-- drawn: NAME -->
 SHIM = (
     "https://unpkg.com/iframe-worker/shim"  # that Material's offline plugin would fetch; ours lies in docs/javascripts
 )
@@ -53,7 +58,10 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links from a file's place in the repository become links between pages of the site; drawings are put in."""
     for name, draw in DRAWN.items():
-        markdown = markdown.replace(f"<!-- drawn: {name} -->", draw())
+        if (mark := f"<!-- drawn: {name} -->") in markdown:
+            markdown = markdown.replace(mark, draw())
+    if unknown := re.search(r"^<!-- drawn: .*-->", markdown, re.MULTILINE):
+        raise PluginError(f"{page.file.src_uri}: {unknown[0]}: known are {', '.join(DRAWN)}")
     place = page.file.src_uri
     source = next((source for source, taken in TAKEN_IN.items() if taken == place), f"docs/{place}")
     folder = posixpath.dirname(source)
