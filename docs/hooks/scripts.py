@@ -12,5 +12,5 @@ def table() -> str:
     lines = ["| script | what it does |", "|---|---|"]
     for path in sorted(SCRIPTS.glob("*.py")):
         text = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
-        lines.append(f"| `{path.name}` | {' '.join(text.split())} |".replace("<!--", "&lt;!--"))
+        lines.append(f"| `{path.name}` | {' '.join(text.split())} |")
     return "\n".join(lines)

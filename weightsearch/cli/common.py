@@ -13,7 +13,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Device = Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1.", metavar="DEVICE")]
 Workers = Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core, 4 on a graphics card")]
 IndexOption = Annotated[
-    Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/, else index/")
+    Path | None,
+    typer.Option("--index", help="Index directory.", show_default="newest in runs/, else the reference index"),
 ]
 OwnIndexOption = Annotated[
     Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/indexes")
