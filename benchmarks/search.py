@@ -29,7 +29,7 @@ import duckdb
 import faiss
 import numpy as np
 
-from weightsearch.index import Index, Rows, add_rows, create_index, info, rebuild
+from weightsearch.index import IndexStore, Rows, add_rows, create_index, info, rebuild
 from weightsearch.types import Architecture, Layer, LayerKind, Selection
 
 RESULTS = Path(__file__).parent / "results"
@@ -110,11 +110,11 @@ class Sql:
 
 
 class Ours:
-    """`Index.search`: three lists of neighbours with all that is known of them."""
+    """`IndexStore.search`: three lists of neighbours with all that is known of them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.index = Index.open(path)
+        self.index = IndexStore.open(path)
         self.seconds: list[float] = []  # until ids and distances of all three lists are there
 
     def __call__(self, vector: np.ndarray, share: float | None) -> np.ndarray:
@@ -232,10 +232,10 @@ def opening(path: Path) -> dict[str, float]:
     vector = np.ones(WIDTH, np.float32)
 
     def answer() -> None:
-        Index.open(path).search(FINGERPRINT, vector, K)
+        IndexStore.open(path).search(FINGERPRINT, vector, K)
 
     return {
-        "open_ms": round(1000 * min(timed(lambda: Index.open(path).load(FINGERPRINT)) for _ in range(5)), 2),
+        "open_ms": round(1000 * min(timed(lambda: IndexStore.open(path).load(FINGERPRINT)) for _ in range(5)), 2),
         "first_answer_ms": round(1000 * min(timed(answer) for _ in range(5)), 2),
     }
 
@@ -272,10 +272,10 @@ def inverted_alone(size: int, queries: int) -> dict[str, Any]:
 
 def inverted(path: Path, queries: np.ndarray) -> dict[str, Any]:
     """The inverted file that is chosen by itself beyond a million, beside exact search of the same rows."""
-    exact = Index.open(path)
+    exact = IndexStore.open(path)
     truth = [(timed(lambda q=q: exact.search(FINGERPRINT, q, K)), exact.search(FINGERPRINT, q, K)) for q in queries]
     seconds = timed(lambda: rebuild(path, "IVF4096,Flat"))
-    index = Index.open(path)
+    index = IndexStore.open(path)
     index.search(FINGERPRINT, queries[0], K)
     found = [(timed(lambda q=q: index.search(FINGERPRINT, q, K)), index.search(FINGERPRINT, q, K)) for q in queries]
     hits = [
@@ -298,7 +298,7 @@ def cold(index: Path, model: Path) -> dict[str, float]:
 
     CPU seconds beside them say how much of it was waiting for a busy machine. Compiled modules are kept, as usual.
     """
-    opened = Index.open(index)
+    opened = IndexStore.open(index)
     id = opened.table(next(iter(opened.architectures)), ["id"])["id"][0]
     main = [sys.executable, "-c", "from weightsearch.cli import main; main()", "query", "--index", str(index)]
     commands = {

@@ -207,7 +207,7 @@ class Neighbour:
     id: str
     distance: float
     test_accuracy: float | None
-    epoch: int | None
+    epoch: int | float | None
     run: str | None
     recipe: dict[str, Any]
     value: float | None
@@ -243,6 +243,18 @@ class Plan:
     def describe(self) -> str:
         """For people, e.g. `exact, passing rows: 120 of 2,664 rows pass, 1.3 ms`."""
         return f"{self.name}: {self.rows_passing:,} of {self.rows:,} rows pass, {1000 * self.seconds:.1f} ms"
+
+
+def epoch_number(epoch: float | None) -> int | float | None:
+    """An epoch as people write it: whole ones without a point, and None where it is not known.
+
+    Example:
+        >>> epoch_number(3.0), epoch_number(0.5), epoch_number(float("nan"))
+        (3, 0.5, None)
+    """
+    if epoch is None or math.isnan(epoch):
+        return None
+    return int(epoch) if epoch == int(epoch) else epoch
 
 
 class Activation(StrEnum):

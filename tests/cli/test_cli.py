@@ -15,7 +15,7 @@ import torch
 
 from weightsearch import cli
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
-from weightsearch.index import Index
+from weightsearch.index import IndexStore
 from weightsearch.search.answer import recipe_text
 from weightsearch.search.index import query
 from weightsearch.training.summary import TrainSummary
@@ -241,7 +241,7 @@ def test_a_bug_is_one_line_too(run: Run, trained: TrainSummary, monkeypatch: pyt
     def broken(*_: object) -> None:
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr(Index, "open", broken)
+    monkeypatch.setattr(IndexStore, "open", broken)
     fails(run("query", trained.examples[0].path, "--index", trained.index), 1, "internal", "first line", "bug")
 
 
@@ -260,7 +260,7 @@ def test_another_target_turns_good_and_bad_around_everywhere(run: Run, trained: 
     options = ("--method", "statistics", "--examples", 2, "--target", "test_loss", "--lower-is-better")
     code, _, err = run("train", trained.zoo, "--out", "losses", *options)
     assert code == 0, err
-    index = Index.open("losses")
+    index = IndexStore.open("losses")
     (fingerprint,) = index.architectures
     losses = index.accuracies(fingerprint)
     bad, good = index.thresholds(fingerprint)
@@ -284,7 +284,7 @@ def test_query_takes_ids_and_folders_and_explains(run: Run, trained: TrainSummar
     for example in trained.examples:
         (tmp_path / "sweep" / example.path.stem).mkdir(parents=True)
         shutil.copy(example.path, tmp_path / "sweep" / example.path.stem / "model.pt")
-    index = Index.open(trained.index)
+    index = IndexStore.open(trained.index)
     id = str(index.table(next(iter(index.architectures)), ["id"])["id"][20])
     code, out, err = run("query", "sweep", "--id", id, "--index", trained.index, "--k", 2, "--json", "--not-run")
     assert code == 0, err
@@ -301,7 +301,7 @@ def test_query_takes_ids_and_folders_and_explains(run: Run, trained: TrainSummar
 
 
 def test_get_writes_a_file_and_prints_where(run: Run, trained: TrainSummary, tmp_path: Path):
-    index = Index.open(trained.index)
+    index = IndexStore.open(trained.index)
     id = str(index.table(next(iter(index.architectures)), ["id"])["id"][20])
     code, out, err = run("get", id[:9], "--out", "back.pt", "--index", trained.index)
     assert (code, out.strip()) == (0, "back.pt"), err

@@ -27,7 +27,7 @@ from tests.conftest import share
 from tests.index.test_store import DENSE, make_index, make_rows
 from tests.index.test_writer import by_id, check, more_rows
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import Index, State, add_rows, doctor, rebuild, remove_rows, update_rows
+from weightsearch.index import IndexStore, State, add_rows, doctor, rebuild, remove_rows, update_rows
 from weightsearch.index import writer as writing
 from weightsearch.types import Selection
 
@@ -102,12 +102,12 @@ def test_kills_at_random_moments_lose_nothing_acknowledged(tmp_path: Path):
                 next_id = max(next_id, words[1] + words[2]) if words[0] == "add" else next_id
         if under_way is not None:
             midway += 1
-            found = set(Index.open(path).table(FINGERPRINT, ["id"])["id"])
+            found = set(IndexStore.open(path).table(FINGERPRINT, ["id"])["id"])
             if found != set(expected):  # as a whole or not at all
                 expected = apply(under_way, expected)
         check(path, expected)
         for id in list(expected)[-3:]:  # found by search
-            assert Index.open(path).search(FINGERPRINT, expected[id], 1).neighbours[0].distance < 1e-5
+            assert IndexStore.open(path).search(FINGERPRINT, expected[id], 1).neighbours[0].distance < 1e-5
     assert midway > share(100) // 4
     assert State.BROKEN not in {finding.state for finding in doctor(path)}
     assert {finding.state for finding in doctor(path)} == {State.OK}
@@ -123,12 +123,12 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 from tests.index.test_store import DENSE
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import Index
+from weightsearch.index import IndexStore
 logging.disable()
 path, file = Path(sys.argv[2]), Path(sys.argv[3])
 whole = file.read_bytes()
 def answer():
-    index = Index.open(path)
+    index = IndexStore.open(path)
     found = index.search(DENSE.fingerprint, np.arange(8.0), 300)
     table = index.table(DENSE.fingerprint, ["id", "run", "test_accuracy", "recipe", "dataset"])
     lists = repr((found.neighbours, found.good, found.bad))
@@ -215,7 +215,7 @@ def test_the_doctor_finds_vectors_that_are_not_the_catalogues(tmp_path: Path):
     make_index(tmp_path / "other", make_rows(50, seed=5))
     for ending in ("faiss", "json"):  # sound in itself
         shutil.copy2(tmp_path / "other" / FINGERPRINT / f"vectors-1.{ending}", path / FINGERPRINT)
-    assert [finding.state for finding in doctor(path) if "not the catalogue's" in finding.detail] == [State.REPAIRED]
+    assert [finding.state for finding in doctor(path) if "not the database's" in finding.detail] == [State.REPAIRED]
     check(path, by_id(rows))
 
 
@@ -256,12 +256,12 @@ def test_readers_beside_a_busy_writer_wait_little_and_see_whole_states(tmp_path:
         "print('ready', flush=True)\n"
         "for i in range(1000): add_rows(sys.argv[2], FINGERPRINT, more_rows(100, 50 + 100 * i, seed=i))\n"
     )
-    reader, counts, longest = Index.open(path), [], 0.0
+    reader, counts, longest = IndexStore.open(path), [], 0.0
     vector = np.random.default_rng(3).standard_normal(8)
     with process(adder, str(ROOT), str(path)):
         end = time.monotonic() + 6
         while time.monotonic() < end:
-            for index in (reader, Index.open(path)):
+            for index in (reader, IndexStore.open(path)):
                 start = time.monotonic()
                 found = index.search(FINGERPRINT, vector, 20)
                 longest = max(longest, time.monotonic() - start)
@@ -299,8 +299,8 @@ def test_a_second_writer_waits_and_then_names_the_first(tmp_path: Path, monkeypa
             with pytest.raises(WeightsearchError, match=rf"another process \(PID {holder.pid}\)") as caught:
                 change()
             assert "\n" not in str(caught.value)
-        assert len(Index.open(path).search(FINGERPRINT, np.ones(8), 5).neighbours) == 5  # readers are not held up
-    assert Index.open(path).count(FINGERPRINT) == 25
+        assert len(IndexStore.open(path).search(FINGERPRINT, np.ones(8), 5).neighbours) == 5  # readers are not held up
+    assert IndexStore.open(path).count(FINGERPRINT) == 25
 
 
 LIMITED = """
@@ -349,12 +349,12 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from tests.index.test_writer import FINGERPRINT, more_rows
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import Index, add_rows
+from weightsearch.index import IndexStore, add_rows
 if os.getuid() == 0:  # root may write everywhere
     os.setgid(65534)
     os.setuid(65534)
-found = Index.open(sys.argv[2]).search(FINGERPRINT, np.ones(8), 7)
-print(len(found.neighbours), len(Index.open(sys.argv[2]).table(FINGERPRINT, ["id"])["id"]))
+found = IndexStore.open(sys.argv[2]).search(FINGERPRINT, np.ones(8), 7)
+print(len(found.neighbours), len(IndexStore.open(sys.argv[2]).table(FINGERPRINT, ["id"])["id"]))
 try:
     add_rows(sys.argv[2], FINGERPRINT, more_rows(5, 50))
 except WeightsearchError as error:
@@ -393,7 +393,7 @@ class Programs(RuleBasedStateMachine):
         make_index(self.path, rows)
         self.rows = by_id(rows)
         self.accuracy = dict(zip(rows.id.tolist(), rows.test_accuracy.tolist(), strict=True))
-        self.index = Index.open(self.path)
+        self.index = IndexStore.open(self.path)
 
     @rule(start=st.integers(0, 60), count=st.integers(1, 20), seed=st.integers(0, 3))
     def add(self, start: int, count: int, seed: int) -> None:
@@ -421,7 +421,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        self.index = Index.open(self.path)
+        self.index = IndexStore.open(self.path)
 
     @rule()
     def anew(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import Index, Rows, create_index
+from weightsearch.index import IndexStore, Rows, create_index
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind, Metric, Selection
 from weightsearch.uncertainty.novelty import describe
@@ -47,7 +47,7 @@ def write_encoder_files(directory: Path, encoder_directory: Path) -> None:
         (encoder_directory / name).write_text("stands for an encoder")
 
 
-def make_index(path: Path, rows: Rows, metric: Metric = Metric.COSINE) -> Index:
+def make_index(path: Path, rows: Rows, metric: Metric = Metric.COSINE) -> IndexStore:
     return create_index(path, DENSE, rows, write_extras=write_encoder_files, metric=metric)
 
 
@@ -106,12 +106,12 @@ def test_a_vector_that_cannot_be_searched_is_refused(vector: np.ndarray, tmp_pat
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
 def test_damaged_vectors_are_taken_from_the_database(how: str, trained: TrainSummary, index_copy: Path, caplog):
-    whole = Index.open(trained.index)
+    whole = IndexStore.open(trained.index)
     fingerprint = next(iter(whole.architectures))
     vector = whole.embeddings(fingerprint)[5]
     expected = whole.search(fingerprint, vector, k=5)
     damage(index_copy / fingerprint / "vectors-1.faiss", how)
-    assert Index.open(index_copy).search(fingerprint, vector, k=5) == expected
+    assert IndexStore.open(index_copy).search(fingerprint, vector, k=5) == expected
     assert "vectors are taken from" in caplog.text
 
 
@@ -121,7 +121,7 @@ def test_any_other_damage_is_one_line_that_names_the_file(name: str, how: str, i
     file = next(index_copy.glob(name))
     damage(file, how)
     with pytest.raises(WeightsearchError, match=f"{file.name} is missing or damaged") as caught:
-        Index.open(index_copy)
+        IndexStore.open(index_copy)
     assert "\n" not in str(caught.value)
 
 
@@ -130,7 +130,7 @@ def test_a_database_that_is_cut_or_gone_is_one_line_that_names_it(how: str, inde
     file = index_copy / "index.duckdb"
     os.truncate(file, file.stat().st_size // 3) if how == "truncate" else file.unlink()
     with pytest.raises(WeightsearchError, match=r"index\.duckdb is (missing|damaged)") as caught:
-        Index.open(index_copy).embeddings(next(iter(Index.open(index_copy).architectures)))
+        IndexStore.open(index_copy).embeddings(next(iter(IndexStore.open(index_copy).architectures)))
     assert "\n" not in str(caught.value)
 
 
@@ -146,18 +146,18 @@ def damage(file: Path, how: str) -> None:
 def test_half_written_missing_and_foreign_directories_are_told_apart(index_copy: Path, tmp_path: Path):
     (index_copy / "manifest.json").unlink()
     with pytest.raises(WeightsearchError, match="only half written"):
-        Index.open(index_copy)
+        IndexStore.open(index_copy)
     with pytest.raises(WeightsearchError, match="does not exist"):
-        Index.open(tmp_path / "nowhere")
+        IndexStore.open(tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
     with pytest.raises(WeightsearchError, match="is no index"):
-        Index.open(tmp_path / "other")
+        IndexStore.open(tmp_path / "other")
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsearchError, match="takes an index directory"):
-        Index.open(tmp_path / "file")
+        IndexStore.open(tmp_path / "file")
     (index_copy / "manifest.json").write_text("{")
     with pytest.raises(WeightsearchError, match="cannot be read"):
-        Index.open(index_copy)
+        IndexStore.open(index_copy)
 
 
 def test_a_failed_write_leaves_nothing_and_an_older_index_whole(tmp_path: Path):
@@ -171,7 +171,7 @@ def test_a_failed_write_leaves_nothing_and_an_older_index_whole(tmp_path: Path):
         with pytest.raises(RuntimeError, match="in the middle"):
             create_index(path, DENSE, make_rows(30), write_extras=fail, replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
-    assert len(Index.open(target)) == 20
+    assert len(IndexStore.open(target)) == 20
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_what_is_there_is_only_replaced_when_asked_and_when_it_is_an_index(tmp_p
     with pytest.raises(UsageError, match="--replace"):
         make_index(target, make_rows(30))
     create_index(target, DENSE, make_rows(30), write_extras=write_encoder_files, replace=True)
-    assert len(Index.open(target)) == 30
+    assert len(IndexStore.open(target)) == 30
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"meow")
@@ -214,7 +214,7 @@ def test_a_writer_elsewhere_is_named_by_its_pid(index_copy: Path):
         assert writer.stdout is not None
         writer.stdout.readline()
         with pytest.raises(WeightsearchError, match=rf"another process \(PID {writer.pid}\)"):
-            Index.open(index_copy).thresholds(next(iter(Index.open(index_copy).architectures)))
+            IndexStore.open(index_copy).thresholds(next(iter(IndexStore.open(index_copy).architectures)))
         writer.communicate("")
 
 
@@ -347,7 +347,7 @@ def test_the_readers_connection_reaches_no_other_file(tmp_path: Path):
         "SET enable_external_access = true",
         "DELETE FROM ix.checkpoints",
     ):
-        with pytest.raises(WeightsearchError), index.catalogue.open() as connection:
+        with pytest.raises(WeightsearchError), index.database.open() as connection:
             connection.execute(statement)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "secret.csv"]
     assert index.count(DENSE.fingerprint) == 30
@@ -393,7 +393,7 @@ def test_table_and_find(tmp_path: Path):
 
 
 def test_rows_keep_what_their_layers_are_like(trained: TrainSummary, zoo: Zoo):
-    index = Index.open(trained.index)
+    index = IndexStore.open(trained.index)
     fingerprint = zoo.architecture.fingerprint
     id = str(index.table(fingerprint, ["id"])["id"][7])
     position = np.flatnonzero(zoo.table().id == id)[:1]
@@ -403,7 +403,7 @@ def test_rows_keep_what_their_layers_are_like(trained: TrainSummary, zoo: Zoo):
 
 
 def test_finals_are_the_last_known_accuracies_of_runs(trained: TrainSummary, zoo: Zoo):
-    index = Index.open(trained.index)
+    index = IndexStore.open(trained.index)
     table = index.table(zoo.architecture.fingerprint, ["run", "epoch", "test_accuracy"])
     runs = sorted(set(table["run"].tolist()))[:3]
     found = index.finals(zoo.architecture.fingerprint, [*runs, "no/such"])

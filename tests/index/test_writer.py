@@ -17,7 +17,7 @@ from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_f
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import (
-    Index,
+    IndexStore,
     Rows,
     State,
     add_architecture,
@@ -54,7 +54,7 @@ def more_rows(n: int, start: int, seed: int = 7) -> Rows:
 
 def check(path: Path, expected: dict[str, np.ndarray], metric: Metric = Metric.COSINE) -> None:
     """The index holds exactly `expected`, embeddings by id, and finds them as brute force does."""
-    index = Index.open(path)
+    index = IndexStore.open(path)
     ids = index.table(FINGERPRINT, ["id"])["id"].tolist()
     assert sorted(ids) == sorted(expected)
     np.testing.assert_array_equal(index.embeddings(FINGERPRINT), np.array([expected[id] for id in ids]))
@@ -122,7 +122,7 @@ def test_update_by_id_by_condition_and_by_table(tmp_path: Path):
     assert update_where(path, "epoch = 2 and number < 10", {"dataset": "usps", "team": "red"}) == 3
     (tmp_path / "t.csv").write_text("run,team,score\nzoo/9,green,1.5\nzoo/8,,2\n")
     assert update_table(path, tmp_path / "t.csv", "run") == 6
-    table = Index.open(path).table(FINGERPRINT, ["id", "test_accuracy", "dataset", "team", "score"])
+    table = IndexStore.open(path).table(FINGERPRINT, ["id", "test_accuracy", "dataset", "team", "score"])
     accuracy = rows.test_accuracy.copy()
     accuracy[:2] = 0.5, np.nan
     np.testing.assert_array_equal(table["test_accuracy"], accuracy)
@@ -131,7 +131,7 @@ def test_update_by_id_by_condition_and_by_table(tmp_path: Path):
     assert {i: team for i, team in enumerate(table["team"]) if team is not None} == teams
     scores = {1: 3, 24: 2, 25: 2, 26: 2, 27: 1.5, 28: 1.5, 29: 1.5}
     assert {i: score for i, score in enumerate(table["score"].tolist()) if not np.isnan(score)} == scores
-    found = Index.open(path).search(FINGERPRINT, np.ones(8), 20, Selection(where="score > 1 and team is not null"))
+    found = IndexStore.open(path).search(FINGERPRINT, np.ones(8), 20, Selection(where="score > 1 and team is not null"))
     assert {row.id for row in found.neighbours} == {ids[i] for i in (27, 28, 29)}
     assert {json.dumps(row.metadata) for row in found.neighbours} == {'{"team": "green", "score": 1.5}'}
     check(path, by_id(rows))
@@ -148,10 +148,10 @@ def test_update_by_id_by_condition_and_by_table(tmp_path: Path):
 )
 def test_a_wrong_update_changes_nothing(changes: dict, says: str, tmp_path: Path):
     make_index(tmp_path / "index", make_rows(5))
-    before = Index.open(tmp_path / "index").table(FINGERPRINT, ["id", "test_accuracy", "metadata"])
+    before = IndexStore.open(tmp_path / "index").table(FINGERPRINT, ["id", "test_accuracy", "metadata"])
     with pytest.raises(UsageError, match=says):
         update_rows(tmp_path / "index", changes)
-    after = Index.open(tmp_path / "index").table(FINGERPRINT, ["id", "test_accuracy", "metadata"])
+    after = IndexStore.open(tmp_path / "index").table(FINGERPRINT, ["id", "test_accuracy", "metadata"])
     assert {name: column.tolist() for name, column in after.items()} == {
         name: column.tolist() for name, column in before.items()
     }
@@ -168,7 +168,7 @@ def test_embeddings_that_do_not_fit_are_refused(embedding: np.ndarray, tmp_path:
 def test_a_reader_sees_what_others_commit_meanwhile(tmp_path: Path):
     path, rows = tmp_path / "index", make_rows(40)
     make_index(path, rows)
-    reader = Index.open(path)
+    reader = IndexStore.open(path)
     vector = rows.embedding[3]
     assert reader.search(FINGERPRINT, vector, 1).neighbours[0].id == rows.id[3]
     remove_rows(path, ids=[rows.id[3]])
@@ -185,7 +185,7 @@ def test_two_architectures_in_one_index(tmp_path: Path):
     make_index(path, rows)
     other = make_rows(20, width=5, seed=3)
     add_architecture(path, WIDE, other, write_extras=write_encoder_files)
-    index = Index.open(path)
+    index = IndexStore.open(path)
     assert list(index.architectures) == [FINGERPRINT, WIDE.fingerprint]
     assert (index.count(FINGERPRINT), index.count(WIDE.fingerprint), len(index)) == (40, 20, 60)
     np.testing.assert_array_equal(index.embeddings(WIDE.fingerprint), other.embedding)
@@ -209,11 +209,11 @@ def test_an_architecture_whose_adding_failed_is_not_there_and_may_be_added_again
         patched.setattr("weightsearch.index.create.write_manifest", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             add_architecture(path, WIDE, other, write_extras=write_encoder_files)
-    assert list(Index.open(path).architectures) == [FINGERPRINT]
+    assert list(IndexStore.open(path).architectures) == [FINGERPRINT]
     assert [finding.state for finding in doctor(path) if "interrupted" in finding.detail] == [State.REPAIRED]
     again = replace(other, embedding=other.embedding + 1)
     add_architecture(path, WIDE, again, write_extras=write_encoder_files)
-    np.testing.assert_array_equal(Index.open(path).embeddings(WIDE.fingerprint), again.embedding)
+    np.testing.assert_array_equal(IndexStore.open(path).embeddings(WIDE.fingerprint), again.embedding)
     assert {finding.state for finding in doctor(path)} == {State.OK}
 
 
@@ -250,13 +250,15 @@ def test_an_index_of_format_1_is_read_and_brought_up_to_date_by_the_first_change
     make_format_1(path, rows)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     check(path, by_id(rows))
-    selected = Index.open(path).search(FINGERPRINT, np.ones(8), 3, Selection(where="optimizer = 'adam' and number < 9"))
+    selected = IndexStore.open(path).search(
+        FINGERPRINT, np.ones(8), 3, Selection(where="optimizer = 'adam' and number < 9")
+    )
     assert len(selected.neighbours) == 3
     assert info(path).architectures[0].rows == 40
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
     if half:  # killed between the manifest and the database
         with monkeypatch.context() as patched:
-            patched.setattr("weightsearch.index.migration.catalogue.is_current", lambda _: 1 / 0)
+            patched.setattr("weightsearch.index.migration.database.is_current", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 rebuild(path)
         assert json.loads((path / "manifest.json").read_text())["format"] == FORMAT
@@ -276,13 +278,13 @@ def test_the_type_by_size_and_by_choice(tmp_path: Path):
     embedding = np.repeat(centres, 50, axis=0) + 0.1 * np.random.default_rng(1).standard_normal((2000, 8))
     rows = replace(make_rows(2000), embedding=embedding.astype(np.float32))
     make_index(path, rows)
-    exact = Index.open(path)
+    exact = IndexStore.open(path)
     for factory in ("IVF16,Flat", "HNSW16", "auto"):
         rebuild(path, factory)
         entry = info(path).architectures[0]
         assert entry.faiss == (factory if factory != "auto" else "Flat")
         assert entry.exact == (factory == "auto")
-        index, found, wanted = Index.open(path), 0, 0
+        index, found, wanted = IndexStore.open(path), 0, 0
         for i in range(0, 2000, 97):
             for where in (None, "epoch = 1", "number % 100 = 7"):
                 selection = Selection(where=where)
@@ -301,11 +303,11 @@ def test_the_type_by_size_and_by_choice(tmp_path: Path):
             assert entry.nprobe is not None
             assert entry.nprobe < 16
         add_rows(path, FINGERPRINT, replace(more_rows(1, 5000), embedding=embedding[:1].astype(np.float32) * 2))
-        near = Index.open(path).search(FINGERPRINT, embedding[0], 3).neighbours
+        near = IndexStore.open(path).search(FINGERPRINT, embedding[0], 3).neighbours
         assert f"{5000:016x}" in {row.id for row in near}  # which the FAISS file lacks
         remove_rows(path, ids=[f"{5000:016x}"])
         assert f"{5000:016x}" not in {
-            row.id for row in Index.open(path).search(FINGERPRINT, embedding[0], 9).neighbours
+            row.id for row in IndexStore.open(path).search(FINGERPRINT, embedding[0], 9).neighbours
         }
     with pytest.raises(UsageError, match="FAISS knows no such index"):
         rebuild(path, "Cube")
@@ -342,7 +344,7 @@ COMMANDS = {
 
 
 def test_commands(index_copy: Path, tmp_path: Path):
-    id = Index.open(index_copy).table(next(iter(Index.open(index_copy).architectures)), ["id"])["id"][0]
+    id = IndexStore.open(index_copy).table(next(iter(IndexStore.open(index_copy).architectures)), ["id"])["id"][0]
     for command, says in COMMANDS.values():
         words = [word.format(id=id, out=tmp_path / "rows.parquet") for word in command]
         code = "import sys; from weightsearch.cli import main; main()"
@@ -361,7 +363,7 @@ def test_train_adds_an_architecture_and_each_query_meets_only_its_own(
     with pytest.raises(UsageError, match="--target and --metric"):
         train(other, index_copy, method=Method.STATISTICS, add=True, metric=Metric.L2, quiet=True)
     summary = train(other, index_copy, method=Method.STATISTICS, add=True, examples=1, quiet=True)
-    index = Index.open(index_copy)
+    index = IndexStore.open(index_copy)
     assert len(index.architectures) == 2
     for example in (summary.examples[0], trained.examples[0]):
         answer = query(index, example.path, k=3)

@@ -19,9 +19,9 @@ from weightsearch.checkpoints.discovery import Sources
 from weightsearch.checkpoints.state_dict import align, read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import Index
+from weightsearch.index import IndexStore
 from weightsearch.search.add import add
-from weightsearch.search.index import Index as AnswerIndex
+from weightsearch.search.index import IndexStore as AnswerIndex
 from weightsearch.training.summary import TrainSummary
 from weightsearch.training.train import train
 from weightsearch.types import Method, Selection
@@ -39,7 +39,7 @@ def noisy(zoo: Zoo, position: int, seed: int = 0) -> np.ndarray:
 
 def column(index: Path, fingerprint: str, name: str) -> dict[str, object]:
     """A column by the name of the file that the row came from."""
-    table = Index.open(index).table(fingerprint, ["source", name])
+    table = IndexStore.open(index).table(fingerprint, ["source", name])
     return {Path(source).name: value for source, value in zip(table["source"], table[name], strict=True)}
 
 
@@ -62,7 +62,7 @@ def sweep(zoo: Zoo, tmp_path: Path) -> Path:
 
 def test_files_are_found_again_with_what_is_known_of_them(zoo: Zoo, index_copy: Path, sweep: Path):
     fingerprint = zoo.architecture.fingerprint
-    before = Index.open(index_copy).count(fingerprint)
+    before = IndexStore.open(index_copy).count(fingerprint)
     report = add([sweep], index_copy, dataset="toy", quiet=True)
     assert (report.added, report.already) == (5, 0)
     assert [Path(bad.path).name for bad in report.quarantined] == ["broken.pt"]
@@ -71,7 +71,7 @@ def test_files_are_found_again_with_what_is_known_of_them(zoo: Zoo, index_copy: 
         "val_acc goes up to 61: taken as per cent and divided by 100",
         "val_acc stands in for test_accuracy (4 files)",
     ]
-    index = Index.open(index_copy)
+    index = IndexStore.open(index_copy)
     assert index.count(fingerprint) == before + 5
 
     accuracies = column(index_copy, fingerprint, "test_accuracy")
@@ -119,7 +119,7 @@ def test_adding_twice_adds_once(zoo: Zoo, index_copy: Path, sweep: Path, tmp_pat
 
 def test_a_whole_zoo(zoo: Zoo, index_copy: Path):
     """The index lacks the held-out examples' runs; adding its own zoo brings just them."""
-    index = Index.open(index_copy)
+    index = IndexStore.open(index_copy)
     fingerprint = zoo.architecture.fingerprint
     held = index.count(fingerprint)
     distinct = len(set(zoo.table().id))
@@ -155,10 +155,10 @@ def test_folders_laid_out_as_public_zoos(zoo: Zoo, index_copy: Path, tmp_path: P
         content = {"epoch": epoch, "seed": seed, "test_acc": i / 10}
         old.mkdir(exist_ok=True)
         write_checkpoint(old / f"2022041012304{i}_{epoch}.pt", noisy(zoo, 10 + i), zoo.architecture, content)
-    before = Index.open(index_copy).count(fingerprint)
+    before = IndexStore.open(index_copy).count(fingerprint)
     assert add([tmp_path / "ray", old], index_copy, quiet=True).added == 5
     names = ["run", "epoch", "test_accuracy", "recipe", "metadata"]
-    table = Index.open(index_copy).table(fingerprint, names)
+    table = IndexStore.open(index_copy).table(fingerprint, names)
     rows = [tuple(table[name][i] for name in names) for i in range(before, before + 5)]
     assert rows == [
         ("ray/trial-0", 0, 0.25, '{"learning_rate": 0.5}', "{}"),
@@ -242,12 +242,12 @@ def test_damaged_files_enter_whole_or_not_at_all(zoo: Zoo, index_copy: Path, tmp
             (folder / f"{i}.{suffix}").write_bytes(mutated[:cut])
             total += 1
     fingerprint = zoo.architecture.fingerprint
-    before = Index.open(index_copy).count(fingerprint)
+    before = IndexStore.open(index_copy).count(fingerprint)
     report = add([folder], index_copy, quiet=True)
     assert report.added + report.already + len(report.quarantined) + sum(report.unknown.values()) == total
     assert len(report.quarantined) > total // 4
     assert all(bad.reason and "\n" not in bad.reason for bad in report.quarantined)
-    index = Index.open(index_copy)
+    index = IndexStore.open(index_copy)
     assert index.count(fingerprint) == before + report.added
     assert np.isfinite(index.embeddings(fingerprint)).all()
     table = index.table(fingerprint, ["id", "source"])

@@ -9,7 +9,7 @@ import pytest
 
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import Index
+from weightsearch.index import IndexStore
 from weightsearch.training.data import target_values
 from weightsearch.training.train import train
 from weightsearch.types import Architecture, Layer, LayerKind, Method, Target, content_hash
@@ -88,7 +88,7 @@ def test_an_index_judges_by_a_users_column_and_holds_rows_without_it(tmp_path: P
     zoo = make_zoo(tmp_path / "zoo", unknown=3, nan_rows=1)
     target = Target("f1", lower_is_better=True)
     summary = train(zoo.path, tmp_path / "index", method=Method.STATISTICS, target=target, examples=1, quiet=True)
-    index = Index.open(tmp_path / "index")
+    index = IndexStore.open(tmp_path / "index")
     fingerprint = zoo.architecture.fingerprint
     table = index.table(fingerprint, ["source", "test_accuracy", "f1", "team"])
     by_source = {source.rpartition("#")[2]: i for i, source in enumerate(table["source"])}

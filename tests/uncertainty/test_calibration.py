@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from weightsearch.index import Index
+from weightsearch.index import IndexStore
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Metric, SplitBy
 from weightsearch.uncertainty.calibration import Calibration, load_calibration, nearest_distances
@@ -65,7 +65,7 @@ def test_calibration_is_plain_json(interval: Conformal | None):
 
 
 def test_an_index_keeps_its_calibration_beside_the_encoder(zoo: Zoo, trained: TrainSummary):
-    directory = Index.open(trained.index).encoder_directory(zoo.architecture.fingerprint)
+    directory = IndexStore.open(trained.index).encoder_directory(zoo.architecture.fingerprint)
     calibration = load_calibration(directory)
     assert calibration == trained.calibration
     assert calibration is not None

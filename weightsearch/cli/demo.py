@@ -37,8 +37,7 @@ def run_demo(out: Path, *, runs: int, quiet: bool) -> None:
     from rich.text import Text
 
     from weightsearch.cli import render
-    from weightsearch.index import Index
-    from weightsearch.search.index import query
+    from weightsearch.search.index import Index
     from weightsearch.training.train import train
     from weightsearch.viz import draw
     from weightsearch.zoo.build_zoo import build_zoo
@@ -62,7 +61,7 @@ def run_demo(out: Path, *, runs: int, quiet: bool) -> None:
         opened = Index.open(index)
         for example in trained.examples:
             show(Text())
-            show(render.answer(query(opened, example.path, k=5)))
+            show(render.answer(opened.query(example.path, k=5)))
     with step("viz", "UMAP, similarity and accuracies"):
         drawn = draw(opened, figures, quiet=quiet)
 

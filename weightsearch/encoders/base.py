@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightsearch.types import Architecture, Method
+from weightsearch.types import Activation, Architecture, Method
 
 NORMAL_IQR = 1.349  # interquartile range of a standard normal distribution
 KNOTS = 257  # points of the empirical distribution kept for each statistic
@@ -61,6 +61,7 @@ class Encoder(nn.Module, ABC):
     """
 
     predictor: nn.Sequential
+    activations: tuple[Activation, ...] = ()  # that the encoder tells apart; none where it looks at weights alone
 
     def __init__(self, architecture: Architecture, config: EncoderConfig) -> None:
         super().__init__()

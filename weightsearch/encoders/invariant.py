@@ -43,6 +43,7 @@ class Invariant(Encoder):
     """
 
     knots: Tensor
+    activations = tuple(CODES)
 
     def __init__(self, architecture: Architecture, config: EncoderConfig) -> None:
         super().__init__(architecture, config)

@@ -5,7 +5,7 @@ from weightsearch.index.database import Rows
 from weightsearch.index.doctor import Finding, State, doctor
 from weightsearch.index.info import IndexInfo, export, info
 from weightsearch.index.manifest import check_target
-from weightsearch.index.store import Index, Neighbourhood, Row
+from weightsearch.index.store import IndexStore, Neighbourhood, Row
 from weightsearch.index.writer import (
     AddSummary,
     add_rows,
@@ -19,8 +19,8 @@ from weightsearch.index.writer import (
 __all__ = [
     "AddSummary",
     "Finding",
-    "Index",
     "IndexInfo",
+    "IndexStore",
     "Neighbourhood",
     "Row",
     "Rows",

@@ -12,11 +12,10 @@ import numpy as np
 
 from weightsearch.errors import UsageError
 from weightsearch.files import sync
-from weightsearch.index import database as catalogue
-from weightsearch.index import vectors
-from weightsearch.index.database import SCHEMA, Catalogue, Rows
+from weightsearch.index import database, vectors
+from weightsearch.index.database import SCHEMA, Database, Rows
 from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe, read_manifest, write_manifest
-from weightsearch.index.store import Index
+from weightsearch.index.store import IndexStore
 from weightsearch.index.writer import BATCH, check_rows, publish, writing
 from weightsearch.types import Architecture, Metric, Target
 
@@ -31,7 +30,7 @@ def create_index(
     replace: bool = False,
     notes: dict[str, Any] | None = None,
     factory: str | None = None,
-) -> Index:
+) -> IndexStore:
     """Writes a new index directory with one architecture, complete or not at all.
 
     `write_extras(directory, encoder_directory)` adds the encoder's files (and a card, examples) before publication.
@@ -47,15 +46,17 @@ def create_index(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         (staging / fingerprint).mkdir(parents=True)
-        with Catalogue(staging / DATABASE).open(read_only=False) as connection:
+        with Database(staging / DATABASE).open(read_only=False) as connection:
             connection.execute(SCHEMA)
             _insert(connection, fingerprint, rows)
             connection.execute("UPDATE ix.state SET generation = 1")
+            identity = database.state(connection).identity
         built = vectors.build(np.arange(len(rows)), rows.embedding, metric, factory)
         vectors.save(built, staging / fingerprint / "vectors-1.faiss")
         write_extras(staging, staging / fingerprint)
         manifest = {
             "format": FORMAT,
+            "identity": identity,
             "metric": metric.value,
             "architectures": {fingerprint: {"layers": architecture.to_dict(), "factory": factory, **(notes or {})}},
             **(notes or {}),
@@ -67,7 +68,7 @@ def create_index(
         _publish(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Index.open(path)
+    return IndexStore.open(path)
 
 
 def add_architecture(
@@ -79,7 +80,7 @@ def add_architecture(
     metric: Metric = Metric.COSINE,
     notes: dict[str, Any] | None = None,
     factory: str | None = None,
-) -> Index:
+) -> IndexStore:
     """Adds an architecture with its encoder and rows to the index at `path`, complete or not at all.
 
     As `create_index`, but all that `write_extras` writes goes into the architecture's own sub-directory. The manifest,
@@ -105,7 +106,7 @@ def add_architecture(
             connection.execute("DELETE FROM ix.checkpoints WHERE architecture = ?", [fingerprint])  # as above
         for start in range(0, len(rows), BATCH):
             with writer.transaction() as connection:
-                catalogue.insert(connection, fingerprint, rows.take(np.arange(start, min(start + BATCH, len(rows)))))
+                database.insert(connection, fingerprint, rows.take(np.arange(start, min(start + BATCH, len(rows)))))
         manifest = read_manifest(path)
         manifest["architectures"][fingerprint] = {
             "layers": architecture.to_dict(), "factory": factory, **(notes or {})
@@ -113,12 +114,12 @@ def add_architecture(
         manifest["files"] |= describe_encoder(path / fingerprint)
         write_manifest(path, manifest)
         publish(writer, fingerprint)
-    return Index.open(path)
+    return IndexStore.open(path)
 
 
 def check_addition(path: Path, architecture: Architecture, target: Target, metric: Metric) -> None:
     """Refuses an architecture that the index holds, and another target or metric than the index's."""
-    index = Index.open(path)
+    index = IndexStore.open(path)
     if architecture.fingerprint in index.architectures:
         raise UsageError(
             f"{path} already holds {architecture.describe()}; `weightsearch add` adds checkpoints of it, "
@@ -139,7 +140,7 @@ def describe_encoder(directory: Path) -> dict[str, Any]:
 
 def _insert(connection: Any, fingerprint: str, rows: Rows) -> None:
     for start in range(0, len(rows), BATCH):
-        catalogue.insert(connection, fingerprint, rows.take(np.arange(start, min(start + BATCH, len(rows)))))
+        database.insert(connection, fingerprint, rows.take(np.arange(start, min(start + BATCH, len(rows)))))
 
 
 def _publish(staging: Path, path: Path) -> None:

@@ -21,7 +21,7 @@ from weightsearch.types import Target
 LOCK_WAIT_SECONDS = 2.0
 ARCHITECTURE = "architecture"
 SCHEMA = """
-CREATE TABLE ix.state (generation BIGINT NOT NULL, next_number BIGINT NOT NULL);
+CREATE TABLE ix.state (generation BIGINT NOT NULL, next_number BIGINT NOT NULL, identity VARCHAR NOT NULL);
 CREATE TABLE ix.keys (name VARCHAR PRIMARY KEY, type VARCHAR NOT NULL);  -- of recipes and metadata, for filters
 CREATE TABLE ix.checkpoints (
     number BIGINT PRIMARY KEY,     -- FAISS's id; never given twice
@@ -29,7 +29,7 @@ CREATE TABLE ix.checkpoints (
     architecture VARCHAR NOT NULL, -- fingerprint
     dataset VARCHAR,
     run VARCHAR,
-    epoch INTEGER,
+    epoch DOUBLE,                  -- may be a fraction
     train_loss DOUBLE,
     train_accuracy DOUBLE,
     test_loss DOUBLE,
@@ -39,11 +39,11 @@ CREATE TABLE ix.checkpoints (
     recipe VARCHAR,                -- JSON
     source VARCHAR,                -- where the weights can be found again: a file, or zoo-path#run/epoch
     metadata VARCHAR,              -- JSON, the user's own columns
-    description BLOB,              -- of the layers (see `layers`), float32
+    description BLOB,              -- of the layers (see `uncertainty.novelty`), float32
     embedding BLOB NOT NULL,       -- float32, little endian
     UNIQUE (architecture, id)
 );
-INSERT INTO ix.state VALUES (0, 0);
+INSERT INTO ix.state VALUES (0, 0, uuid());
 """
 NUMBERS = {  # columns that hold numbers, with NaN where unknown
     "epoch": np.float64,
@@ -113,7 +113,7 @@ def _texts(values: np.ndarray) -> np.ndarray:
     return texts
 
 
-class Catalogue:
+class Database:
     """`index.duckdb`, attached to a DuckDB of our own in memory for no longer than a `with` block, as `ix`.
 
     Attaching takes a fraction of a millisecond where opening takes ten. Nothing but this file and its log can be
@@ -183,20 +183,26 @@ def _reason(path: Path, error: duckdb.Error) -> str:
 
 
 def rows_sql(connection: duckdb.DuckDBPyConnection) -> str:
-    """The table of rows, with the columns that format 1 lacked."""
+    """The table of rows, as this format has it where the database is of an older one."""
+    if is_current(connection):
+        return "ix.checkpoints"
+    missing = _missing_columns(connection)
+    nulls = "".join(f", NULL::{ADDED_IN_FORMAT_2[name]} AS {name}" for name in missing)
+    whole = "CASE split WHEN 'calibratio' THEN 'calibration' ELSE split END AS split"  # format 2 cut it short
+    return f"(SELECT * REPLACE ({whole}, epoch::DOUBLE AS epoch){nulls} FROM ix.checkpoints)"
+
+
+def _missing_columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Those that format 1 lacked."""
     found = connection.execute("SELECT * FROM ix.checkpoints LIMIT 0")  # far quicker than DuckDB's own catalogue
     known = {name for name, *_ in found.description or ()}
     found.fetchall()
-    missing = [name for name in ADDED_IN_FORMAT_2 if name not in known]
-    if not missing:
-        return "ix.checkpoints"
-    nulls = ", ".join(f"NULL::{ADDED_IN_FORMAT_2[name]} AS {name}" for name in missing)
-    return f"(SELECT *, {nulls} FROM ix.checkpoints)"
+    return [name for name in ADDED_IN_FORMAT_2 if name not in known]
 
 
 def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether the database has this format's tables."""
-    return rows_sql(connection) == "ix.checkpoints"
+    return state(connection).identity is not None
 
 
 def first(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> Any:
@@ -205,10 +211,24 @@ def first(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequenc
     return found[0] if found else None
 
 
+@dataclass(frozen=True)
+class DatabaseState:
+    """What a reader compares at each call with what it has kept in memory."""
+
+    generation: int  # counts the committed changes
+    identity: str | None  # of the index, drawn when it was made; None before format 3
+
+
+def state(connection: duckdb.DuckDBPyConnection) -> DatabaseState:
+    """As of the connection's snapshot."""
+    found = connection.execute("SELECT * FROM ix.state")
+    values = dict(zip([name for name, *_ in found.description or ()], found.fetchall()[0], strict=True))
+    return DatabaseState(int(values["generation"]), values.get("identity"))
+
+
 def generation(connection: duckdb.DuckDBPyConnection) -> int:
     """Counts the committed changes."""
-    row = first(connection, "SELECT generation FROM ix.state")
-    return int(row[0])
+    return state(connection).generation
 
 
 def target_sql(target: Target) -> str:
@@ -386,7 +406,7 @@ def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) 
 
 def key_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
     """The recipes' keys and the user's columns, by name, with their DuckDB types."""
-    if is_current(connection):
+    if is_current(connection) or not _missing_columns(connection):  # format 2 had them, too
         return dict(connection.execute("SELECT name, type FROM ix.keys ORDER BY name").fetchall())
     return _keys_of(connection, rows_sql(connection))
 

@@ -1,4 +1,4 @@
-"""Checks every promise of an index and repairs what the catalogue, which is the truth, can repair."""
+"""Checks every promise of an index and repairs what the database, which is the truth, can repair."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import numpy as np
 
 from weightsearch.distance import prepare
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import database as catalogue
-from weightsearch.index import vectors
-from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, read_manifest
-from weightsearch.index.store import Index
+from weightsearch.index import database, vectors
+from weightsearch.index.manifest import DATABASE, FORMAT, MANIFEST, is_intact, read_manifest
+from weightsearch.index.store import IndexStore
 from weightsearch.index.writer import Writer, leftovers, publish, writing
 
-TOLERANCE = 1e-4  # of a vector in the FAISS file against the catalogue's
+TOLERANCE = 1e-4  # of a vector in the FAISS file against the database's
 
 
 class State(StrEnum):
@@ -51,12 +50,11 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
         return [Finding(MANIFEST, State.BROKEN, str(error))]
     findings = [Finding(MANIFEST, State.OK, f"format {manifest['format']}")]
     findings += _files(path)
-    database = _database(path)
-    findings += database
+    findings += _database(path)
     if any(finding.state is State.BROKEN for finding in findings):
         return findings  # nothing to repair from, or no encoder to search with
-    if manifest["format"] == 1:
-        findings.append(Finding("format", State.REPAIRED, "brought from format 1 to 2"))
+    if manifest["format"] != FORMAT:
+        findings.append(Finding("format", State.REPAIRED, f"brought from format {manifest['format']} to {FORMAT}"))
     left = leftovers(path)
     with writing(path) as writer:  # which removes them
         gone = ", ".join(sorted(file.name for file in left if not file.exists()))
@@ -66,7 +64,7 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
             else Finding("leftovers", State.OK, "none")
         )
         findings += _strangers(writer)
-        for fingerprint in Index.open(path).architectures:
+        for fingerprint in IndexStore.open(path).architectures:
             findings += _vectors(writer, fingerprint)
     if check_encoder is not None:
         findings += _encoders(path, check_encoder)
@@ -92,10 +90,10 @@ def _files(path: Path) -> Iterator[Finding]:
 def _database(path: Path) -> list[Finding]:
     """Reads every block, whose checksums DuckDB verifies, and looks at every row."""
     try:
-        index = Index(path, read_manifest(path))
-        with index.catalogue.open() as connection:
-            generation = catalogue.generation(connection)
-            rows = catalogue.rows_sql(connection)
+        index = IndexStore.open(path)
+        with index.database.open() as connection:
+            generation = database.generation(connection)
+            rows = database.rows_sql(connection)
             count = connection.execute(f"SELECT count(*), bit_xor(hash(r)) FROM {rows} r").fetchall()[0][0]
             problems = {
                 "ids twice": "SELECT architecture, id FROM {rows} GROUP BY ALL HAVING count(*) > 1",
@@ -109,7 +107,7 @@ def _database(path: Path) -> list[Finding]:
             }
             findings = []
             for what, query in problems.items():
-                if "next_number" in query and not catalogue.is_current(connection):
+                if "next_number" in query and not database.is_current(connection):
                     continue
                 bad = connection.execute(query.format(rows=rows)).fetchall()
                 if bad:
@@ -118,7 +116,7 @@ def _database(path: Path) -> list[Finding]:
                     )
             if not findings:
                 for fingerprint in index.architectures:
-                    findings += _finite(*catalogue.embeddings(connection, fingerprint))
+                    findings += _finite(*database.embeddings(connection, fingerprint))
     except WeightsearchError as error:
         return [Finding(DATABASE, State.BROKEN, str(error))]
     return findings or [Finding(DATABASE, State.OK, f"{count:,} rows at generation {generation}, all blocks readable")]
@@ -148,11 +146,11 @@ def _strangers(writer: Writer) -> list[Finding]:
 
 
 def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
-    """The FAISS file against its checksum and, vector by vector, against the catalogue."""
-    index = Index.open(writer.path)
-    with writer.catalogue.open() as connection:
-        generation = catalogue.generation(connection)
-        numbers, embeddings = catalogue.embeddings(connection, fingerprint)
+    """The FAISS file against its checksum and, vector by vector, against the database."""
+    index = IndexStore.open(writer.path)
+    with writer.database.open() as connection:
+        generation = database.generation(connection)
+        numbers, embeddings = database.embeddings(connection, fingerprint)
     what = f"{fingerprint}/vectors"
     if not len(numbers):
         return [Finding(what, State.OK, "no rows")]
@@ -169,16 +167,16 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
         if cache.matrix is not None and len(common):
             away = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max()
             if not away <= TOLERANCE:
-                fault = "its vectors were not the catalogue's"
+                fault = "its vectors were not the database's"
         if not fault:
-            detail = f"{cache.info.factory}, {len(cache.numbers):,} vectors as in the catalogue"
+            detail = f"{cache.info.factory}, {len(cache.numbers):,} vectors as in the database"
             return [Finding(what, State.OK, detail + (f", {behind:,} rows behind (within bounds)" if behind else ""))]
     publish(writer, fingerprint, anew=True)
     return [Finding(what, State.REPAIRED, f"{fault}; written anew from {DATABASE} ({len(numbers):,} vectors)")]
 
 
 def _encoders(path: Path, check_encoder: Callable[[Path], object]) -> Iterator[Finding]:
-    index = Index.open(path)
+    index = IndexStore.open(path)
     for fingerprint in index.architectures:
         try:
             check_encoder(index.encoder_directory(fingerprint))

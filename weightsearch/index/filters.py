@@ -9,7 +9,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError
-from weightsearch.index import database as catalogue
+from weightsearch.index import database
 from weightsearch.index.database import COLUMNS
 
 # Parts of a parsed SELECT that `WHERE <expression>` alone leaves empty.
@@ -22,12 +22,12 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
     Raises UsageError, in one line, for what is not one expression, and for unknown columns with the known ones.
     """
     check(connection, where)
-    types = catalogue.key_types(connection)
+    types = database.key_types(connection)
     keys = list({name.lower(): name for name in types}.values())  # SQL's names have no case
-    selected = [*COLUMNS, *(f'{catalogue.json_sql(name, types[name])} AS "{name}"' for name in keys)]
+    selected = [*COLUMNS, *(f'{database.json_sql(name, types[name])} AS "{name}"' for name in keys)]
     try:
         found = connection.execute(
-            f"SELECT number FROM (SELECT {', '.join(selected)} FROM {catalogue.rows_sql(connection)} "
+            f"SELECT number FROM (SELECT {', '.join(selected)} FROM {database.rows_sql(connection)} "
             f"WHERE architecture = ?) WHERE (\n{where}\n) ORDER BY number",
             [fingerprint],
         ).fetchnumpy()
@@ -41,7 +41,7 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
 
 def check(connection: duckdb.DuckDBPyConnection, where: str) -> None:
     """Refuses whatever is not one expression of one SELECT: statements, subqueries, ORDER BY, parameters."""
-    row = catalogue.first(connection, "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"])
+    row = database.first(connection, "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"])
     parsed = json.loads(row[0])
     if parsed["error"]:
         fault = parsed["error_message"].splitlines()[0]

@@ -11,9 +11,8 @@ import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import replacing
-from weightsearch.index import database as catalogue
-from weightsearch.index import filters, vectors
-from weightsearch.index.store import Index
+from weightsearch.index import database, filters, vectors
+from weightsearch.index.store import IndexStore
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ class IndexInfo:
 
 def info(path: str | Path) -> IndexInfo:
     """What the index at `path` holds."""
-    index = Index.open(path)
-    with index.catalogue.open() as connection:
-        generation = catalogue.generation(connection)
+    index = IndexStore.open(path)
+    with index.database.open() as connection:
+        generation = database.generation(connection)
     return IndexInfo(
         path=str(index.path),
         format=index.manifest["format"],
@@ -67,9 +66,9 @@ def info(path: str | Path) -> IndexInfo:
     )
 
 
-def _architecture(index: Index, fingerprint: str, generation: int) -> ArchitectureInfo:
-    with index.catalogue.open() as connection:
-        rows = catalogue.rows_sql(connection)
+def _architecture(index: IndexStore, fingerprint: str, generation: int) -> ArchitectureInfo:
+    with index.database.open() as connection:
+        rows = database.rows_sql(connection)
         datasets = connection.execute(
             f"SELECT coalesce(dataset, 'unknown'), count(*) FROM {rows} WHERE architecture = ? GROUP BY 1 ORDER BY 1",
             [fingerprint],
@@ -77,7 +76,7 @@ def _architecture(index: Index, fingerprint: str, generation: int) -> Architectu
         runs = connection.execute(
             f"SELECT count(DISTINCT run) FROM {rows} WHERE architecture = ?", [fingerprint]
         ).fetchall()[0][0]
-        columns = catalogue.columns(connection, fingerprint, index.target)
+        columns = database.columns(connection, fingerprint, index.target)
     cache = index.newest_cache(fingerprint, generation)
     numbers = np.empty(0, np.int64) if cache is None else cache.numbers
     entry = index.manifest["architectures"][fingerprint]
@@ -106,18 +105,18 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None) -> in
 
     Recipe keys and the user's columns become columns; `embedding` is a list of floats.
     """
-    index, out = Index.open(path), Path(out)
+    index, out = IndexStore.open(path), Path(out)
     if out.suffix != ".parquet":
         raise UsageError(f"--out {out}: the file's name should end in .parquet")
     count = 0
     with duckdb.connect(":memory:") as target:
         for fingerprint in index.architectures:
-            with index.catalogue.open() as connection:
+            with index.database.open() as connection:
                 numbers = None if where is None else filters.passing(connection, fingerprint, where)
-                types = catalogue.key_types(connection)
-                names = [*catalogue.COLUMNS, *{name.lower(): name for name in types}.values()]
-                columns = catalogue.table(connection, fingerprint, names, types, numbers)
-                embeddings = catalogue.embeddings(connection, fingerprint, numbers)[1]
+                types = database.key_types(connection)
+                names = [*database.COLUMNS, *{name.lower(): name for name in types}.values()]
+                columns = database.table(connection, fingerprint, names, types, numbers)
+                embeddings = database.embeddings(connection, fingerprint, numbers)[1]
             if not len(embeddings):
                 continue
             for j in range(embeddings.shape[1]):

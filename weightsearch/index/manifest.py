@@ -10,7 +10,8 @@ from typing import Any
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import sha256, write_whole
 
-FORMAT = 2
+FORMAT = 3
+OLDER = (1, 2)  # formats that are read, and migrated by whoever writes
 MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as it is
 DATABASE = "index.duckdb"
 SEAL = "checksum"
@@ -30,13 +31,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise WeightsearchError(f"{path} is a file; --index takes an index directory") from None
     except (OSError, ValueError) as error:
         raise WeightsearchError(f"{path / MANIFEST} cannot be read ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") not in (1, FORMAT):
+    if not isinstance(manifest, dict) or manifest.get("format") not in (*OLDER, FORMAT):
         raise WeightsearchError(
             f"{path / MANIFEST} is of another format than {FORMAT}, which this version reads; "
             "upgrade weightsearch or make the index again with `weightsearch train`"
         )
     sound = {"metric", "architectures", "files"} <= manifest.keys()
-    if not sound or (manifest["format"] == FORMAT and not is_sealed(manifest)):
+    if not sound or (manifest["format"] != 1 and not is_sealed(manifest)):
         raise WeightsearchError(
             f"{path / MANIFEST} is damaged (its checksum is another); restore it from a copy or make the index again"
         )

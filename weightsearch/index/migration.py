@@ -1,51 +1,61 @@
-"""An index of format 1 brought to format 2, in steps that may be interrupted anywhere."""
+"""An index of an older format brought to the present one, in steps that may be interrupted anywhere."""
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
+from typing import Any
 
-from weightsearch.index import database as catalogue
-from weightsearch.index import vectors
-from weightsearch.index.database import SCHEMA, Catalogue
+from weightsearch.index import database, vectors
+from weightsearch.index.database import SCHEMA, Database
 from weightsearch.index.manifest import FORMAT, read_manifest, write_manifest
 
 
-def migrate(path: Path, rows: Catalogue, wait_seconds: float) -> None:
+def migrate(path: Path, rows: Database, wait_seconds: float) -> None:
     """Does nothing to an index of this format.
 
     Format 1 kept the rows' count, the database's checksum and the FAISS file's in the manifest, which every change of
-    rows would have made wrong. Readers take the database in its old form and in its new one.
+    rows would have made wrong. Format 2 had no identity, epochs without fractions, and cut a split's name short.
+    Readers take the database in its old forms and in its new one.
     """
     manifest = read_manifest(path)
     if manifest["format"] == 1:
-        for fingerprint in manifest["architectures"]:
-            file = path / fingerprint / "vectors-1.faiss"
-            info = vectors.read_info(file, manifest)
-            if info is not None:
-                vectors.write_info(file, info)
-        notes = {name: manifest[name] for name in ("dataset", "method", "version", "target") if name in manifest}
-        manifest["architectures"] = {
-            fingerprint: {"layers": entry["layers"], "factory": None, **notes}
-            for fingerprint, entry in manifest["architectures"].items()
-        }
-        manifest["files"] = {name: file for name, file in manifest["files"].items() if "/encoder." in name}
-        manifest.pop("generation", None)
-        manifest["format"] = FORMAT
+        _from_format_1(path, manifest)
+    if manifest["format"] != FORMAT:
+        manifest |= {"format": FORMAT, "identity": uuid.uuid4().hex}
         write_manifest(path, manifest)
     with rows.open() as connection:
-        if catalogue.is_current(connection):
+        if database.is_current(connection):
             return
     with rows.open(read_only=False, wait_seconds=wait_seconds) as connection:
         connection.begin()
         connection.execute("CREATE TEMP TABLE old_rows AS SELECT * FROM ix.checkpoints")
         connection.execute("CREATE TEMP TABLE old_state AS SELECT * FROM ix.state")
-        connection.execute("DROP TABLE ix.checkpoints; DROP TABLE ix.state")
+        connection.execute("DROP TABLE ix.checkpoints; DROP TABLE ix.state; DROP TABLE IF EXISTS ix.keys")
         connection.execute(SCHEMA)
         connection.execute("INSERT INTO ix.checkpoints BY NAME SELECT * FROM old_rows ORDER BY number")
+        connection.execute("UPDATE ix.checkpoints SET split = 'calibration' WHERE split = 'calibratio'")
         connection.execute(
             "UPDATE ix.state SET generation = (SELECT generation FROM old_state), "
-            "next_number = (SELECT coalesce(max(number) + 1, 0) FROM old_rows)"
+            "next_number = (SELECT coalesce(max(number) + 1, 0) FROM old_rows), identity = ?",
+            [manifest["identity"]],
         )
-        catalogue.learn_keys(connection, "ix.checkpoints")
+        database.learn_keys(connection, "ix.checkpoints")
         connection.execute("DROP TABLE temp.old_rows; DROP TABLE temp.old_state")
         connection.commit()
+
+
+def _from_format_1(path: Path, manifest: dict[str, Any]) -> None:
+    """Changes `manifest` in place, and gives FAISS's files descriptions of their own."""
+    for fingerprint in manifest["architectures"]:
+        file = path / fingerprint / "vectors-1.faiss"
+        info = vectors.read_info(file, manifest)
+        if info is not None:
+            vectors.write_info(file, info)
+    notes = {name: manifest[name] for name in ("dataset", "method", "version", "target") if name in manifest}
+    manifest["architectures"] = {
+        fingerprint: {"layers": entry["layers"], "factory": None, **notes}
+        for fingerprint, entry in manifest["architectures"].items()
+    }
+    manifest["files"] = {name: file for name, file in manifest["files"].items() if "/encoder." in name}
+    manifest.pop("generation", None)

@@ -22,7 +22,7 @@ AT_FIRST = 16  # times k: how many rows an approximate index is asked for, in th
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Segment:
     """One architecture's rows and vectors as of one generation.
 
     `places (n,)` says where each row's vector is: at that position of the cache, or, negative, at `-1 - place` of
@@ -73,7 +73,7 @@ class Shelf:
 
 
 def search(
-    shelf: Shelf,
+    segment: Segment,
     query: np.ndarray,
     k: int,
     *,
@@ -89,23 +89,23 @@ def search(
         mask: `(n,)` bool, the rows that pass the filter; None for all.
         grades: `(n,)`, 1 where good, -1 where bad.
     """
-    passing = len(shelf) if mask is None else int(np.count_nonzero(mask))
-    few = passing <= FEW * len(shelf)
-    if not shelf.cache.is_exact and not few:
-        everything = np.ones(len(shelf), bool) if mask is None else mask
+    passing = len(segment) if mask is None else int(np.count_nonzero(mask))
+    few = passing <= FEW * len(segment)
+    if not segment.cache.is_exact and not few:
+        everything = np.ones(len(segment), bool) if mask is None else mask
         masks = (mask, everything & (grades > 0), everything & (grades < 0))
-        first = shelf.approximate(query, min(AT_FIRST * k, passing), mask)
+        first = segment.approximate(query, min(AT_FIRST * k, passing), mask)
         order = np.lexsort(first)
         first = (first[0][order], first[1][order])
         lists = [
-            _pick(_growing(shelf, query, k, part, first), k, within, per_run, shelf.columns.runs) for part in masks
+            _pick(_growing(segment, query, k, part, first), k, within, per_run, segment.columns.runs) for part in masks
         ]
-        return f"{shelf.cache.info.factory}{'' if mask is None else ' with a selector'}", lists
+        return f"{segment.cache.info.factory}{'' if mask is None else ' with a selector'}", lists
     rows, name = None, "exact, all rows"
-    if mask is not None and passing <= SOME * len(shelf):
+    if mask is not None and passing <= SOME * len(segment):
         rows, name = np.flatnonzero(mask), "exact, passing rows"
         mask, grades = None, grades[rows]
-    away = shelf.distances(query, rows)
+    away = segment.distances(query, rows)
     if mask is not None:
         away[~mask] = np.inf
         grades = np.where(mask, grades, 0)
@@ -114,7 +114,7 @@ def search(
     for wanted in (mask, grades > 0, grades < 0):
         found = _nearest(away, wanted, k, ordered)
         mapped = ((part if rows is None else rows[part], away[part], done) for part, done in found)
-        lists.append(_pick(mapped, k, within, per_run, shelf.columns.runs))
+        lists.append(_pick(mapped, k, within, per_run, segment.columns.runs))
     return name, lists
 
 
@@ -141,17 +141,17 @@ def _nearest(
 
 
 def _growing(
-    shelf: Shelf, query: np.ndarray, k: int, mask: np.ndarray | None, first: tuple[np.ndarray, np.ndarray]
+    segment: Segment, query: np.ndarray, k: int, mask: np.ndarray | None, first: tuple[np.ndarray, np.ndarray]
 ) -> Candidates:
     """From the `first` rows found for all lists, then from an approximate index, or exactly where few pass."""
-    total = len(shelf) if mask is None else int(np.count_nonzero(mask))
+    total = len(segment) if mask is None else int(np.count_nonzero(mask))
     passing = np.ones(len(first[0]), bool) if mask is None else mask[first[0]]
     yield first[0][passing], first[1][passing], False
     while True:
-        if mask is not None and total <= max(FEW * len(shelf), k):
-            rows, away = np.flatnonzero(mask), shelf.distances(query, np.flatnonzero(mask))
+        if mask is not None and total <= max(FEW * len(segment), k):
+            rows, away = np.flatnonzero(mask), segment.distances(query, np.flatnonzero(mask))
         else:
-            rows, away = shelf.approximate(query, min(k, total), mask)
+            rows, away = segment.approximate(query, min(k, total), mask)
         order = np.lexsort((rows, away))[:k]
         yield rows[order], away[order], k >= total
         k *= 4

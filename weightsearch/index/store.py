@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,14 +16,17 @@ import numpy as np
 
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import database as catalogue
-from weightsearch.index import filters, planner, vectors
-from weightsearch.index.database import Catalogue, Columns
-from weightsearch.index.manifest import DATABASE, is_intact, read_manifest
-from weightsearch.index.planner import Shelf
-from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target
+from weightsearch.index import database, filters, planner, vectors
+from weightsearch.index.database import Columns, Database
+from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, read_manifest
+from weightsearch.index.planner import Segment
+from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target, epoch_number
 
 GOOD, BAD = "q75", "q25"  # good are the top quarter, bad the bottom quarter
+
+REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
+
+Stamp = tuple[int, int, int]
 
 log = logging.getLogger("weightsearch")
 
@@ -46,31 +50,27 @@ class Row:
     embedding: np.ndarray
 
 
-class Index:
-    """An index opened for reading. Holds no lock between calls, and sees what others have committed since.
+class IndexStore:
+    """An index's files opened for reading. Holds no lock between calls, and sees what others have committed since.
 
-    Arrays over rows are ordered by the rows' number, which is the order in which they were added.
+    That goes for another index under the same path, too: each has an identity of its own, which every call compares,
+    so that vectors and rows are always of the same one. Arrays over rows are ordered by the rows' number, which is the
+    order in which they were added.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = manifest
-        self.metric = Metric(manifest["metric"])
-        self.target = Target(**manifest.get("target", {}))
-        self.architectures = {
-            fingerprint: Architecture.from_dict(entry["layers"])
-            for fingerprint, entry in manifest["architectures"].items()
-        }
-        self.catalogue = Catalogue(path / DATABASE)
-        self._columns_of: dict[str, Columns] = {}
-        self._shelves: dict[str, Shelf] = {}
-        self._masks: dict[tuple[str, str | None, str | None], tuple[int, np.ndarray]] = {}
-        self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
+        self._take(*self._verified(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Opens the index directory at `path`; verifies files that changed since the manifest was written."""
-        path = Path(path)
+        return cls(Path(path))
+
+    @staticmethod
+    def _verified(path: Path) -> tuple[dict[str, Any], Stamp | None]:
+        """The manifest, after a look at the files that it lists, and when it was written."""
+        stamp = _stamp(path / MANIFEST)
         manifest = read_manifest(path)
         for name, expected in manifest["files"].items():
             if not name.endswith(".faiss") and not is_intact(path / name, expected):
@@ -80,7 +80,60 @@ class Index:
                 )
         if not (path / DATABASE).is_file():
             raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
-        return cls(path, manifest)
+        return manifest, stamp
+
+    def _take(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
+        """Starts anew from a manifest, with nothing kept of what was read before."""
+        self.manifest = manifest
+        self._manifest_stamp = stamp
+        self.metric = Metric(manifest["metric"])
+        self.target = Target(**manifest.get("target", {}))
+        self.architectures = {
+            fingerprint: Architecture.from_dict(entry["layers"])
+            for fingerprint, entry in manifest["architectures"].items()
+        }
+        self.database = Database(self.path / DATABASE)
+        self._columns_of: dict[str, Columns] = {}
+        self._segments: dict[str, Segment] = {}
+        self._masks: dict[tuple[str, str | None, str | None], tuple[int, np.ndarray]] = {}
+        self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
+
+    @property
+    def identity(self) -> str:
+        """Drawn when the index was made; of an index from before format 3, when its manifest was written."""
+        return self.manifest.get("identity") or str(self._manifest_stamp)
+
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The database that the manifest is of: what is kept in memory of another one is let go first.
+
+        A caller that looked at what is kept before it opened this looks again.
+        """
+        deadline = time.monotonic() + REPLACED_WAIT_SECONDS
+        while True:
+            self.refresh()
+            with self.database.open() as connection:
+                identity = database.state(connection).identity
+                # A manifest is migrated before its database, and both are read while neither is.
+                if identity in (None, self.manifest.get("identity")):
+                    yield connection
+                    return
+            if time.monotonic() > deadline:
+                raise WeightsearchError(
+                    f"{self.path}: {MANIFEST} and {DATABASE} are not of one index; restore both from one copy"
+                )
+            self._manifest_stamp = None  # replaced between the two looks
+            time.sleep(0.01)
+
+    def refresh(self) -> None:
+        """Reads the manifest again where it has changed: for another index, or for one more architecture."""
+        deadline = time.monotonic() + REPLACED_WAIT_SECONDS
+        stamp = _stamp(self.path / MANIFEST)
+        while stamp is None and time.monotonic() < deadline:  # between the two renames of a replacement
+            time.sleep(0.01)
+            stamp = _stamp(self.path / MANIFEST)
+        if stamp is None or stamp != self._manifest_stamp:
+            self._take(*self._verified(self.path))
 
     def __len__(self) -> int:
         return sum(self.count(fingerprint) for fingerprint in self.architectures)
@@ -88,8 +141,8 @@ class Index:
     def load(self, fingerprint: str) -> None:
         """Reads what searches of one architecture need, which the first search would do otherwise."""
         self._known(fingerprint)
-        with self.catalogue.open() as connection:
-            self._shelf(connection, fingerprint)
+        with self.connection() as connection:
+            self._segment(connection, fingerprint)
 
     def encoder_directory(self, fingerprint: str) -> Path:
         return self.path / fingerprint
@@ -104,28 +157,28 @@ class Index:
     def embeddings(self, fingerprint: str) -> np.ndarray:
         """All embeddings `(n, D)` of one architecture."""
         self._known(fingerprint)
-        with self.catalogue.open() as connection:
-            return catalogue.embeddings(connection, fingerprint)[1]
+        with self.connection() as connection:
+            return database.embeddings(connection, fingerprint)[1]
 
     def table(self, fingerprint: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        """Columns `(n,)` by name: `catalogue.COLUMNS`, recipe keys and the user's own.
+        """Columns `(n,)` by name: `database.COLUMNS`, recipe keys and the user's own.
 
         Numbers are float64 with NaN where unknown, texts objects with None.
         """
         self._known(fingerprint)
-        with self.catalogue.open() as connection:
-            return catalogue.table(connection, fingerprint, columns, catalogue.key_types(connection))
+        with self.connection() as connection:
+            return database.table(connection, fingerprint, columns, database.key_types(connection))
 
     def keys(self) -> dict[str, str]:
         """Recipe keys and the user's columns by name, with their DuckDB types: what filters know beside COLUMNS."""
-        with self.catalogue.open() as connection:
-            return catalogue.key_types(connection)
+        with self.connection() as connection:
+            return database.key_types(connection)
 
     def find(self, id: str) -> Row:
         """The row with this id or with the only id that begins so. Raises UsageError for none or several."""
         if not id or not all(letter in "0123456789abcdef" for letter in id):
             raise UsageError(f"{id!r} is no id; ids are 16 hexadecimal digits, as queries show them")
-        with self.catalogue.open() as connection:
+        with self.connection() as connection:
             found = connection.execute(
                 "SELECT architecture, number, id FROM ix.checkpoints WHERE id = ? OR (starts_with(id, ?)) LIMIT 3",
                 [id, id],
@@ -135,20 +188,20 @@ class Index:
                 what = "no checkpoint" if not found else f"more than one ({', '.join(row[2] for row in found)})"
                 raise UsageError(f"{self.path} holds {what} with id {id}")
             fingerprint, number, _ = found[0]
-            return Row(fingerprint, *catalogue.row(connection, fingerprint, number))
+            return Row(fingerprint, *database.row(connection, fingerprint, number))
 
     def descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """What the layers of rows are like (see `layers`), `(F,)` by id, of those for which that was kept."""
-        with self.catalogue.open() as connection:
-            return catalogue.descriptions(connection, fingerprint, ids)
+        with self.connection() as connection:
+            return database.descriptions(connection, fingerprint, ids)
 
     def finals(
         self, fingerprint: str, runs: Sequence[str], good: str | None = None, bad: str | None = None
-    ) -> dict[str, tuple[int, float, int]]:
+    ) -> dict[str, tuple[float, float, int]]:
         """How each of `runs` ended: the last epoch with a known accuracy (or other target), that, and its grade."""
-        with self.catalogue.open() as connection:
+        with self.connection() as connection:
             columns = self._fresh_columns(connection, fingerprint)
-            found = catalogue.finals(connection, fingerprint, runs, self.target)
+            found = database.finals(connection, fingerprint, runs, self.target)
         grades = self._grades(columns, good, bad)
         return {
             run: (epoch, value, int(grades[np.searchsorted(columns.numbers, number)]))
@@ -175,36 +228,38 @@ class Index:
         _check(selection)
         self._known(fingerprint)
         start = time.perf_counter()
-        shelf = self._shelves.get(fingerprint)
-        mask = self._mask_of(shelf, fingerprint, selection)
+        segment = self._segments.get(fingerprint)
+        mask = self._mask_of(segment, fingerprint, selection)
         found, seconds = None, 0.0
-        if shelf is not None and (mask is not None or not _filters(selection)):
-            found = self._lists(shelf, vector, k, selection, mask)
+        if segment is not None and (mask is not None or not _filters(selection)):
+            found = self._lists(segment, vector, k, selection, mask)
             seconds = time.perf_counter() - start
-        with self.catalogue.open() as connection:
-            if found is None or shelf is None or catalogue.generation(connection) != shelf.columns.generation:
-                shelf = self._shelf(connection, fingerprint)
-                mask = self._mask(connection, shelf, fingerprint, selection)
-                found = self._lists(shelf, vector, k, selection, mask)
+        with self.connection() as connection:
+            if segment is not self._segments.get(fingerprint):  # it was of an index that was replaced
+                segment = None
+            if found is None or segment is None or segment.columns.generation != database.generation(connection):
+                segment = self._segment(connection, fingerprint)
+                mask = self._mask(connection, segment, fingerprint, selection)
+                found = self._lists(segment, vector, k, selection, mask)
                 seconds = time.perf_counter() - start
             name, lists = found
-            passing = len(shelf) if mask is None else int(np.count_nonzero(mask))
-            plan = Plan(name, passing, len(shelf), seconds)
-            near, good, bad = self._neighbours(connection, shelf, lists, selection)
+            passing = len(segment) if mask is None else int(np.count_nonzero(mask))
+            plan = Plan(name, passing, len(segment), seconds)
+            near, good, bad = self._neighbours(connection, segment, lists, selection)
         return Neighbourhood(near, good, bad, plan)
 
     def _lists(
-        self, shelf: Shelf, vector: np.ndarray, k: int, selection: Selection, mask: np.ndarray | None
+        self, segment: Segment, vector: np.ndarray, k: int, selection: Selection, mask: np.ndarray | None
     ) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:
-        if not 1 <= k <= len(shelf):
+        if not 1 <= k <= len(segment):
             raise UsageError(
-                f"k = {k}: the index holds {len(shelf):,} checkpoints of this architecture; "
-                f"choose --k between 1 and {len(shelf)}"
+                f"k = {k}: the index holds {len(segment):,} checkpoints of this architecture; "
+                f"choose --k between 1 and {len(segment)}"
             )
-        vectors.check_query(vector, shelf.cache.inner.d)
+        vectors.check_query(vector, segment.cache.inner.d)
         return planner.search(
-            shelf, prepare(vector[None], self.metric)[0], k,
-            mask=mask, grades=self._grades(shelf.columns, selection.good, selection.bad),
+            segment, prepare(vector[None], self.metric)[0], k,
+            mask=mask, grades=self._grades(segment.columns, selection.good, selection.bad),
             within=selection.within, per_run=selection.per_run,
         )  # fmt: skip
 
@@ -226,24 +281,24 @@ class Index:
     def _neighbours(
         self,
         connection: duckdb.DuckDBPyConnection,
-        shelf: Shelf,
+        segment: Segment,
         lists: list[tuple[np.ndarray, np.ndarray]],
         selection: Selection,
     ) -> list[tuple[Neighbour, ...]]:
-        numbers = shelf.columns.numbers
-        grades = self._grades(shelf.columns, selection.good, selection.bad)
+        numbers = segment.columns.numbers
+        grades = self._grades(segment.columns, selection.good, selection.bad)
         wanted = _distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
         found = connection.execute(
             "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata "
-            f"FROM {shelf.columns.table} WHERE number IN ({','.join(map(str, wanted.tolist())) or 'NULL'})"
+            f"FROM {segment.columns.table} WHERE number IN ({','.join(map(str, wanted.tolist())) or 'NULL'})"
         ).fetchall()
         by_number = {number: rest for number, *rest in found}
 
         def neighbour(row: int, distance: float) -> Neighbour:
             id, accuracy, epoch, run, recipe, dataset, metadata = by_number[int(numbers[row])]
-            value = float(shelf.columns.values[row])
+            value = float(segment.columns.values[row])
             return Neighbour(
-                id, distance, accuracy, epoch, run, json.loads(recipe or "{}"),
+                id, distance, accuracy, epoch_number(epoch), run, json.loads(recipe or "{}"),
                 None if np.isnan(value) else value, dataset, json.loads(metadata or "{}"), int(grades[row]),
             )  # fmt: skip
 
@@ -259,27 +314,28 @@ class Index:
 
     def _columns(self, fingerprint: str) -> Columns:
         self._known(fingerprint)
-        with self.catalogue.open() as connection:
+        with self.connection() as connection:
             return self._fresh_columns(connection, fingerprint)
 
     def _fresh_columns(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Columns:
+        self._known(fingerprint)
         known = self._columns_of.get(fingerprint)
-        if known is None or known.generation != catalogue.generation(connection):
-            known = self._columns_of[fingerprint] = catalogue.columns(connection, fingerprint, self.target)
+        if known is None or known.generation != database.generation(connection):
+            known = self._columns_of[fingerprint] = database.columns(connection, fingerprint, self.target)
         return known
 
-    def _shelf(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Shelf:
+    def _segment(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Segment:
         columns = self._fresh_columns(connection, fingerprint)
         if not len(columns):
             raise UsageError(f"{self.path} holds no checkpoints of architecture {fingerprint} yet; add some")
-        shelf = self._shelves.get(fingerprint)
-        if shelf is None or shelf.columns is not columns:
+        segment = self._segments.get(fingerprint)
+        if segment is None or segment.columns is not columns:
             cache = self._cache(connection, fingerprint, columns)
-            shelf = self._shelves[fingerprint] = _place(connection, fingerprint, columns, cache, self.metric)
-        return shelf
+            segment = self._segments[fingerprint] = _place(connection, fingerprint, columns, cache, self.metric)
+        return segment
 
     def _cache(self, connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns) -> vectors.Cache:
-        """The newest FAISS file that is whole; made anew from the catalogue, in memory, where none is."""
+        """The newest FAISS file that is whole; made anew from the database, in memory, where none is."""
         cache = self.newest_cache(fingerprint, columns.generation)
         if cache is not None:
             return cache
@@ -289,7 +345,7 @@ class Index:
             self.path / fingerprint, DATABASE,
         )  # fmt: skip
         factory = self.manifest["architectures"][fingerprint].get("factory")
-        return vectors.build(*catalogue.embeddings(connection, fingerprint), self.metric, factory)
+        return vectors.build(*database.embeddings(connection, fingerprint), self.metric, factory)
 
     def newest_cache(self, fingerprint: str, generation: int, *, thorough: bool = False) -> vectors.Cache | None:
         """The newest FAISS file up to a generation that is as its description says; None where there is none."""
@@ -302,55 +358,64 @@ class Index:
 
     def prepared(self, fingerprint: str, *, from_cache: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `(n,)` and vectors as FAISS takes them `(n, D)`: of the exact FAISS file where it has them."""
-        with self.catalogue.open() as connection:
+        with self.connection() as connection:
             columns = self._fresh_columns(connection, fingerprint)
             cache = self.newest_cache(fingerprint, columns.generation) if from_cache else None
             if cache is None or cache.matrix is None:
-                numbers, found = catalogue.embeddings(connection, fingerprint)
+                numbers, found = database.embeddings(connection, fingerprint)
                 return numbers, prepare(found, self.metric)
-            shelf = _place(connection, fingerprint, columns, cache, self.metric)
-        if shelf.places is None:
+            segment = _place(connection, fingerprint, columns, cache, self.metric)
+        if segment.places is None:
             return columns.numbers, np.array(cache.matrix)
-        return columns.numbers, np.concatenate([cache.matrix, shelf.extra[::-1]])[shelf.places]
+        return columns.numbers, np.concatenate([cache.matrix, segment.extra[::-1]])[segment.places]
 
     def width(self, fingerprint: str) -> int | None:
         """D, the embeddings' number of values; None where there are no rows."""
         self._known(fingerprint)
-        with self.catalogue.open() as connection:
-            row = catalogue.first(
+        with self.connection() as connection:
+            row = database.first(
                 connection,
                 "SELECT octet_length(embedding) FROM ix.checkpoints WHERE architecture = ? LIMIT 1",
                 [fingerprint],
             )
         return row[0] // 4 if row else None
 
-    def _mask_of(self, shelf: Shelf | None, fingerprint: str, selection: Selection) -> np.ndarray | None:
+    def _mask_of(self, segment: Segment | None, fingerprint: str, selection: Selection) -> np.ndarray | None:
         """The rows that pass, where that is known from an earlier search."""
         generation, mask = self._masks.get((fingerprint, selection.where, selection.not_run), (None, None))
-        return mask if shelf is not None and generation == shelf.columns.generation else None
+        return mask if segment is not None and generation == segment.columns.generation else None
 
     def _mask(
-        self, connection: duckdb.DuckDBPyConnection, shelf: Shelf, fingerprint: str, selection: Selection
+        self, connection: duckdb.DuckDBPyConnection, segment: Segment, fingerprint: str, selection: Selection
     ) -> np.ndarray | None:
         """The rows `(n,)` that pass; None for all."""
         if not _filters(selection):
             return None
-        mask = self._mask_of(shelf, fingerprint, selection)
+        mask = self._mask_of(segment, fingerprint, selection)
         if mask is None:
-            mask = np.ones(len(shelf), bool)
+            mask = np.ones(len(segment), bool)
             if selection.where is not None:
                 numbers = filters.passing(connection, fingerprint, selection.where)
-                mask = np.isin(shelf.columns.numbers, numbers, assume_unique=True)
+                mask = np.isin(segment.columns.numbers, numbers, assume_unique=True)
             if selection.not_run is not None:
-                mask &= shelf.columns.runs != catalogue.hash_of(connection, selection.not_run)
+                mask &= segment.columns.runs != database.hash_of(connection, selection.not_run)
             if len(self._masks) >= MASKS_KEPT:
                 self._masks.pop(next(iter(self._masks)))
             key = (fingerprint, selection.where, selection.not_run)
-            self._masks[key] = (shelf.columns.generation, mask)
+            self._masks[key] = (segment.columns.generation, mask)
         return mask
 
 
 MASKS_KEPT = 16  # results of filters, a byte a row each
+
+
+def _stamp(manifest: Path) -> Stamp | None:
+    """Changes whenever the manifest is written; None while there is none, between two renames."""
+    try:
+        found = manifest.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _filters(selection: Selection) -> bool:
@@ -366,20 +431,20 @@ def _check(selection: Selection) -> None:
 
 def _place(
     connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns, cache: vectors.Cache, metric: Metric
-) -> Shelf:
-    """Finds each row's vector in the cache; those that it lacks come from the catalogue."""
+) -> Segment:
+    """Finds each row's vector in the cache; those that it lacks come from the database."""
     width = cache.inner.d
     if np.array_equal(cache.numbers, columns.numbers):
-        return Shelf(columns, cache, metric, None, np.empty((0, width), np.float32))
+        return Segment(columns, cache, metric, None, np.empty((0, width), np.float32))
     at = np.searchsorted(cache.numbers, columns.numbers)
     cached = np.zeros(len(columns), bool)
     inside = at < len(cache.numbers)
     cached[inside] = cache.numbers[at[inside]] == columns.numbers[inside]
-    extra = catalogue.embeddings(connection, fingerprint, columns.numbers[~cached])[1]
+    extra = database.embeddings(connection, fingerprint, columns.numbers[~cached])[1]
     places = np.where(cached, at, 0)
     places[~cached] = -1 - np.arange(len(columns) - np.count_nonzero(cached))
     prepared = prepare(extra, metric) if len(extra) else np.empty((0, width), np.float32)
-    return Shelf(columns, cache, metric, places, prepared)
+    return Segment(columns, cache, metric, places, prepared)
 
 
 def _thresholds(target: Target, values: np.ndarray, good: str | None, bad: str | None) -> tuple[float, float]:
@@ -408,4 +473,4 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     return np.unique(values, return_counts=True)[0]
 
 
-__all__ = ["Index", "Neighbourhood", "Row"]
+__all__ = ["IndexStore", "Neighbourhood", "Row"]

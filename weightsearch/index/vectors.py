@@ -1,4 +1,4 @@
-"""One architecture's vectors in FAISS: a cache of the catalogue's embeddings, and the distances from a query."""
+"""One architecture's vectors in FAISS: a cache of the database's embeddings, and the distances from a query."""
 
 from __future__ import annotations
 

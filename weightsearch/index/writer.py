@@ -23,16 +23,15 @@ import numpy as np
 from weightsearch.checkpoints.metadata_table import read_table
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, lock, plain
-from weightsearch.index import database as catalogue
-from weightsearch.index import filters, migration, vectors
-from weightsearch.index.database import Catalogue, Rows
+from weightsearch.index import database, filters, migration, vectors
+from weightsearch.index.database import Database, Rows
 from weightsearch.index.manifest import DATABASE, read_manifest, write_manifest
-from weightsearch.index.store import Index
+from weightsearch.index.store import IndexStore
 
 LOCK = ".write.lock"
 WRITER_WAIT_SECONDS = 10.0  # for another writer, and for readers to let go
 BATCH = 10_000  # rows a transaction, so that readers wait less than a second
-STALE_ROWS, STALE_SHARE = 500, 0.05  # more rows than both of these behind the catalogue, and FAISS's file is written
+STALE_ROWS, STALE_SHARE = 500, 0.05  # more rows than both of these behind the database, and FAISS's file is written
 CHANGEABLE = (
     "dataset", "run", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "source",
 )  # fmt: skip
@@ -52,12 +51,12 @@ class Writer:
     """Who holds the index's write lock."""
 
     path: Path
-    catalogue: Catalogue
+    database: Database
 
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """One commit, and one short hold of the database's lock."""
-        with self.catalogue.open(read_only=False, wait_seconds=WRITER_WAIT_SECONDS) as connection:
+        with self.database.open(read_only=False, wait_seconds=WRITER_WAIT_SECONDS) as connection:
             connection.begin()
             try:
                 yield connection
@@ -75,14 +74,14 @@ def writing(path: str | Path) -> Iterator[Writer]:
     Brings an index of format 1 up to date, and removes what killed writers left.
     """
     path = Path(path)
-    Index.open(path)
+    IndexStore.open(path)
     try:
         busy = f"{path} is being changed by another process (PID {{pid}}); try again when it is done"
         with lock(path / LOCK, busy, WRITER_WAIT_SECONDS):
-            writer = Writer(path, Catalogue(path / DATABASE))
+            writer = Writer(path, Database(path / DATABASE))
             for leftover in leftovers(path):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-            migration.migrate(path, writer.catalogue, WRITER_WAIT_SECONDS)
+            migration.migrate(path, writer.database, WRITER_WAIT_SECONDS)
             yield writer
     except OSError as error:
         if is_disk_full(error):
@@ -94,10 +93,15 @@ def writing(path: str | Path) -> Iterator[Writer]:
         raise WeightsearchError(f"cannot write {path}: {reason}") from error
 
 
-def add_rows(path: str | Path, fingerprint: str, rows: Rows) -> AddSummary:
-    """Adds the rows whose id the architecture lacks; adding twice adds once. When it returns, they are on the disk."""
+def add_rows(path: str | Path, fingerprint: str, rows: Rows, *, identity: str | None = None) -> AddSummary:
+    """Adds the rows whose id the architecture lacks; adding twice adds once. When it returns, they are on the disk.
+
+    `identity` is that of the index whose encoder embedded them: rows for another one are refused.
+    """
     with writing(path) as writer:
-        index = Index.open(path)
+        index = IndexStore.open(path)
+        if identity not in (None, index.identity):
+            raise WeightsearchError(f"{path} was replaced by another index meanwhile; add to it again")
         width = index.width(fingerprint)
         check_rows(rows, width)
         rows = rows.distinct()
@@ -105,10 +109,10 @@ def add_rows(path: str | Path, fingerprint: str, rows: Rows) -> AddSummary:
         for start in range(0, len(rows), BATCH):
             with writer.transaction() as connection:
                 batch = rows.take(np.arange(start, min(start + BATCH, len(rows))))
-                added += catalogue.insert(connection, fingerprint, batch)
+                added += database.insert(connection, fingerprint, batch)
         publish_if_stale(writer, fingerprint)
-        with writer.catalogue.open() as connection:
-            return AddSummary(added, len(rows) - added, catalogue.generation(connection))
+        with writer.database.open() as connection:
+            return AddSummary(added, len(rows) - added, database.generation(connection))
 
 
 def check_rows(rows: Rows, width: int | None) -> None:
@@ -127,19 +131,19 @@ def remove_rows(
     """Removes the rows with these ids, of these runs, or that pass the filter; returns how many those were."""
     with writing(path) as writer:
         with writer.transaction() as connection:
-            numbers = _numbers(connection, Index.open(path), ids, runs, where)
+            numbers = _numbers(connection, IndexStore.open(path), ids, runs, where)
             connection.register("gone", {"number": numbers})
             connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
             connection.unregister("gone")
             if len(numbers):
                 connection.execute("UPDATE ix.state SET generation = generation + 1")
-        for fingerprint in Index.open(path).architectures:
+        for fingerprint in IndexStore.open(path).architectures:
             publish_if_stale(writer, fingerprint)
         return len(numbers)
 
 
 def _numbers(
-    connection: duckdb.DuckDBPyConnection, index: Index, ids: Sequence[str], runs: Sequence[str], where: str | None
+    connection: duckdb.DuckDBPyConnection, index: IndexStore, ids: Sequence[str], runs: Sequence[str], where: str | None
 ) -> np.ndarray:
     """Of the rows chosen; raises UsageError for an id or run that no row has."""
     found: list[np.ndarray] = []
@@ -188,7 +192,7 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
         for name, by_id in columns.items():
             _set_column(connection, name, by_id)
         if own:
-            catalogue.learn_keys(connection, those)
+            database.learn_keys(connection, those)
         connection.unregister("wanted")
         connection.execute("UPDATE ix.state SET generation = generation + 1")
         return len(changes)
@@ -199,7 +203,7 @@ def update_table(path: str | Path, table: Path, key: str = "id") -> int:
 
     An empty cell leaves what is there. Returns how many rows were changed; raises UsageError for a line about no row.
     """
-    index = Index.open(path)
+    index = IndexStore.open(path)
     ids: dict[str, list[str]] = {}
     for fingerprint in index.architectures:
         known = index.table(fingerprint, ["id", key])
@@ -218,8 +222,8 @@ def update_table(path: str | Path, table: Path, key: str = "id") -> int:
 
 def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int:
     """Sets the same values in all rows that pass the filter; returns how many those were."""
-    index = Index.open(path)
-    with index.catalogue.open() as connection:
+    index = IndexStore.open(path)
+    with index.database.open() as connection:
         numbers = _numbers(connection, index, (), (), where)
         connection.register("wanted", {"number": numbers})
         ids = connection.execute("SELECT id FROM ix.checkpoints WHERE number IN (SELECT number FROM wanted)").fetchall()
@@ -228,7 +232,7 @@ def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int
 
 
 def _checked(name: str, value: Any) -> Any:
-    if name in (*catalogue.COLUMNS, catalogue.ARCHITECTURE, "embedding") and name not in CHANGEABLE:
+    if name in (*database.COLUMNS, database.ARCHITECTURE, "embedding") and name not in CHANGEABLE:
         raise UsageError(f"{name} cannot be changed; {', '.join(CHANGEABLE)} and columns of your own can")
     if not name or '"' in name:
         raise UsageError(f"{name!r} cannot be a column's name")
@@ -238,7 +242,7 @@ def _checked(name: str, value: Any) -> Any:
         return None
     if value is None or name not in CHANGEABLE:
         return value
-    if name in catalogue.NUMBERS:
+    if name in database.NUMBERS:
         try:
             return float(value)
         except (TypeError, ValueError):
@@ -249,16 +253,16 @@ def _checked(name: str, value: Any) -> Any:
 def _set_column(connection: duckdb.DuckDBPyConnection, name: str, by_id: dict[str, Any]) -> None:
     ids, values = np.empty(len(by_id), object), np.empty(len(by_id), object)
     ids[:], values[:] = list(by_id), list(by_id.values())
-    if name in catalogue.NUMBERS:
+    if name in database.NUMBERS:
         values = np.array([np.nan if value is None else value for value in values])
     connection.register("changes", {"id": ids, "value": values})
-    value = "if(isnan(value), NULL, value)" if name in catalogue.NUMBERS else "value"
+    value = "if(isnan(value), NULL, value)" if name in database.NUMBERS else "value"
     connection.execute(f"UPDATE ix.checkpoints SET {name} = {value} FROM changes WHERE checkpoints.id = changes.id")
     connection.unregister("changes")
 
 
 def rebuild(path: str | Path, factory: str | None = None) -> None:
-    """Writes every architecture's FAISS file anew from the catalogue, of the type `factory` or as before.
+    """Writes every architecture's FAISS file anew from the database, of the type `factory` or as before.
 
     `factory` is FAISS's name for the type, kept for later; "auto" goes back to the choice by size.
     """
@@ -268,23 +272,23 @@ def rebuild(path: str | Path, factory: str | None = None) -> None:
             for entry in manifest["architectures"].values():
                 entry["factory"] = None if factory == "auto" else factory
             if factory != "auto":  # an unknown one is refused before anything is written
-                index = Index.open(path)
+                index = IndexStore.open(path)
                 for fingerprint in index.architectures:
                     vectors.make_inner(factory, index.width(fingerprint) or 1, index.metric)
             write_manifest(writer.path, manifest)
         with writer.transaction() as connection:
             connection.execute("DELETE FROM ix.keys")
-            catalogue.learn_keys(connection, "ix.checkpoints")
+            database.learn_keys(connection, "ix.checkpoints")
         for fingerprint in manifest["architectures"]:
             publish(writer, fingerprint, anew=True)
 
 
 def publish_if_stale(writer: Writer, fingerprint: str) -> None:
     """Writes the FAISS file where readers would have to add or leave out many rows by themselves."""
-    index = Index.open(writer.path)
-    with writer.catalogue.open() as connection:
-        numbers = catalogue.columns(connection, fingerprint, index.target).numbers
-        generation = catalogue.generation(connection)
+    index = IndexStore.open(writer.path)
+    with writer.database.open() as connection:
+        numbers = database.columns(connection, fingerprint, index.target).numbers
+        generation = database.generation(connection)
     cache = index.newest_cache(fingerprint, generation)
     if cache is not None:
         behind = len(np.setxor1d(numbers, cache.numbers, assume_unique=True))
@@ -304,10 +308,10 @@ def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
 
     What an older exact file holds is copied from it, unless `anew`.
     """
-    index = Index.open(writer.path)
+    index = IndexStore.open(writer.path)
     directory = writer.path / fingerprint
     with writer.transaction() as connection:
-        generation = catalogue.generation(connection)
+        generation = database.generation(connection)
         if anew or (directory / f"vectors-{generation}.faiss").exists():
             connection.execute("UPDATE ix.state SET generation = generation + 1")
             generation += 1

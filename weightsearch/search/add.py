@@ -17,7 +17,8 @@ from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.checkpoints.state_dict import align
 from weightsearch.encoders import Encoder, load_encoder
 from weightsearch.errors import Interrupted, WeightsearchError
-from weightsearch.index import Index, Rows, add_rows
+from weightsearch.index import IndexStore, Rows, add_rows
+from weightsearch.index.writer import writing
 from weightsearch.index.zoo_rows import _objects, zoo_rows, zoo_source
 from weightsearch.progress import progress_bar
 from weightsearch.training.data import finite_weights
@@ -64,7 +65,9 @@ def add(
         WeightsearchError: the index cannot be used, or a metadata table cannot be read.
         Interrupted: after Ctrl-C; what was added stays.
     """
-    adder = _Adder(Index.open(index), sources or Sources(), dataset)
+    with writing(index):  # an index of an older format is brought up to date, which gives it its identity
+        pass
+    adder = _Adder(IndexStore.open(index), sources or Sources(), dataset)
     zoos, files = _split(paths, adder.quarantined)
     total = len(files) + sum(len(zoo.table()) for zoo in zoos)
     try:
@@ -143,8 +146,9 @@ class _Batch:
 
 
 class _Adder:
-    def __init__(self, index: Index, sources: Sources, dataset: str | None) -> None:
+    def __init__(self, index: IndexStore, sources: Sources, dataset: str | None) -> None:
         self.index = index
+        self.identity = index.identity  # rows are embedded for this index, and for no other one that takes its place
         self.sources = sources
         self.dataset = dataset
         self.added = self.already = 0
@@ -240,7 +244,7 @@ class _Adder:
             self.quarantined.append(Quarantined(str(places[i]), reason))
         rows = rows.take(np.flatnonzero(finite))
         if len(rows):
-            summary = add_rows(self.index.path, fingerprint, rows)
+            summary = add_rows(self.index.path, fingerprint, rows, identity=self.identity)
             self.added += summary.added
             self.already += len(rows) - summary.added
 

@@ -32,7 +32,7 @@ class Novelty:
 class Forecast:
     """How the runs ended that were most like the network at its epoch: accuracies of their last checkpoints."""
 
-    epoch: int
+    epoch: int | float
     runs: int
     median: float
     low: float  # of all of them
@@ -70,7 +70,7 @@ class Answer:
     forecast: Forecast | None = None
     layers: tuple[LayerDifference, ...] = ()
     run: str | None = None
-    epoch: int | None = None
+    epoch: int | float | None = None
     indexed: bool = False
     notes: tuple[str, ...] = ()
     verdict: str = ""

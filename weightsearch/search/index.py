@@ -6,18 +6,32 @@ weights, and has no use for torch.
 
 from __future__ import annotations
 
+import html
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightsearch import index as engine
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.index import IndexStore
+from weightsearch.index.manifest import DATABASE
 from weightsearch.search import answer as words
 from weightsearch.search.answer import Answer, Forecast, Novelty
-from weightsearch.types import Architecture, Checkpoint, Neighbour, Selection, Target
+from weightsearch.types import (
+    Activation,
+    Architecture,
+    Checkpoint,
+    Metric,
+    Neighbour,
+    Selection,
+    Target,
+    activation_named,
+    epoch_number,
+)
 from weightsearch.uncertainty.calibration import FAMILIAR, Calibration, load_calibration
 from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference
 
@@ -28,6 +42,7 @@ FORECAST_RUNS = 10
 FEWEST_RUNS = 3  # that a forecast is made from
 DISAGREEMENT = 0.15  # prediction and neighbours further apart than this share of the range are not to be trusted
 ARCHITECTURES_NAMED = 5
+REPLACED_ATTEMPTS = 5  # of a question while another index takes this one's place
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +57,14 @@ class _Subject:
     description: np.ndarray | None  # of its layers, where its weights are at hand
     stated: float | None
     run: str | None
-    epoch: int | None
+    epoch: int | float | None
     split: str | None = None  # of an indexed one: what part of the encoder's fit it was in
     indexed: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
-class _Beside:
+class _Space:
     """What lies beside an encoder; the encoder itself is only loaded where weights have to be embedded."""
 
     calibration: Calibration | None
@@ -56,10 +72,60 @@ class _Beside:
     encoder: Encoder | None = None
 
 
-class Index(engine.Index):
-    """An index opened for reading that answers about whole networks: `query`, and `get` a checkpoint's weights back."""
+class Index:
+    """An index of checkpoints, opened for reading: asks about whole networks, and holds no lock between calls.
 
-    _beside: dict[str, _Beside]
+    Sees what others add, remove or replace meanwhile. `store` has the rows and vectors themselves.
+
+    Example:
+        >>> index = Index.open("index")
+        >>> answer = index.query("index/examples/good.pt", k=3)
+        >>> [neighbour.run for neighbour in answer.neighbours]  # doctest: +ELLIPSIS
+        ['usps-v1/...', 'usps-v1/...', 'usps-v1/...']
+    """
+
+    def __init__(self, store: IndexStore) -> None:
+        self.store = store
+        self._spaces: dict[tuple[str, str], _Space] = {}  # by the index's identity and the architecture
+
+    @classmethod
+    def open(cls, path: str | Path) -> Index:
+        """The index in the directory `path`. Raises WeightsearchError where there is none or it is damaged."""
+        return cls(IndexStore.open(path))
+
+    @property
+    def path(self) -> Path:
+        return self.store.path
+
+    @property
+    def architectures(self) -> dict[str, Architecture]:
+        """Those that the index holds, by fingerprint."""
+        return self.store.architectures
+
+    @property
+    def target(self) -> Target:
+        """What is predicted and judged by."""
+        return self.store.target
+
+    @property
+    def metric(self) -> Metric:
+        return self.store.metric
+
+    def __len__(self) -> int:
+        """Checkpoints of all architectures."""
+        return len(self.store)
+
+    def __repr__(self) -> str:
+        return f"<weightsearch.Index {self._summary()}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>weightsearch.Index</b> {html.escape(self._summary())}</p>"
+
+    def _summary(self) -> str:
+        """Name, rows, spaces and age, in a line."""
+        spaces = "1 space" if len(self.architectures) == 1 else f"{len(self.architectures)} spaces"
+        age = _age(time.time() - (self.path / DATABASE).stat().st_mtime)
+        return f"{self.path}: {len(self):,} checkpoints in {spaces}, changed {age} ago"
 
     def query(
         self,
@@ -74,7 +140,7 @@ class Index(engine.Index):
         not_run: bool = False,
         per_run: int | None = None,
         run: str | None = None,
-        epoch: int | None = None,
+        epoch: float | None = None,
         activation: str | None = None,
     ) -> Answer:
         """What the index says of a network, with up to `k` rows in each list.
@@ -94,6 +160,38 @@ class Index(engine.Index):
         """
         if (model is None) == (id is None):
             raise UsageError("give a network to query with, or the id of an indexed one")
+        if activation is not None and activation_named(activation) is None:
+            raise UsageError(f"--activation {activation}: choose one of {', '.join(Activation)}")
+        selection = Selection(
+            where, good=None if good is None else str(good), bad=None if bad is None else str(bad), within=within,
+            per_run=per_run,
+        )  # fmt: skip
+        ask = partial(self._ask, model, k, id, selection, not_run, run, epoch, activation)
+        for _ in range(REPLACED_ATTEMPTS):
+            self.store.refresh()
+            identity = self.store.identity
+            try:
+                answer = ask()
+            except WeightsearchError:
+                if self.store.identity == identity:
+                    raise
+            else:
+                if self.store.identity == identity:
+                    return answer
+        raise WeightsearchError(f"{self.path} was replaced again and again while it was asked; try again")
+
+    def _ask(
+        self,
+        model: Any,
+        k: int,
+        id: str | None,
+        selection: Selection,
+        not_run: bool,
+        run: str | None,
+        epoch: float | None,
+        activation: str | None,
+    ) -> Answer:
+        """One attempt of `query`, right as long as no other index takes this one's place meanwhile."""
         subject = self._indexed(id) if id is not None else self._read(model, activation)
         subject = replace(
             subject, run=subject.run if run is None else run, epoch=subject.epoch if epoch is None else epoch
@@ -102,14 +200,8 @@ class Index(engine.Index):
             raise WeightsearchError(
                 f"{subject.path} does not say which run it is of, as --not-run needs; give --run NAME"
             )
-        selection = Selection(
-            where,
-            good=None if good is None else str(good),
-            bad=None if bad is None else str(bad),
-            within=within,
-            not_run=subject.run if not_run else None,
-            per_run=per_run,
-        )
+        if not_run:
+            selection = replace(selection, not_run=subject.run)
         return self._answer(subject, k, selection, itself=id is None)
 
     def get(self, id: str, out: str | Path) -> Path:
@@ -120,19 +212,19 @@ class Index(engine.Index):
         from weightsearch.checkpoints.state_dict import write_checkpoint
         from weightsearch.search.weights_location import read_source
 
-        row = self.find(id)
+        row = self.store.find(id)
         checkpoint = read_source(
             row.columns["id"], row.columns["source"], self.path, self.architectures[row.fingerprint]
         )
         write_checkpoint(out, checkpoint.weights, checkpoint.architecture)
         return Path(out)
 
-    def _tools(self, fingerprint: str) -> _Beside:
-        beside = self.__dict__.setdefault("_beside", {})
-        if fingerprint not in beside:
-            directory = self.encoder_directory(fingerprint)
-            beside[fingerprint] = _Beside(load_calibration(directory), Familiar.load(directory / FAMILIAR))
-        return beside[fingerprint]
+    def _space(self, fingerprint: str) -> _Space:
+        key = (self.store.identity, fingerprint)
+        if key not in self._spaces:
+            directory = self.store.encoder_directory(fingerprint)
+            self._spaces[key] = _Space(load_calibration(directory), Familiar.load(directory / FAMILIAR))
+        return self._spaces[key]
 
     def _read(self, model: Any, activation: str | None) -> _Subject:
         from weightsearch.checkpoints.state_dict import align
@@ -145,12 +237,12 @@ class Index(engine.Index):
         from weightsearch.encoders import load_encoder
         from weightsearch.training.represent import represent
 
-        tools = self._tools(fingerprint)
-        if tools.encoder is None:
-            tools.encoder = load_encoder(self.encoder_directory(fingerprint))
+        space = self._space(fingerprint)
+        if space.encoder is None:
+            space.encoder = load_encoder(self.store.encoder_directory(fingerprint))
         (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
-        stated = activation or known.recipe.get("activation")
-        found = represent(tools.encoder, checkpoint.weights[None], [stated])
+        stated_activation = activation or known.recipe.get("activation")
+        found = represent(space.encoder, checkpoint.weights[None], [stated_activation])
         if not np.isfinite(found.embedding).all():
             raise WeightsearchError(
                 f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
@@ -170,6 +262,7 @@ class Index(engine.Index):
             stated=None if np.isnan(stated) else float(stated),
             run=known.run,
             epoch=known.epoch,
+            notes=_activation_note(space.encoder, stated_activation),
         )
         try:
             row = self._indexed(checkpoint.id)
@@ -179,17 +272,18 @@ class Index(engine.Index):
             row,
             path=subject.path,
             description=subject.description,
+            notes=subject.notes,
             stated=row.stated if subject.stated is None else subject.stated,
             run=subject.run or row.run,
             epoch=row.epoch if subject.epoch is None else subject.epoch,
         )
 
     def _indexed(self, id: str) -> _Subject:
-        row = self.find(id)
+        row = self.store.find(id)
         columns = row.columns
         value = columns.get(self.target.column)
         if value is None:  # a column of the user's
-            values = self.table(row.fingerprint, ["number", self.target.column])
+            values = self.store.table(row.fingerprint, ["number", self.target.column])
             value = values[self.target.column][values["number"] == columns["number"]][0]
         return _Subject(
             path=f"{columns['id']} in {self.path}",
@@ -200,26 +294,26 @@ class Index(engine.Index):
             description=None,  # read with the neighbours'
             stated=None if np.isnan(value) else float(value),
             run=columns["run"],
-            epoch=None if np.isnan(columns["epoch"]) else int(columns["epoch"]),
+            epoch=epoch_number(columns["epoch"]),
             split=columns["split"],
             indexed=True,
         )
 
     def _answer(self, subject: _Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
-        fingerprint, tools = subject.fingerprint, self._tools(subject.fingerprint)
-        values = self.accuracies(fingerprint)
+        fingerprint, space = subject.fingerprint, self._space(subject.fingerprint)
+        values = self.store.accuracies(fingerprint)
         count = len(values)
-        found = self.search(fingerprint, subject.embedding, k if itself else min(k + 1, count), selection)
+        found = self.store.search(fingerprint, subject.embedding, k if itself else min(k + 1, count), selection)
         near, good, bad = (
             tuple(row for row in rows if itself or row.id != subject.id)[:k]
             for rows in (found.neighbours, found.good, found.bad)
         )
         values = values[~np.isnan(values)]
         quality = self.target.quality
-        bad_threshold, good_threshold = self.thresholds(fingerprint, selection.good, selection.bad)
+        bad_threshold, good_threshold = self.store.thresholds(fingerprint, selection.good, selection.bad)
         known = [row.value for row in near if row.value is not None]
         average = float(np.mean(known)) if known else None
-        interval, notes = _interval(tools.calibration, subject)
+        interval, notes = _interval(space.calibration, subject)
         answer = Answer(
             path=subject.path,
             id=subject.id,
@@ -237,28 +331,28 @@ class Index(engine.Index):
             plan=found.plan,
             interval=interval,
             agrees=None if average is None else _agree(average, subject.predicted, interval, values, self.target),
-            novelty=self._novelty(subject, tools, count),
+            novelty=self._novelty(subject, space, count),
             forecast=self._forecast(subject, count, selection),
-            layers=self._layers(subject, tools, *([r for r in rows if r.id != subject.id] for rows in (good, bad))),
+            layers=self._layers(subject, space, *([r for r in rows if r.id != subject.id] for rows in (good, bad))),
             run=subject.run,
             epoch=subject.epoch,
             indexed=subject.indexed,
-            notes=notes,
+            notes=subject.notes + notes,
             target=self.target.column,
             lower_is_better=self.target.lower_is_better,
         )
         return replace(answer, verdict=words.verdict(answer))
 
-    def _novelty(self, subject: _Subject, tools: _Beside, count: int) -> Novelty | None:
+    def _novelty(self, subject: _Subject, space: _Space, count: int) -> Novelty | None:
         """None for an indexed network, which is known, and where an index has nothing to compare with."""
-        if subject.indexed or tools.calibration is None:
+        if subject.indexed or space.calibration is None:
             return None
-        found = self.search(subject.fingerprint, subject.embedding, min(NEAREST, count)).neighbours
-        distance, limit = float(np.mean([row.distance for row in found])), tools.calibration.distance_limit
+        found = self.store.search(subject.fingerprint, subject.embedding, min(NEAREST, count)).neighbours
+        distance, limit = float(np.mean([row.distance for row in found])), space.calibration.distance_limit
         outside = distance > limit
         layers = layers_limit = None
-        if tools.familiar is not None and subject.description is not None:
-            layers, layers_limit = tools.familiar.distance(subject.description), tools.familiar.limit
+        if space.familiar is not None and subject.description is not None:
+            layers, layers_limit = space.familiar.distance(subject.description), space.familiar.limit
             outside = outside or layers > layers_limit
         return Novelty(distance, limit, layers, layers_limit, outside)
 
@@ -271,9 +365,11 @@ class Index(engine.Index):
         if asked.where is not None:
             condition = f"({asked.where}) AND {condition}"
         selection = Selection(condition, not_run=subject.run, per_run=1)
-        like = self.search(subject.fingerprint, subject.embedding, min(FORECAST_RUNS, count), selection).neighbours
+        like = self.store.search(
+            subject.fingerprint, subject.embedding, min(FORECAST_RUNS, count), selection
+        ).neighbours
         runs = [row.run for row in like if row.run is not None]
-        last = self.finals(subject.fingerprint, runs, asked.good, asked.bad)
+        last = self.store.finals(subject.fingerprint, runs, asked.good, asked.bad)
         went_on = any(epoch > subject.epoch for epoch, _, _ in last.values())
         ends = sorted(last[row.run][1] for row in like if row.run in last)
         if len(ends) < FEWEST_RUNS or not went_on:
@@ -290,26 +386,54 @@ class Index(engine.Index):
         )
 
     def _layers(
-        self, subject: _Subject, tools: _Beside, good: list[Neighbour], bad: list[Neighbour]
+        self, subject: _Subject, space: _Space, good: list[Neighbour], bad: list[Neighbour]
     ) -> tuple[LayerDifference, ...]:
         """The network's layers beside those of the first of `good` and of `bad`."""
-        if tools.familiar is None:
+        if space.familiar is None:
             return ()
         ids = [rows[0].id if rows else "" for rows in (good, bad)]
-        known = self.descriptions(subject.fingerprint, [subject.id, *ids])
+        known = self.store.descriptions(subject.fingerprint, [subject.id, *ids])
         own = known.get(subject.id) if subject.description is None else subject.description
         if own is None or not any(id in known for id in ids):
             return ()
-        return tools.familiar.compare(self.architectures[subject.fingerprint], own, *map(known.get, ids))
+        return space.familiar.compare(self.architectures[subject.fingerprint], own, *map(known.get, ids))
 
 
-def query(index: engine.Index | str | Path, model: Any = None, k: int = 10, **options: Any) -> Answer:
-    """The answer of the index at a path, or of one already opened; see `Index.query` for models and options."""
-    if isinstance(index, str | Path):
-        index = Index.open(index)
-    elif not isinstance(index, Index):
-        index = Index(index.path, index.manifest)
-    return index.query(model, k, **options)
+def query(
+    index: Index | str | Path,
+    model: Any = None,
+    k: int = 10,
+    *,
+    id: str | None = None,
+    where: str | None = None,
+    good: str | float | None = None,
+    bad: str | float | None = None,
+    within: float | None = None,
+    not_run: bool = False,
+    per_run: int | None = None,
+    run: str | None = None,
+    epoch: float | None = None,
+    activation: str | None = None,
+) -> Answer:
+    """The answer of the index at a path, or of one already opened, which is used as it is; see `Index.query`.
+
+    Example:
+        >>> query("index", "index/examples/bad.pt").predicted_accuracy < 0.5
+        True
+    """
+    opened = index if isinstance(index, Index) else Index.open(index)
+    return opened.query(
+        model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run, run=run,
+        epoch=epoch, activation=activation,
+    )  # fmt: skip
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "less than a minute"
 
 
 def _checkpoint(model: Any) -> Checkpoint:
@@ -334,6 +458,19 @@ def _unknown(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Arc
         f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not in {path}, "
         f"which knows {'; '.join(known)}; query an index that was trained on networks like it"
     )
+
+
+def _activation_note(encoder: Encoder, stated: object) -> tuple[str, ...]:
+    """What is to be said where an encoder that goes by the activation has not learned the one that is stated."""
+    if stated is None or not encoder.activations:
+        return ()
+    learned = " and ".join(encoder.activations)
+    activation = activation_named(stated)
+    if activation is None:
+        return (f"activation {str(stated)[:40]!r} is no known name; taken as unknown (the encoder learned {learned})",)
+    if activation not in encoder.activations:
+        return (f"activation {activation}: taken as unknown, since the encoder has learned {learned} alone",)
+    return ()
 
 
 def _interval(calibration: Calibration | None, subject: _Subject) -> tuple[tuple[float, float] | None, tuple[str, ...]]:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from weightsearch import paths as runs
 from weightsearch.errors import UsageError
-from weightsearch.index import Index
 from weightsearch.progress import progress_bar
+from weightsearch.search.index import Index
 from weightsearch.viz import figures as drawn
 from weightsearch.viz.curves import efficiency, is_tables, trials_in, trials_on
 from weightsearch.viz.figures import Options

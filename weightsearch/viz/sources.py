@@ -15,8 +15,9 @@ import numpy as np
 
 from weightsearch import paths as runs
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import Index
+from weightsearch.index import IndexStore
 from weightsearch.progress import progress_bar
+from weightsearch.search.index import Index
 from weightsearch.types import Architecture, Checkpoint, Method, Metric, SplitBy, Target
 from weightsearch.viz.projection import NEIGHBOURS
 from weightsearch.zoo.schema import METRICS
@@ -140,7 +141,7 @@ class IndexSource(Source):
 
     default_part = Part.ALL
 
-    def __init__(self, index: Index, fingerprint: str) -> None:
+    def __init__(self, index: IndexStore, fingerprint: str) -> None:
         self._index, self._fingerprint = index, fingerprint
         self.path, self.architecture = index.path, index.architectures[fingerprint]
         self.target, self.metric = index.target, index.metric
@@ -287,7 +288,7 @@ def open_sources(
         path = Path(path)
         path = Zoo.open(path) if (path / "zoo.json").exists() else Index.open(path)
     if isinstance(path, Index):
-        return [IndexSource(path, fingerprint) for fingerprint in path.architectures]
+        return [IndexSource(path.store, fingerprint) for fingerprint in path.architectures]
     chosen = METHODS if methods is None else tuple(methods)
     known = (RAW, *Method)
     if unknown := [method for method in chosen if method not in known]:
