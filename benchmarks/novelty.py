@@ -18,7 +18,7 @@ import numpy as np
 from weightsearch import Zoo
 from weightsearch.training.represent import describe_zoo
 from weightsearch.types import Architecture
-from weightsearch.uncertainty.novelty import Familiar, describe
+from weightsearch.uncertainty.novelty import Familiar, describe_layers
 
 RESULT = Path(__file__).parent / "results" / "novelty.json"
 NETWORKS, SEEDS = 100, 5
@@ -60,7 +60,7 @@ def measure(path: Path) -> dict[str, float]:
         familiar = Familiar.fit(descriptions[np.isin(table.run, known)], descriptions[np.isin(table.run, limit)])
         positions = rng.permutation(np.flatnonzero(np.isin(table.run, new)))[:NETWORKS]
         for kind, networks in broken(zoo.weights(np.sort(positions)), zoo.architecture, rng):
-            described = describe(networks.astype(np.float32), zoo.architecture)
+            described = describe_layers(networks.astype(np.float32), zoo.architecture)
             found.setdefault(kind, []).extend(familiar.distance(row) > familiar.limit for row in described)
     return {kind: float(np.mean(outside)) for kind, outside in found.items()}
 

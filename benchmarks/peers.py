@@ -30,7 +30,7 @@ from weightsearch.metrics import score
 from weightsearch.training.data import target_values
 from weightsearch.training.fit import DEFAULTS, fit
 from weightsearch.training.represent import represent_zoo
-from weightsearch.training.runner import Protocol, load_protocol
+from weightsearch.training.runner import SplitSpec, load_protocol
 from weightsearch.types import Architecture, Method, Target
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
@@ -162,7 +162,7 @@ def main() -> None:
     done = {(one["zoo"], one["method"], one["seed"]) for one in results}
     for path in options.zoos:
         for seed in range(options.seeds):
-            zoo, split = load_protocol(Protocol(str(path), fold=seed))
+            zoo, split = load_protocol(SplitSpec(str(path), fold=seed))
             values = target_values(zoo.table(), Target())
             for name in ("nfn", *options.methods):
                 if (path.name, name, seed) in done:

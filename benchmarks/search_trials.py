@@ -4,7 +4,7 @@
     python benchmarks/search_trials.py [--trials 100] [--method comvex-conv]
 
 Runs the command from the start, in a directory of its own, on all cores. Writes benchmarks/results/search_trials.json
-with the seconds of the whole command and of its processes, and how many trials were stopped as hopeless.
+with the seconds of the whole command and of its processes, and how many trials were stopped as below_median.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from rich.console import Console
 from weightsearch.errors import UsageError
 from weightsearch.evaluation.comparison import (
     PREDICTORS,
+    MethodScores,
     ProtocolName,
-    Row,
     Spread,
     ZooTables,
     cells,
@@ -44,9 +44,13 @@ def test_spread_and_verdict():
     assert np.isnan(Spread.of([1.0, None]).mean)
     one = Spread.of([0.5])
     assert one.mean == 0.5 and np.isnan(one.deviation)  # noqa: PT018
-    assert cells(Row("fc", 1, one, Spread(0.5, 0.1), one, 0.5, 10, None))[2:5] == ("0.50000", "0.500 ± 0.100", "0.500")
+    assert cells(MethodScores("fc", 1, one, Spread(0.5, 0.1), one, 0.5, 10, None))[2:5] == (
+        "0.50000",
+        "0.500 ± 0.100",
+        "0.500",
+    )
     some = Spread(0.5, 0.1)
-    ours = Row("comvex-conv", 1, some, some, some, 0.5, 10, None)
+    ours = MethodScores("comvex-conv", 1, some, some, some, 0.5, 10, None)
     trees = replace(ours, method="statistics-trees", test_r2=Spread(0.9, 0.0))
     assert verdict([ours, trees]) == (
         "Highest R²: statistics-trees, 0.900; the best of the paper's four is comvex-conv, 0.500."
@@ -99,7 +103,7 @@ def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path
 @pytest.mark.parametrize("width", [80, 120])
 def test_narrow_terminals_lose_no_digit(width: int):
     spread = Spread(0.05848, 0.00147)
-    row = Row("statistics-trees", 19_369_473, spread, spread, spread, 0.5, 10, published("v2", "usps")["fc"])
+    row = MethodScores("statistics-trees", 19_369_473, spread, spread, spread, 0.5, 10, published("v2", "usps")["fc"])
     zoo = ZooTables("usps-v2", "usps", "v2", 300, 6000, {ProtocolName.RUN: [row]})
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(render(zoo))

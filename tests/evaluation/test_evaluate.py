@@ -14,8 +14,15 @@ from weightsearch.evaluation import retrieval as probing
 from weightsearch.evaluation.bootstrap import auc
 from weightsearch.evaluation.evaluate import evaluate
 from weightsearch.evaluation.report import markdown
-from weightsearch.evaluation.retrieval import draw_queries, nearest, nearest_runs, probe, raw_weights, with_noise
-from weightsearch.evaluation.scores import Judged, Row, draws, forecast, interval, plain_forecasts, rows_of
+from weightsearch.evaluation.retrieval import (
+    draw_queries,
+    measure_retrieval,
+    nearest,
+    nearest_runs,
+    raw_weights,
+    with_noise,
+)
+from weightsearch.evaluation.scores import Judged, MetricRow, draws, forecast, interval, plain_forecasts, rows_of
 from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
 from weightsearch.zoo.trainer.networks import CnnShape
@@ -42,7 +49,7 @@ def test_probe_finds_what_a_loop_finds(zoo: Zoo, represent, monkeypatch: pytest.
     split = make_split(table)
     queries = draw_queries(split.test, 20, seed=0)
     assert len(queries) == 20
-    found = probe(zoo, table.test_accuracy, split, queries, represent, seed=0)
+    found = measure_retrieval(zoo, table.test_accuracy, split, queries, represent, seed=0)
     index = embedding_of(represent, zoo, split.train)
     asked = embedding_of(represent, zoo, queries)
     accuracy = table.test_accuracy[split.train]
@@ -83,12 +90,12 @@ def test_probe_finds_what_a_loop_finds(zoo: Zoo, represent, monkeypatch: pytest.
 def test_twins_and_noise(zoo: Zoo):
     table = zoo.table()
     split = make_split(table)
-    blind = probe(zoo, table.test_accuracy, split, split.test, sorted_weights, seed=0)
+    blind = measure_retrieval(zoo, table.test_accuracy, split, split.test, sorted_weights, seed=0)
     assert (blind["twin_first"] == 1).all()
     assert (blind["twin_drift"] == 0).all()
     assert (blind["twin_predicted"] == 0).all()
     assert blind["rescaled_drift"].min() > 0  # weights are scaled or flipped
-    raw = probe(zoo, table.test_accuracy, split, split.test, raw_weights, seed=0)
+    raw = measure_retrieval(zoo, table.test_accuracy, split, split.test, raw_weights, seed=0)
     assert raw["twin_first"].mean() < 0.5
     assert raw["twin_drift"].min() > 0.5
     assert np.isnan(raw["predicted"]).all()
@@ -294,10 +301,10 @@ def test_wrong_arguments_are_one_line(zoo: Zoo, tmp_path: Path):
 
 def test_tables_name_what_is_missing():
     rows = [
-        Row("zoo", "some", "prediction.r2", 0.91234, 0.5, 1.0, None),
-        Row("zoo", "some", "twin.drift", 3e-8, 1e-8, 4e-8, None),
-        Row("zoo", "other", "prediction.tau", -0.25, -0.31, -0.1, None),
-        Row("zoo", "other", "prediction.tau", 0.9, 0.8, 1.0, 3),
+        MetricRow("zoo", "some", "prediction.r2", 0.91234, 0.5, 1.0, None),
+        MetricRow("zoo", "some", "twin.drift", 3e-8, 1e-8, 4e-8, None),
+        MetricRow("zoo", "other", "prediction.tau", -0.25, -0.31, -0.1, None),
+        MetricRow("zoo", "other", "prediction.tau", 0.9, 0.8, 1.0, 3),
     ]
     text = markdown(rows, {"epochs": 1, "seeds": 1})
     assert "| some | 0.912 [.50, 1.00] | – |" in text

@@ -18,7 +18,7 @@ from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import IndexStore, Rows, create_index
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind, Metric, Selection
-from weightsearch.uncertainty.novelty import describe
+from weightsearch.uncertainty.novelty import describe_layers
 from weightsearch.zoo.store import Zoo
 
 DENSE = Architecture((Layer("dense", LayerKind.DENSE, (2, 3)),))
@@ -399,7 +399,7 @@ def test_rows_keep_what_their_layers_are_like(trained: TrainSummary, zoo: Zoo):
     position = np.flatnonzero(zoo.table().id == id)[:1]
     found = index.descriptions(fingerprint, [id, "0" * 16])
     assert list(found) == [id]
-    assert np.array_equal(found[id], describe(zoo.weights(position), zoo.architecture)[0])
+    assert np.array_equal(found[id], describe_layers(zoo.weights(position), zoo.architecture)[0])
 
 
 def test_finals_are_the_last_known_accuracies_of_runs(trained: TrainSummary, zoo: Zoo):

@@ -33,7 +33,7 @@ from weightsearch.index import (
     vectors,
 )
 from weightsearch.index import writer as writing
-from weightsearch.index.manifest import FORMAT, describe
+from weightsearch.index.manifest import FORMAT, describe_file
 from weightsearch.search.index import query
 from weightsearch.training.summary import TrainSummary
 from weightsearch.training.train import train
@@ -238,7 +238,7 @@ def make_format_1(path: Path, rows: Rows) -> None:
     manifest |= {"format": 1, "generation": 1}
     manifest["architectures"] = {FINGERPRINT: {"count": len(rows), "layers": DENSE.to_dict()}}
     for name in ("index.duckdb", f"{FINGERPRINT}/vectors-1.faiss"):
-        manifest["files"][name] = describe(path / name)
+        manifest["files"][name] = describe_file(path / name)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 

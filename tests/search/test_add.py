@@ -21,7 +21,7 @@ from weightsearch.encoders import load_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore
 from weightsearch.search.add import add
-from weightsearch.search.index import IndexStore as AnswerIndex
+from weightsearch.search.index import Index
 from weightsearch.training.summary import TrainSummary
 from weightsearch.training.train import train
 from weightsearch.types import Method, Selection
@@ -274,7 +274,7 @@ def test_a_file_that_forgot_the_order_of_its_layers_is_added_queried_and_got_bac
         safetensors.torch.save_file(state(seed), tmp_path / name)
     report = add([tmp_path / "known.safetensors", tmp_path / "new.safetensors"], tmp_path / "index", quiet=True)
     assert (report.added, report.already, report.unknown) == (1, 1, {})
-    index = AnswerIndex.open(tmp_path / "index")
+    index = Index.open(tmp_path / "index")
     nearest = index.query(tmp_path / "new.safetensors", k=1).neighbours[0]
     assert nearest.distance == pytest.approx(0, abs=1e-5)
     back = read_checkpoint(index.get(nearest.id, tmp_path / "back.pt"))

@@ -25,7 +25,7 @@ from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Method
 from weightsearch.uncertainty.calibration import Calibration
 from weightsearch.uncertainty.conformal import Conformal
-from weightsearch.uncertainty.novelty import LayerDifference, describe
+from weightsearch.uncertainty.novelty import LayerDifference, describe_layers
 from weightsearch.zoo.store import Zoo
 
 pytestmark = pytest.mark.slow  # several encoders are fitted first
@@ -261,7 +261,7 @@ def test_layers_are_compared_with_the_nearest_good_and_bad(index: Index, example
     assert tools.familiar is not None
     table = zoo.table()
     weights = [zoo.weights(np.flatnonzero(table.id == rows[0].id)[:1])[0] for rows in (answer.good, answer.bad)]
-    own, good, bad = describe(np.stack([read_checkpoint(example).weights, *weights]), zoo.architecture)
+    own, good, bad = describe_layers(np.stack([read_checkpoint(example).weights, *weights]), zoo.architecture)
     assert answer.layers == tools.familiar.compare(zoo.architecture, own, good, bad)
     unlike = max(answer.layers, key=lambda layer: layer.good or 0)
     assert unlike.good_words in str(answer)

@@ -15,7 +15,7 @@ from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.metrics import score
 from weightsearch.training.data import Features, usable_checkpoints
-from weightsearch.training.fit import DEFAULTS, FitSettings, Optimizer, fit
+from weightsearch.training.fit import DEFAULTS, FitOptimizer, FitSettings, fit
 from weightsearch.training.represent import represent_zoo
 from weightsearch.types import Method, SplitBy, Target
 from weightsearch.zoo.splits import make_split
@@ -181,9 +181,9 @@ def test_gradients_in_bfloat16_are_those_in_float32(zoo: Zoo, method: Method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", list(Optimizer))
+@pytest.mark.parametrize("optimizer", list(FitOptimizer))
 def test_a_killed_fit_goes_on_where_it_was(
-    zoo: Zoo, optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zoo: Zoo, optimizer: FitOptimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("weightsearch.training.fit.PROGRESS_SECONDS", 0.0)
     split = make_split(zoo.table())

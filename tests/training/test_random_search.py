@@ -1,4 +1,4 @@
-"""The random search: drawn by trial number, resumed after a kill, stopped when hopeless, the best kept."""
+"""The random search: drawn by trial number, resumed after a kill, stopped when below_median, the best kept."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from weightsearch.training.random_search import V1, V2, draw_trial, search, sear
 from weightsearch.training.represent import represent_zoo
 from weightsearch.training.runner import (
     SCORES,
-    Job,
-    Protocol,
+    FitJob,
+    SplitSpec,
     is_hopeless,
     load_protocol,
     read_result,
@@ -64,7 +64,7 @@ def test_hopeless_is_above_the_median_of_the_others_best_until_then():
 
 @pytest.mark.slow
 def test_a_search_keeps_the_best_encoder_and_more_trials_add_to_it(zoo: Zoo, tmp_path: Path):
-    protocol = Protocol(str(zoo.path), seed=2)  # where the first trial is not the best
+    protocol = SplitSpec(str(zoo.path), seed=2)  # where the first trial is not the best
     few = search(protocol, Method.STATISTICS, trials=3, epochs=15, workers=2, root=tmp_path)
     losses = [trial["validation"]["mse"] for trial in few.trials]
     assert few.best == int(np.argmin(losses)) > 0
@@ -97,8 +97,10 @@ def test_threads_that_share_a_device_fit_the_same_as_processes(method: Method, z
     """With dropout and noise on, whose generators are each fit's own."""
     found = []
     for name, pool in (("processes", worker_pool(2)), ("threads", thread_pool(3, "cpu"))):
-        jobs = search_jobs(Protocol(str(zoo.path)), method, 5, epochs=4, keep=False, root=tmp_path / name)
-        jobs = [replace(job, rivals=(), config={**job.config, "dropout": 0.3, "input_noise": 0.1}) for job in jobs]
+        jobs = search_jobs(SplitSpec(str(zoo.path)), method, 5, epochs=4, keep=False, root=tmp_path / name)
+        jobs = [
+            replace(job, compared_with=(), config={**job.config, "dropout": 0.3, "input_noise": 0.1}) for job in jobs
+        ]
         with pool as workers:
             run_jobs(jobs, workers)
         found.append([(read_result(job.out) or {})["losses"] for job in jobs])
@@ -107,7 +109,7 @@ def test_threads_that_share_a_device_fit_the_same_as_processes(method: Method, z
 
 @pytest.mark.slow
 def test_interrupted_threads_end_and_leave_no_result(zoo: Zoo, tmp_path: Path):
-    jobs = search_jobs(Protocol(str(zoo.path)), Method.COMVEX_CONV, 1, epochs=10**6, keep=False, root=tmp_path)
+    jobs = search_jobs(SplitSpec(str(zoo.path)), Method.COMVEX_CONV, 1, epochs=10**6, keep=False, root=tmp_path)
     jobs = [replace(job, settings={**job.settings, "epochs": 10**6, "patience": 10**6}) for job in jobs]
     threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt), thread_pool(2, "cpu") as pool:
@@ -125,9 +127,9 @@ def test_a_device_that_is_not_there_is_one_line():
 def test_a_search_goes_on_after_kill_9_and_leaves_no_process(zoo: Zoo, tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from weightsearch.training.random_search import search\n"
-        "from weightsearch.training.runner import Protocol\n"
+        "from weightsearch.training.runner import SplitSpec\n"
         "from weightsearch.types import Method\n"
-        "search(Protocol(sys.argv[1]), Method.STATISTICS, trials=60, epochs=40, workers=2, root=Path(sys.argv[2]))"
+        "search(SplitSpec(sys.argv[1]), Method.STATISTICS, trials=60, epochs=40, workers=2, root=Path(sys.argv[2]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(zoo.path), str(tmp_path)], start_new_session=True)
     deadline = time.monotonic() + 60
@@ -145,7 +147,7 @@ def test_a_search_goes_on_after_kill_9_and_leaves_no_process(zoo: Zoo, tmp_path:
     done = {path: path.read_text() for path in tmp_path.rglob("trial-*.json")}
     assert 3 <= len(done) < 60
     found = search(
-        Protocol(str(zoo.path)), Method.STATISTICS, trials=len(done) + 2, epochs=40, workers=2, root=tmp_path
+        SplitSpec(str(zoo.path)), Method.STATISTICS, trials=len(done) + 2, epochs=40, workers=2, root=tmp_path
     )
     assert len(found.trials) == len(done) + 2
     assert all(path.read_text() == text for path, text in done.items())
@@ -154,13 +156,13 @@ def test_a_search_goes_on_after_kill_9_and_leaves_no_process(zoo: Zoo, tmp_path:
 
 @pytest.mark.slow
 def test_a_diverged_trial_is_a_result_and_a_judged_one_knows_its_test_part(zoo: Zoo, tmp_path: Path):
-    protocol = Protocol(str(zoo.path), per_run=1)
+    protocol = SplitSpec(str(zoo.path), per_run=1)
     config, settings = draw_trial(Method.STATISTICS, 0, V1, 0, 5)
     trees = draw_trial(Baseline.HYPERPARAMETERS, 1, V1, 0, 5)
     jobs = [
-        Job(str(tmp_path / "a.json"), protocol, "statistics", config, {**settings, "learning_rate": 1e38}),
-        Job(str(tmp_path / "b.json"), protocol, "statistics", config, settings, judge=True),
-        Job(str(tmp_path / "c.json"), protocol, "hyperparameters", *trees, judge=True),
+        FitJob(str(tmp_path / "a.json"), protocol, "statistics", config, {**settings, "learning_rate": 1e38}),
+        FitJob(str(tmp_path / "b.json"), protocol, "statistics", config, settings, score_test=True),
+        FitJob(str(tmp_path / "c.json"), protocol, "hyperparameters", *trees, score_test=True),
     ]
     with worker_pool(1) as pool:
         run_jobs(jobs, pool)
@@ -174,13 +176,13 @@ def test_a_diverged_trial_is_a_result_and_a_judged_one_knows_its_test_part(zoo: 
 
 @pytest.mark.slow
 def test_judging_a_kept_trial_gives_what_fitting_it_again_gives(zoo: Zoo, tmp_path: Path):
-    protocol = Protocol(str(zoo.path))
+    protocol = SplitSpec(str(zoo.path))
     config, settings = draw_trial(Method.COMVEX_CONV, 1, V1, 0, 3)
-    trial = Job(str(tmp_path / "trial.json"), protocol, "comvex-conv", config, settings, keep=True)
-    anew = replace(trial, out=str(tmp_path / "anew.json"), keep=False, judge=True)
+    trial = FitJob(str(tmp_path / "trial.json"), protocol, "comvex-conv", config, settings, keep=True)
+    anew = replace(trial, out=str(tmp_path / "anew.json"), keep=False, score_test=True)
     # With another seed, a fit would give something else.
-    kept = replace(anew, out=str(tmp_path / "kept.json"), again=trial.out, seed=99)
-    other = replace(kept, out=str(tmp_path / "other.json"), again="")
+    kept = replace(anew, out=str(tmp_path / "kept.json"), repeats=trial.out, seed=99)
+    other = replace(kept, out=str(tmp_path / "other.json"), repeats="")
     with worker_pool(1) as pool:
         run_jobs([trial, anew, kept, other], pool)
     fitted, expected, found, another = (read_result(job.out) for job in (trial, anew, kept, other))
@@ -189,7 +191,7 @@ def test_judging_a_kept_trial_gives_what_fitting_it_again_gives(zoo: Zoo, tmp_pa
     assert {key: found[key] for key in SCORES} == {key: fitted[key] for key in SCORES}
     assert another["test"] != expected["test"]
 
-    Path(kept.out).unlink()  # a fit that was stopped as hopeless is fitted to its end
+    Path(kept.out).unlink()  # a fit that was stopped as below_median is fitted to its end
     Path(trial.out).write_text(json.dumps({**fitted, "stopped": True}))
     with worker_pool(1) as pool:
         run_jobs([kept], pool)
@@ -199,7 +201,7 @@ def test_judging_a_kept_trial_gives_what_fitting_it_again_gives(zoo: Zoo, tmp_pa
 @pytest.mark.slow
 def test_errors_of_a_worker_are_the_users_one_line(zoo: Zoo, tmp_path: Path):
     config, settings = draw_trial(Method.STATISTICS, 0, V1, 0, 5)
-    job = Job(str(tmp_path / "a.json"), Protocol(str(tmp_path / "none")), "statistics", config, settings)
+    job = FitJob(str(tmp_path / "a.json"), SplitSpec(str(tmp_path / "none")), "statistics", config, settings)
     with pytest.raises(WeightsearchError, match="none is missing"), worker_pool(1) as pool:
         run_jobs([job], pool)
     with pytest.raises(UsageError, match="--workers 0"), worker_pool(0):

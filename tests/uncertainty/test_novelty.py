@@ -13,7 +13,7 @@ from weightsearch.training.represent import describe_zoo
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind
 from weightsearch.uncertainty.calibration import FAMILIAR
-from weightsearch.uncertainty.novelty import EXTRA, WEIGHTS, Familiar, describe, far, slices
+from weightsearch.uncertainty.novelty import EXTRA, WEIGHTS, Familiar, describe_layers, far, slices
 from weightsearch.zoo.store import Zoo
 
 
@@ -24,7 +24,7 @@ def one_layer(rows: int = 6, columns: int = 9) -> Architecture:
 def test_each_number_is_its_formula():
     architecture = one_layer()
     matrix = np.random.default_rng(0).normal(0.1, 2.0, (6, 10)).astype(np.float32)
-    (found,) = describe(matrix.reshape(1, -1), architecture)
+    (found,) = describe_layers(matrix.reshape(1, -1), architecture)
     weights, bias = matrix[:, :9].astype(float), matrix[:, 9].astype(float)
     size = np.sqrt((weights**2).mean())
     scaled = weights / size
@@ -47,13 +47,15 @@ def test_a_permuted_twin_has_the_same_description(zoo: Zoo):
     weights = zoo.weights(np.arange(40, 48))
     permuted = twins(weights, zoo.architecture, np.random.default_rng(0))
     assert np.abs(permuted - weights).max() > 0.01
-    assert describe(permuted, zoo.architecture) == pytest.approx(describe(weights, zoo.architecture), abs=1e-4)
+    assert describe_layers(permuted, zoo.architecture) == pytest.approx(
+        describe_layers(weights, zoo.architecture), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30, 3e38])
 def test_any_finite_weights_have_a_finite_description(factor: float):
     weights = np.random.default_rng(0).uniform(-1, 1, (3, 60)).astype(np.float32) * np.float32(factor)
-    assert np.isfinite(describe(weights, one_layer())).all()
+    assert np.isfinite(describe_layers(weights, one_layer())).all()
 
 
 def test_the_changed_layer_is_named_and_how(zoo: Zoo):
@@ -62,7 +64,7 @@ def test_the_changed_layer_is_named_and_how(zoo: Zoo):
     weights = zoo.weights(np.array([50]))
     changed = weights.copy()
     changed[:, zoo.architecture.slices[1]] *= 5
-    own, other = describe(np.concatenate([changed, weights]), zoo.architecture)
+    own, other = describe_layers(np.concatenate([changed, weights]), zoo.architecture)
     differences = familiar.compare(zoo.architecture, own, other, None)
     assert [row.layer for row in differences] == [layer.name for layer in zoo.architecture.layers]
     assert [row.good > 0.1 for row in differences if row.good is not None] == [False, True, False, False]
@@ -101,7 +103,7 @@ def test_broken_networks_are_unlike_everything_known_and_the_known_are_not(zoo: 
         "a dead layer": np.where(np.arange(zoo.architecture.size) < zoo.architecture.slices[0].stop, 0, weights),
     }
     shares = {
-        name: np.mean([familiar.distance(row) > familiar.limit for row in describe(changed, zoo.architecture)])
+        name: np.mean([familiar.distance(row) > familiar.limit for row in describe_layers(changed, zoo.architecture)])
         for name, changed in outside.items()
     }
     assert shares["itself"] == 0

@@ -65,24 +65,14 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Fit encoders on a zoo, keep the one that predicts validation runs best, and index every checkpoint."""
-    chosen = None if method == "auto" else choose(Method, method, "--method", "auto or ")
-    split_by = choose(SplitBy, split, "--split")
-    distance = choose(Metric, metric, "--metric")
     if add and (out is None or replace):
         raise UsageError("--add: name the index to add to with --out, without --replace")
-    path = zoo or runs.newest_zoo()
-    if zoo is None:
-        say(f"zoo: {path}")
+    from weightsearch.training.options import TrainOptions
 
-    from weightsearch.cli import render
-    from weightsearch.training.train import train as run
-
-    summary = run(
-        path,
-        out or runs.new_index(path),
-        method=chosen,
+    options = TrainOptions(
+        method=None if method == "auto" else choose(Method, method, "--method", "auto or "),
         seed=seed,
-        split_by=split_by,
+        split_by=choose(SplitBy, split, "--split"),
         per_run=per_run,
         target=Target(target, lower_is_better),
         trials=trials,
@@ -91,10 +81,17 @@ def train(
         examples=examples,
         replace=replace,
         add=add,
-        metric=distance,
+        metric=choose(Metric, metric, "--metric"),
         factory=factory,
-        quiet=quiet,
     )
+    path = zoo or runs.newest_zoo()
+    if zoo is None:
+        say(f"zoo: {path}")
+
+    from weightsearch.cli import render
+    from weightsearch.training.train import train as run
+
+    summary = run(path, out or runs.new_index(path), options, quiet=quiet)
     show(render.train_summary(summary))
 
 

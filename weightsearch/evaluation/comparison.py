@@ -19,7 +19,7 @@ from weightsearch.files import plain, write_whole
 from weightsearch.progress import progress_bar
 from weightsearch.text_table import Table
 from weightsearch.training.random_search import Search, collect, keeping_best, search_jobs
-from weightsearch.training.runner import Job, Protocol, load_protocol, read_result, run_jobs, worker_pool
+from weightsearch.training.runner import FitJob, SplitSpec, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.zoo.store import Zoo
 
@@ -30,7 +30,7 @@ PREDICTORS: tuple[Method | Baseline, ...] = (*Method, *Baseline)
 CURVE_FOLDS = 3
 
 
-Follower = Callable[[Job, dict[str, Any]], None]
+Follower = Callable[[FitJob, dict[str, Any]], None]
 
 
 class ProtocolName(StrEnum):
@@ -60,7 +60,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodScores:
     """One method under one protocol, its chosen trial fitted anew with each seed and judged on the test part."""
 
     method: str
@@ -90,7 +90,7 @@ class ZooTables:
     preset: str
     runs: int
     checkpoints: int
-    tables: dict[ProtocolName, list[Row]] = field(default_factory=dict)
+    tables: dict[ProtocolName, list[MethodScores]] = field(default_factory=dict)
     top_trials: list[dict[str, Any]] = field(default_factory=list)  # of the first protocol: method, parameters, r2
     curve: list[Point] = field(default_factory=list)
 
@@ -147,8 +147,8 @@ def make_tables(
     bar = progress_bar("fits", None if curve else total, unit="fits", quiet=quiet)
     with worker_pool(workers, device) as pool, bar as advance:
 
-        def run(jobs: list[Job], note: str, then: Follower | None = None) -> None:
-            def finished(job: Job, result: dict[str, Any]) -> None:
+        def run(jobs: list[FitJob], note: str, then: Follower | None = None) -> None:
+            def finished(job: FitJob, result: dict[str, Any]) -> None:
                 if then:
                     then(job, result)
                 advance(note=f"{note}, {job.method}")
@@ -177,7 +177,7 @@ def _one_zoo(
     result = ZooTables(zoo.path.name, zoo.info.dataset, zoo.info.preset, len(np.unique(table.run)), len(table))
     figures = published(zoo.info.preset, zoo.info.dataset)
     for name in protocols:
-        protocol = Protocol(
+        protocol = SplitSpec(
             str(zoo.path),
             SplitBy.CHECKPOINT if name is ProtocolName.CHECKPOINT else SplitBy.RUN,
             1 if name is ProtocolName.PER_RUN_1 else None,
@@ -216,7 +216,7 @@ def _one_zoo(
     return result
 
 
-def _judged(jobs: list[Job], found: Search, fold: int, runs: int | None = None) -> Job:
+def _judged(jobs: list[FitJob], found: Search, fold: int, runs: int | None = None) -> FitJob:
     """The chosen trial, fitted on another deal of training and validation, and judged on the test part."""
     job = jobs[found.best]
     part = f"runs-{runs}" if runs else "judged"
@@ -225,13 +225,13 @@ def _judged(jobs: list[Job], found: Search, fold: int, runs: int | None = None) 
         out=str(found.directory / f"{part}-{found.best:05d}-{fold}.json"),
         protocol=replace(job.protocol, fold=fold, runs=runs),
         seed=job.seed + 1000 * fold,
-        rivals=(),
-        judge=True,
-        again="" if fold or runs else job.out,
+        compared_with=(),
+        score_test=True,
+        repeats="" if fold or runs else job.out,
     )
 
 
-def _curve_runs(protocol: Protocol) -> list[int]:
+def _curve_runs(protocol: SplitSpec) -> list[int]:
     """25, 50, 100, ... training runs, and all of them."""
     zoo, split = load_protocol(protocol)
     most = split.runs(zoo.table())["train"]
@@ -239,21 +239,21 @@ def _curve_runs(protocol: Protocol) -> list[int]:
     return [*counts, most]
 
 
-def _spread(jobs: list[Job], score: str) -> Spread:
+def _spread(jobs: list[FitJob], score: str) -> Spread:
     tests = [(read_result(job.out) or {}).get("test") or {} for job in jobs]  # a refit may diverge: no score
     return Spread.of([test.get(score) for test in tests])
 
 
-def _row(found: Search, judged: list[Job], trials: int, figures: dict[str, float] | None) -> Row:
+def _row(found: Search, judged: list[FitJob], trials: int, figures: dict[str, float] | None) -> MethodScores:
     best = found.trials[found.best]
     scores = {score: _spread(judged, score) for score in ("mse", "r2", "tau")}
-    return Row(
+    return MethodScores(
         best["method"], best["parameters"], scores["mse"], scores["r2"], scores["tau"], best["validation"]["r2"],
         trials, figures,
     )  # fmt: skip
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(rows: Sequence[MethodScores]) -> str:
     """One sentence: which method wins, and by how much over the best of the paper's four."""
     papers = {Method.FC.value, Method.FC_LINEAR.value, Method.COMVEX_LINEAR.value, Method.COMVEX_CONV.value}
     ranked = sorted((row for row in rows if np.isfinite(row.test_r2.mean)), key=lambda row: -row.test_r2.mean)
@@ -270,12 +270,12 @@ COLUMNS = ("method", "parameters", "test loss", "test R²", "tau", "trials")
 PAPER_COLUMNS = ("paper's parameters", "its loss", "its R²")
 
 
-def columns(rows: Sequence[Row]) -> tuple[str, ...]:
+def columns(rows: Sequence[MethodScores]) -> tuple[str, ...]:
     """The paper's only where it has a table of such a zoo."""
     return COLUMNS + PAPER_COLUMNS if any(row.published for row in rows) else COLUMNS
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: MethodScores) -> tuple[str, ...]:
     """A row's texts, in the order of `COLUMNS` and `PAPER_COLUMNS`."""
 
     def spread(value: Spread, digits: int) -> str:

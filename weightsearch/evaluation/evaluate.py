@@ -14,7 +14,7 @@ import numpy as np
 from weightsearch import paths as runs
 from weightsearch.errors import UsageError
 from weightsearch.evaluation.report import markdown
-from weightsearch.evaluation.scores import Judged, Row, draws, plain_forecasts, prediction_elsewhere, rows_of
+from weightsearch.evaluation.scores import Judged, MetricRow, draws, plain_forecasts, prediction_elsewhere, rows_of
 from weightsearch.evaluation.tasks import METHODS, RAW, TREES, Task, elsewhere_task, fit_task, read_arrays, run_task
 from weightsearch.files import plain, write_whole
 from weightsearch.progress import progress_bar
@@ -33,7 +33,7 @@ COMPARED = ("prediction.r2", "prediction.tau", "precision@10.good", "precision@1
 class Evaluation:
     """All rows, and how they were made."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[MetricRow, ...]
     settings: dict[str, int]
 
 
@@ -76,7 +76,7 @@ def evaluate(
     settings = {"seeds": seeds, "epochs": epochs, "queries": queries}
     root = root or runs.RUNS / "evaluations"
     tasks: dict[tuple[str, str], list[Task]] = {}
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     kin = [(a, b) for b in opened for a in opened if a != b and _same_architecture(opened[a], opened[b])]
     foreign = [method for method in methods if method != RAW]
     total = (len(zoos) * len(methods) + len(kin) * len(foreign)) * seeds
@@ -121,7 +121,7 @@ def _succeeded(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in tasks if "error" not in (read_result(task.out) or {"error": "missing"})]
 
 
-def _zoo_rows(name: str, zoo: Zoo, tasks: dict[str, list[Task]]) -> list[Row]:
+def _zoo_rows(name: str, zoo: Zoo, tasks: dict[str, list[Task]]) -> list[MetricRow]:
     judged, rows = _judged(zoo), []
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> seed -> draws
     for method, made in tasks.items():
@@ -152,7 +152,7 @@ def _zoo_rows(name: str, zoo: Zoo, tasks: dict[str, list[Task]]) -> list[Row]:
     return rows
 
 
-def _elsewhere_rows(fitted_on: str, on: str, method: str, zoo: Zoo, tasks: list[Task]) -> list[Row]:
+def _elsewhere_rows(fitted_on: str, on: str, method: str, zoo: Zoo, tasks: list[Task]) -> list[MetricRow]:
     judged = _judged(zoo)
     found = [(t.protocol.fold, prediction_elsewhere(read_arrays(t), judged)) for t in _succeeded(tasks)]
     rows = []

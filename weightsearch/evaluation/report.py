@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from weightsearch.evaluation.scores import Row
+from weightsearch.evaluation.scores import MetricRow
 from weightsearch.text_table import Table
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ ELSEWHERE = (
 )
 
 
-def tables(rows: Sequence[Row], zoo: str) -> list[Table]:
+def tables(rows: Sequence[MetricRow], zoo: str) -> list[Table]:
     """One zoo's tables, of pooled seeds."""
     pooled = [row for row in rows if row.zoo == zoo and row.seed is None and row.on is None]
     plain = [row for row in pooled if row.against is None]
@@ -138,7 +138,7 @@ def tables(rows: Sequence[Row], zoo: str) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-def elsewhere_tables(rows: Sequence[Row]) -> list[Table]:
+def elsewhere_tables(rows: Sequence[MetricRow]) -> list[Table]:
     """A matrix of zoos for each method, of pooled seeds."""
     foreign = {(r.method, r.zoo, r.on): r for r in rows if r.on and r.seed is None and r.metric == "prediction.tau"}
     home = {
@@ -155,7 +155,7 @@ def elsewhere_tables(rows: Sequence[Row]) -> list[Table]:
     return made
 
 
-def _forecast_section(rows: Sequence[Row]) -> Section:
+def _forecast_section(rows: Sequence[MetricRow]) -> Section:
     epochs = sorted({int(row.metric.split("@")[1]) for row in rows if row.metric.startswith("forecast.mae@")})
     if len(epochs) > MOST_EPOCHS:
         epochs = [epochs[round(i * (len(epochs) - 1) / (MOST_EPOCHS - 1))] for i in range(MOST_EPOCHS)]
@@ -164,7 +164,7 @@ def _forecast_section(rows: Sequence[Row]) -> Section:
     return Section("Forecast", FORECAST, columns)
 
 
-def _table(section: Section, rows: Sequence[Row]) -> Table:
+def _table(section: Section, rows: Sequence[MetricRow]) -> Table:
     """Only methods with a value, and only columns that one of them has."""
     values = {(row.method, row.metric): row for row in rows if row.metric in section.columns}
     columns = [metric for metric in section.columns if any(metric == own for _, own in values)]
@@ -179,7 +179,7 @@ def _numbers(title: str, columns: tuple[str, ...], rows: tuple[tuple[str, ...], 
     return Table(title, columns, rows, right=tuple(range(1, len(columns))), meaning=meaning)
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: MetricRow | None) -> str:
     """The value and its interval: `0.912 [.87, .95]`."""
     if row is None:
         return "–"
@@ -196,7 +196,7 @@ def _short(value: float) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
-def markdown(rows: Sequence[Row], settings: dict[str, int]) -> str:
+def markdown(rows: Sequence[MetricRow], settings: dict[str, int]) -> str:
     """All tables as Markdown."""
     lines = [
         "# How true the answers are about networks nobody has seen",
@@ -217,7 +217,7 @@ def markdown(rows: Sequence[Row], settings: dict[str, int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render(rows: Sequence[Row]) -> RenderableType:
+def render(rows: Sequence[MetricRow]) -> RenderableType:
     """All tables for the terminal."""
     from rich.console import Group
     from rich.text import Text

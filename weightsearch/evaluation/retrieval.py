@@ -50,7 +50,7 @@ def predict_only(zoo: Zoo, positions: np.ndarray, represent: Represent) -> np.nd
     return np.concatenate([represent(zoo.weights(block), activations_of(zoo, block))[1] for block in blocks])
 
 
-def probe(
+def measure_retrieval(
     zoo: Zoo, quality: np.ndarray, split: Split, queries: np.ndarray, represent: Represent, seed: int
 ) -> dict[str, np.ndarray]:
     """Arrays by name, each `(Q, ...)` with one row per query unless said otherwise.

@@ -18,7 +18,7 @@ Draws = dict[str, np.ndarray]  # metric -> (1 + SAMPLES,): the value, then that 
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric of one method on one zoo. `low` and `high` are the 95 % bootstrap interval, None where there is none.
 
     `seed` is None for all seeds pooled. `on` is the zoo it was judged on where the method was fitted on another;
@@ -67,14 +67,14 @@ def rows_of(
     *,
     on: str | None = None,
     against: str | None = None,
-) -> list[Row]:
+) -> list[MetricRow]:
     """One row per seed, and one of all pooled: the mean over seeds (of a worst case, the worst) in each sample."""
 
-    def one(draws: np.ndarray, seed: int | None) -> Row:
+    def one(draws: np.ndarray, seed: int | None) -> MetricRow:
         low = high = None
         if np.isfinite(draws[1:]).any():
             low, high = (float(end) for end in np.nanquantile(draws[1:], [0.025, 0.975]))
-        return Row(zoo, method, metric, float(draws[0]), low, high, seed, on, against)
+        return MetricRow(zoo, method, metric, float(draws[0]), low, high, seed, on, against)
 
     pool = np.max if metric.endswith("worst") else np.mean
     pooled = pool([draws for _, draws in seeds], axis=0)

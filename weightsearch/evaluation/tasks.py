@@ -21,8 +21,8 @@ from weightsearch.evaluation.retrieval import (
     Represent,
     activations_of,
     draw_queries,
+    measure_retrieval,
     predict_only,
-    probe,
     raw_weights,
 )
 from weightsearch.files import plain, replacing, write_whole
@@ -30,7 +30,7 @@ from weightsearch.training.baselines import TreeSettings, baseline_features, fit
 from weightsearch.training.data import target_values
 from weightsearch.training.fit import DEFAULTS, fit
 from weightsearch.training.represent import represent
-from weightsearch.training.runner import Protocol, features_of, load_protocol, read_result
+from weightsearch.training.runner import SplitSpec, features_of, load_protocol, read_result
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
@@ -50,17 +50,17 @@ class Task:
     """
 
     out: str
-    protocol: Protocol
+    protocol: SplitSpec
     method: str
     queries: int
     epochs: int
     fitted: str = ""
-    rivals: tuple[str, ...] = ()  # no task waits for another; what `fitted` names is finished
+    compared_with: tuple[str, ...] = ()  # no task waits for another; what `fitted` names is finished
 
 
 def fit_task(zoo: str | Path, method: str, seed: int, *, queries: int, epochs: int, root: Path) -> Task:
     """The seeds share the test part of seed 0, and deal the rest into training and validation anew."""
-    protocol = Protocol(str(zoo), fold=seed)
+    protocol = SplitSpec(str(zoo), fold=seed)
     key = _key(replace(protocol, fold=0), method, queries, epochs)
     out = root / f"{Path(zoo).name}-{key}" / method / f"seed-{seed}.json"
     return Task(str(out), protocol, method, queries, epochs)
@@ -72,7 +72,7 @@ def elsewhere_task(fitted: Task, other: Task) -> Task:
     return replace(other, out=str(own.with_name(f"{own.stem}-on-{Path(other.out).parts[-3]}.json")), fitted=fitted.out)
 
 
-def _key(protocol: Protocol, method: str, queries: int, epochs: int) -> str:
+def _key(protocol: SplitSpec, method: str, queries: int, epochs: int) -> str:
     """Ten hex digits over all that decides a result."""
     zoo, split = load_protocol(protocol)
     settings = DEFAULTS[Method(method)] if method in set(Method) else (TreeSettings(),)
@@ -89,7 +89,7 @@ def _key(protocol: Protocol, method: str, queries: int, epochs: int) -> str:
 
 
 def read_arrays(task: Task) -> dict[str, np.ndarray]:
-    """What `probe` returned, and `queries`, the queries' positions."""
+    """What `measure_retrieval` returned, and `queries`, the queries' positions."""
     with np.load(Path(task.out).with_suffix(".npz"), allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -119,7 +119,7 @@ def _own(task: Task, out: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     embed, parameters = _fitted(task, zoo, split, values, out)
     seconds = time.perf_counter() - started
     queries = draw_queries(split.test, task.queries, task.protocol.seed)
-    arrays = probe(zoo, task.protocol.target.quality(values), split, queries, embed, task.protocol.fold)
+    arrays = measure_retrieval(zoo, task.protocol.target.quality(values), split, queries, embed, task.protocol.fold)
     cost = {
         "parameters": parameters,
         "fit_seconds": seconds if parameters else None,

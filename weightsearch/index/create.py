@@ -14,7 +14,7 @@ from weightsearch.errors import UsageError
 from weightsearch.files import sync
 from weightsearch.index import database, vectors
 from weightsearch.index.database import SCHEMA, Database, Rows
-from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe, read_manifest, write_manifest
+from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe_file, read_manifest, write_manifest
 from weightsearch.index.store import IndexStore
 from weightsearch.index.writer import BATCH, check_rows, publish, writing
 from weightsearch.types import Architecture, Metric, Target
@@ -135,7 +135,7 @@ def check_addition(path: Path, architecture: Architecture, target: Target, metri
 def describe_encoder(directory: Path) -> dict[str, Any]:
     """Of all files in an encoder's sub-directory but the vectors, by their name in the index directory."""
     files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("vectors-"))
-    return {f"{directory.name}/{file.name}": describe(file) for file in files}
+    return {f"{directory.name}/{file.name}": describe_file(file) for file in files}
 
 
 def _insert(connection: Any, fingerprint: str, rows: Rows) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import sync, write_whole
-from weightsearch.index.manifest import SEAL, describe, is_intact, is_sealed, write_sealed
+from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_sealed, write_sealed
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":
@@ -119,7 +119,7 @@ def save(cache: Cache, path: Path) -> CacheInfo:
     """Writes the FAISS file and then, beside it, what it is; both appear whole or not at all."""
     # Not write_index, whose full disk is no OSError.
     write_whole(path, faiss.serialize_index(cache.index).data)
-    info = CacheInfo(**{**asdict(cache.info), "file": describe(path)})
+    info = CacheInfo(**{**asdict(cache.info), "file": describe_file(path)})
     write_info(path, info)
     sync(path.parent)
     return info

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import IndexStore
+from weightsearch.index import IndexStore, Row
 from weightsearch.index.manifest import DATABASE
 from weightsearch.search import answer as words
 from weightsearch.search.answer import Answer, Forecast, Novelty
@@ -110,6 +110,29 @@ class Index:
     @property
     def metric(self) -> Metric:
         return self.store.metric
+
+    def find(self, id: str) -> Row:
+        """The row with this id, or with the only id that begins so. Raises UsageError for none or several."""
+        return self.store.find(id)
+
+    def table(self, fingerprint: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns `(n,)` of one architecture's rows by name: the index's own, recipe keys and the user's.
+
+        Numbers are float64 with NaN where unknown, texts objects with None.
+        """
+        return self.store.table(fingerprint, columns)
+
+    def embeddings(self, fingerprint: str) -> np.ndarray:
+        """All embeddings `(n, D)` float32 of one architecture's rows, in the order of `table`."""
+        return self.store.embeddings(fingerprint)
+
+    def accuracies(self, fingerprint: str) -> np.ndarray:
+        """Test accuracies `(n,)` in [0, 1], or the index's other target, in the order of `table`; NaN where unknown."""
+        return self.store.accuracies(fingerprint)
+
+    def thresholds(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> tuple[float, float]:
+        """Bad at or worse than the first, good at or better than the second: values ("0.9") or quantiles ("q75")."""
+        return self.store.thresholds(fingerprint, good, bad)
 
     def __len__(self) -> int:
         """Checkpoints of all architectures."""

@@ -31,7 +31,7 @@ from weightsearch.zoo.store import Zoo
 PROGRESS_SECONDS = 120.0  # between savings of an unfinished fit
 
 
-class Optimizer(StrEnum):
+class FitOptimizer(StrEnum):
     ADAM = "adam"
     ADAMW = "adamw"
     ADAMAX = "adamax"
@@ -48,7 +48,7 @@ class FitSettings:
     batch_size: int = 128
     epochs: int = 300
     patience: int = 20  # epochs without a better validation loss before stopping
-    optimizer: Optimizer = Optimizer.ADAMW
+    optimizer: FitOptimizer = FitOptimizer.ADAMW
     one_cycle: bool = False  # the learning rate rises, then falls to nothing at the last epoch
 
 
@@ -200,15 +200,15 @@ def one_cycle(share: float) -> float:
 def make_optimizer(encoder: Encoder, settings: FitSettings) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     match settings.optimizer:
-        case Optimizer.ADAM:
+        case FitOptimizer.ADAM:
             return torch.optim.Adam(encoder.parameters(), fused=True, **options)
-        case Optimizer.ADAMW:
+        case FitOptimizer.ADAMW:
             return torch.optim.AdamW(encoder.parameters(), fused=True, **options)
-        case Optimizer.ADAMAX:
+        case FitOptimizer.ADAMAX:
             return torch.optim.Adamax(encoder.parameters(), **options)
-        case Optimizer.NADAM:
+        case FitOptimizer.NADAM:
             return torch.optim.NAdam(encoder.parameters(), **options)
-        case Optimizer.RADAM:
+        case FitOptimizer.RADAM:
             return torch.optim.RAdam(encoder.parameters(), **options)
 
 
@@ -251,4 +251,4 @@ def _resume(
 
 def settings_from_dict(values: dict[str, Any]) -> FitSettings:
     """The inverse of `dataclasses.asdict`."""
-    return FitSettings(**{**values, "optimizer": Optimizer(values["optimizer"])})
+    return FitSettings(**{**values, "optimizer": FitOptimizer(values["optimizer"])})

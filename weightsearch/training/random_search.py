@@ -24,8 +24,8 @@ from weightsearch import paths as runs
 from weightsearch.encoders import EncoderConfig, WeightInit
 from weightsearch.errors import WeightsearchError
 from weightsearch.training.baselines import TreeSettings
-from weightsearch.training.fit import DEFAULTS, FitSettings, Optimizer
-from weightsearch.training.runner import Job, Protocol, load_protocol, read_result, run_jobs, worker_pool
+from weightsearch.training.fit import DEFAULTS, FitOptimizer, FitSettings
+from weightsearch.training.runner import FitJob, SplitSpec, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.store import Zoo
 
@@ -83,7 +83,7 @@ def draw_trial(
         learning_rate=logarithmic(*space.learning_rate),
         weight_decay=logarithmic(*space.weight_decay),
         batch_size=int(generator.choice(space.batch_sizes)),
-        optimizer=list(Optimizer)[generator.integers(len(Optimizer))],
+        optimizer=list(FitOptimizer)[generator.integers(len(FitOptimizer))],
         epochs=epochs,
     )
     if method in (Method.STATISTICS, Method.INVARIANT):  # not the paper's: searched where they work at all
@@ -126,7 +126,7 @@ def trial_path(directory: Path, number: int) -> str:
     return str(directory / f"trial-{number:05d}.json")
 
 
-def search_directory(protocol: Protocol, method: Method | Baseline, epochs: int, root: Path | None = None) -> Path:
+def search_directory(protocol: SplitSpec, method: Method | Baseline, epochs: int, root: Path | None = None) -> Path:
     """Where the trials of one method lie: named by the zoo's content and all else that decides a trial's result."""
     zoo, split = load_protocol(protocol)
     content = {
@@ -142,22 +142,22 @@ def search_directory(protocol: Protocol, method: Method | Baseline, epochs: int,
 
 
 def search_jobs(
-    protocol: Protocol, method: Method | Baseline, trials: int, *, epochs: int, keep: bool, root: Path | None = None
-) -> list[Job]:
+    protocol: SplitSpec, method: Method | Baseline, trials: int, *, epochs: int, keep: bool, root: Path | None = None
+) -> list[FitJob]:
     """The jobs of a search, in order."""
     directory = search_directory(protocol, method, epochs, root)
     zoo, _ = load_protocol(protocol)
     space = space_of(zoo)
     drawn = [draw_trial(method, number, space, protocol.seed, epochs) for number in range(trials)]
     return [
-        Job(
+        FitJob(
             out=trial_path(directory, number),
             protocol=protocol,
             method=method.value,
             config=config,
             settings=settings,
             seed=protocol.seed + number,
-            rivals=tuple(trial_path(directory, rival) for rival in range(max(0, number - LAG + 1))),
+            compared_with=tuple(trial_path(directory, rival) for rival in range(max(0, number - LAG + 1))),
             keep=keep and isinstance(method, Method),
         )
         for number, (config, settings) in enumerate(drawn)
@@ -165,7 +165,7 @@ def search_jobs(
 
 
 def search(
-    protocol: Protocol,
+    protocol: SplitSpec,
     method: Method | Baseline,
     *,
     trials: int,
@@ -182,7 +182,7 @@ def search(
     jobs = search_jobs(protocol, method, trials, epochs=epochs, keep=True, root=root)
     drop_others = keeping_best(jobs)
 
-    def finished(job: Job, result: dict[str, Any]) -> None:
+    def finished(job: FitJob, result: dict[str, Any]) -> None:
         drop_others(job, result)
         if on_trial:
             on_trial(result)
@@ -192,21 +192,21 @@ def search(
         found = collect(jobs)
         if isinstance(method, Method) and not (found.encoder_directory / "encoder.json").exists():
             # A search of more trials had removed it: fit it again, to the end.
-            again = replace(jobs[found.best], rivals=())
+            again = replace(jobs[found.best], compared_with=())
             Path(again.out).unlink()
             run_jobs([again], pool)
             found = collect(jobs)
     return found
 
 
-def keeping_best(jobs: list[Job]) -> Callable[[Job, dict[str, Any]], None]:
+def keeping_best(jobs: list[FitJob]) -> Callable[[FitJob, dict[str, Any]], None]:
     """For `run_jobs`: removes the encoder of every trial that is not its method's best so far by validation loss."""
     best: dict[str, tuple[float, str]] = {}
     for job in jobs:  # of earlier calls, whose encoder may lie there already
         if result := read_result(job.out):
             best[job.method] = min(best.get(job.method, (math.inf, "")), (validation_loss(result), job.out))
 
-    def finished(job: Job, result: dict[str, Any]) -> None:
+    def finished(job: FitJob, result: dict[str, Any]) -> None:
         own, before = (validation_loss(result), job.out), best.get(job.method, (math.inf, ""))
         best[job.method] = min(own, before)
         worse = max(own, before)
@@ -216,7 +216,7 @@ def keeping_best(jobs: list[Job]) -> Callable[[Job, dict[str, Any]], None]:
     return finished
 
 
-def collect(jobs: list[Job]) -> Search:
+def collect(jobs: list[FitJob]) -> Search:
     """The results of finished jobs of one search."""
     results = [read_result(job.out) for job in jobs]
     losses = [math.inf if result is None else validation_loss(result) for result in results]

@@ -14,7 +14,7 @@ import torch
 from weightsearch.devices import fast_processor
 from weightsearch.encoders import Encoder, activation_code
 from weightsearch.training.data import Features, activation_codes
-from weightsearch.uncertainty.novelty import describe
+from weightsearch.uncertainty.novelty import describe_layers
 from weightsearch.zoo.store import BLOCK_ROWS, Zoo
 
 
@@ -45,7 +45,7 @@ def represent(
     Args:
         activations: what each network's own record calls its activation, in any spelling; None where it says nothing.
             An encoder may see through the symmetries that an activation has, where it knows it.
-        layers: whether to describe the layers, too.
+        layers: whether to describe_layers the layers, too.
     """
     codes = torch.tensor([activation_code(activation) for activation in activations])
     return _represent(encoder, weights, codes, layers)
@@ -60,13 +60,13 @@ def represent_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray, *, layers: 
 
 def describe_zoo(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
     """Descriptions of layers alone `(len(positions), F)`, where there is no encoder."""
-    return np.concatenate([describe(weights, zoo.architecture) for _, weights in zoo.blocks(positions)])
+    return np.concatenate([describe_layers(weights, zoo.architecture) for _, weights in zoo.blocks(positions)])
 
 
 def _represent(encoder: Encoder, weights: np.ndarray, codes: torch.Tensor, layers: bool) -> Representation:
     with fast_processor(encoder.architecture.size):
         embedding, predicted = encoder.embed(torch.from_numpy(weights), codes)
-    description = describe(weights, encoder.architecture) if layers else None
+    description = describe_layers(weights, encoder.architecture) if layers else None
     return Representation(embedding.numpy(), predicted.double().numpy(), description)
 
 

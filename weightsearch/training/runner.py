@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-from typing import Protocol as Interface
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from weightsearch.types import Baseline, Method, SplitBy, Target
 from weightsearch.zoo.splits import Split, make_split
 from weightsearch.zoo.store import Zoo
 
-STOP_GRACE = 10  # epochs before a fit may be called hopeless, and
+STOP_GRACE = 10  # epochs before a fit may be called below_median, and
 STOP_STEPS = 200  # optimizer steps: a small zoo's epochs are short, and deep predictors start slowly
 STOP_FEWEST = 4  # finished trials to compare with
 CARD_WORKERS = 4  # fits at a time on a graphics card
@@ -48,7 +47,7 @@ SCORES = ("parameters", "validation", "losses", "stopped")  # of a fit, beside i
 
 
 @dataclass(frozen=True)
-class Protocol:
+class SplitSpec:
     """Which split of which zoo: all that decides what a fit sees. `runs` limits the training part (None: all)."""
 
     zoo: str
@@ -61,23 +60,23 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Job:
+class FitJob:
     """One fit, and the file `out` that its result is written to (a `.json`; the encoder lies in a directory beside it).
 
-    `rivals` are results of the same search that decide whether this fit is hopeless; they are finished before it
-    starts. Only jobs with `judge` look at the test part.
+    `compared_with` are results of the same search that decide whether this fit goes on; they are finished before it
+    starts. Only jobs with `score_test` look at the test part.
     """
 
     out: str
-    protocol: Protocol
+    protocol: SplitSpec
     method: str  # a Method or a Baseline
     config: dict[str, Any]
     settings: dict[str, Any]
     seed: int = 0
-    rivals: tuple[str, ...] = ()
-    judge: bool = False
+    compared_with: tuple[str, ...] = ()
+    score_test: bool = False
     keep: bool = False  # the encoder
-    again: str = ""  # result of a fit that this one would repeat: if it went to its end and was kept, it is judged
+    repeats: str = ""  # result of a fit that this one would repeat: if it went to its end and was kept, it is judged
 
 
 def read_result(path: str | Path) -> dict[str, Any] | None:
@@ -137,17 +136,17 @@ def thread_pool(workers: int, device: str) -> Iterator[Pool]:
         _device = before
 
 
-class Work(Interface):
+class Job(Protocol):
     """What `run_jobs` knows of a job: the file of its result, and the files of those that must be finished before."""
 
     @property
     def out(self) -> str: ...
 
     @property
-    def rivals(self) -> tuple[str, ...]: ...
+    def compared_with(self) -> tuple[str, ...]: ...
 
 
-AnyJob = TypeVar("AnyJob", bound=Work)
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 def run_jobs(
@@ -156,7 +155,7 @@ def run_jobs(
     on_done: Callable[[AnyJob, dict[str, Any]], None] | None = None,
     run: Callable[[AnyJob], dict[str, Any]] | None = None,
 ) -> None:
-    """Runs the jobs whose result is missing, by `run` (None: `run_job`). A job starts when its rivals are finished.
+    """Runs the jobs whose result is missing, by `run` (None: `run_job`). A job waits for those it is compared with.
 
     `on_done` is called in this process with every result, old ones first.
     """
@@ -170,7 +169,7 @@ def run_jobs(
     running: dict[Future[dict[str, Any]], AnyJob] = {}
     try:
         while waiting or running:
-            ready = [job for job in waiting if finished.issuperset(job.rivals)]
+            ready = [job for job in waiting if finished.issuperset(job.compared_with)]
             for job in ready[: pool.workers - len(running)]:  # in order, so that features are made once
                 waiting.remove(job)
                 running[pool.executor.submit(work, job)] = job
@@ -208,7 +207,7 @@ def _start_worker(parent: int, cache_bytes: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: FitJob) -> dict[str, Any]:
     """Fits, and writes the result atomically. A fit that diverges is a result, too: one without scores."""
     started = time.perf_counter()
     out = Path(job.out)
@@ -228,7 +227,7 @@ class _Diverged(WeightsearchError):
     pass
 
 
-def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
+def _fit_encoder(job: FitJob, out: Path) -> dict[str, Any]:
     zoo, split = load_protocol(job.protocol)
     config, settings = config_from_dict(job.config), settings_from_dict(job.settings)
     features = features_of(job.protocol, config.method)
@@ -238,14 +237,16 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     def judged(encoder: Encoder) -> dict[str, Any]:
         return score(predict(encoder, features, split.test), values[split.test]).to_dict()
 
-    earlier = read_result(job.again) if job.again else None
-    if earlier and not earlier["stopped"] and (kept := Path(job.again).with_suffix("")).exists():
+    earlier = read_result(job.repeats) if job.repeats else None
+    if earlier and not earlier["stopped"] and (kept := Path(job.repeats).with_suffix("")).exists():
         return {key: earlier[key] for key in SCORES} | {"test": judged(load_encoder(kept))}
-    curves = [result["losses"] for rival in job.rivals if (result := read_result(rival)) and result.get("losses")]
+    curves = [
+        result["losses"] for rival in job.compared_with if (result := read_result(rival)) and result.get("losses")
+    ]
     grace = max(STOP_GRACE, math.ceil(STOP_STEPS * settings.batch_size / len(split.train)))
     best: list[float] = []
 
-    def hopeless(epoch: int, loss: float) -> bool:
+    def below_median(epoch: int, loss: float) -> bool:
         if _interrupted.is_set():
             raise KeyboardInterrupt
         best.append(min([*best[-1:], loss if math.isfinite(loss) else math.inf]))
@@ -255,7 +256,7 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     try:
         fitted = fit(
             zoo, split, config, settings, target=target, seed=job.seed, features=features,
-            on_epoch=hopeless, progress=progress,
+            on_epoch=below_median, progress=progress,
         )  # fmt: skip
     except WeightsearchError as error:
         if "diverged" in str(error):
@@ -267,7 +268,7 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
         "losses": list(fitted.losses),
         "stopped": fitted.stopped,
     }
-    if job.judge:
+    if job.score_test:
         result["test"] = judged(fitted.encoder)
     if job.keep:
         directory = out.with_suffix("")
@@ -276,13 +277,13 @@ def _fit_encoder(job: Job, out: Path) -> dict[str, Any]:
     return result
 
 
-def _fit_baseline(job: Job) -> dict[str, Any]:
+def _fit_baseline(job: FitJob) -> dict[str, Any]:
     zoo, split = load_protocol(job.protocol)
     baseline, values = Baseline(job.method), target_values(zoo.table(), job.protocol.target)
     features = _baseline_features(replace(job.protocol, runs=None), baseline)
     fitted = fit_baseline(baseline, features, values, split, TreeSettings(**job.settings), seed=job.seed)
     result: dict[str, Any] = {"parameters": fitted.parameters, "validation": fitted.validation.to_dict()}
-    if job.judge:
+    if job.score_test:
         result["test"] = score(fitted.predict(features[split.test]), values[split.test]).to_dict()
     return result
 
@@ -304,14 +305,14 @@ def _open(zoo: str, target: Target) -> tuple[Zoo, np.ndarray]:
     return opened, usable_checkpoints(opened, target)
 
 
-def load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
+def load_protocol(protocol: SplitSpec) -> tuple[Zoo, Split]:
     """The zoo and its split."""
     with _loading:
         return _load_protocol(protocol)
 
 
 @lru_cache(maxsize=1)
-def _load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
+def _load_protocol(protocol: SplitSpec) -> tuple[Zoo, Split]:
     zoo, usable = _open(protocol.zoo, protocol.target)
     table = zoo.table()
     split = make_split(
@@ -322,14 +323,14 @@ def _load_protocol(protocol: Protocol) -> tuple[Zoo, Split]:
     return zoo, split
 
 
-def features_of(protocol: Protocol, method: Method) -> Features:
+def features_of(protocol: SplitSpec, method: Method) -> Features:
     """Of all three parts, on the workers' device."""
     with _loading:
         return _features_of(protocol, method, _device)
 
 
 @lru_cache(maxsize=1)  # trials of one method follow one another, and features can be large
-def _features_of(protocol: Protocol, method: Method, device: str) -> Features:
+def _features_of(protocol: SplitSpec, method: Method, device: str) -> Features:
     zoo, split = load_protocol(protocol)
     positions = np.concatenate([split.train, split.validation, split.test])
     features = Features(zoo, method, split.train, positions, _cache_bytes, device)
@@ -339,6 +340,6 @@ def _features_of(protocol: Protocol, method: Method, device: str) -> Features:
 
 
 @lru_cache(maxsize=2)
-def _baseline_features(protocol: Protocol, baseline: Baseline) -> np.ndarray:
+def _baseline_features(protocol: SplitSpec, baseline: Baseline) -> np.ndarray:
     zoo, split = load_protocol(protocol)
     return baseline_features(zoo, baseline, np.sort(np.concatenate(list(split.parts.values()))))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -15,7 +16,6 @@ import numpy as np
 from weightsearch.checkpoints.state_dict import write_checkpoint
 from weightsearch.devices import check_device
 from weightsearch.encoders import load_encoder, save_encoder
-from weightsearch.errors import UsageError
 from weightsearch.index import add_architecture, check_addition, check_target, create_index
 from weightsearch.index.zoo_rows import run_name, zoo_rows
 from weightsearch.metrics import Prediction, score
@@ -23,12 +23,13 @@ from weightsearch.progress import progress_bar
 from weightsearch.training.data import Features, finite_weights, target_values, usable_checkpoints
 from weightsearch.training.fit import DEFAULTS, Fit, fit, settings_from_dict
 from weightsearch.training.index_card import index_card
+from weightsearch.training.options import MOST_EXAMPLES, TrainOptions
 from weightsearch.training.random_search import search, validation_loss
-from weightsearch.training.represent import represent_zoo
-from weightsearch.training.runner import Protocol
+from weightsearch.training.represent import Representation, represent_zoo
+from weightsearch.training.runner import SplitSpec
 from weightsearch.training.summary import Example, TrainSummary
-from weightsearch.types import Method, Metric, SplitBy, Target
-from weightsearch.uncertainty.calibration import FAMILIAR, calibrate_encoder, familiar_layers
+from weightsearch.types import Method
+from weightsearch.uncertainty.calibration import FAMILIAR, Calibration, calibrate_encoder, familiar_layers
 from weightsearch.zoo.splits import Split, make_split
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
@@ -38,162 +39,222 @@ AUTO = (Method.COMVEX_CONV, Method.STATISTICS, Method.INVARIANT)  # tried when n
 
 # Where the held-out examples lie among the test runs' checkpoints, by quantile of test accuracy or of another target.
 EXAMPLES = {"very-good": 1.0, "bad": 0.1, "good": 0.85, "middling": 0.5}
+assert len(EXAMPLES) == MOST_EXAMPLES
 
 
 def train(
-    zoo: str | Path,
-    out: str | Path,
-    *,
-    method: Method | None = None,
-    seed: int = 0,
-    split_by: SplitBy = SplitBy.RUN,
-    per_run: int | None = None,
-    target: Target | None = None,
-    trials: int = 0,
-    workers: int | None = None,
-    device: str = "cpu",
-    examples: int = 0,
-    replace: bool = False,
-    add: bool = False,
-    metric: Metric = Metric.COSINE,
-    factory: str | None = None,
-    quiet: bool = False,
+    zoo: str | Path, out: str | Path, options: TrainOptions | None = None, *, quiet: bool = False, **changes: Any
 ) -> TrainSummary:
-    """Fits `method` (None: those in `AUTO`, keeping the best on validation runs) and writes an index to `out`.
+    """Makes an index of a zoo: fits encoders, keeps the one that predicts validation runs best, adds every checkpoint.
 
-    Splits 70/15/15 with `seed`, by run unless `split_by` says otherwise; half of the test runs then calibrate the
-    intervals instead (see `Split.with_calibration`). With `per_run`, that many random checkpoints
-    of each run take part in the fit. With `trials`, settings are searched at random (see `tune`), `workers` fits at a
-    time; a search that was killed goes on when called again. Fits run on `device`, "cpu" or a graphics card, "cuda".
-    With `examples` of 1 to 4, that many checkpoints of test runs are written to `out/examples/` and their runs are left
-    out of the index; all others are indexed.
-    The test part is scored once, with the method that was kept. `target` is what is predicted, and what good and bad
-    mean in the index (None: test accuracy). With `add`, the index at `out` gets one more architecture; its card and
-    examples then lie in the architecture's sub-directory. `factory` is FAISS's name for its index's type (None: by
-    size).
+    Splits 70/15/15, by run unless the options say otherwise; half of the test runs then calibrate the intervals instead
+    (see `Split.with_calibration`). The test part is scored once, with the method that was kept.
+
+    Args:
+        zoo: the zoo's directory.
+        out: the index's directory, which must not hold anything yet (but see `replace` and `add` in `TrainOptions`).
+        options: how; by default as `TrainOptions()` says.
+        changes: fields of `TrainOptions` that differ from `options`.
+        quiet: no progress on stderr.
+
+    Raises:
+        UsageError: options that make no sense, or do not fit the zoo or the index.
+        WeightsearchError: a zoo from which nothing can be learned, or files that cannot be read or written.
+
+    Example:
+        >>> train("runs/zoos/usps-v1", "runs/indexes/usps-v1", method="statistics", metric="l2")  # doctest: +SKIP
     """
+    options = replace(options or TrainOptions(), **changes)
     opened, directory = Zoo.open(zoo), Path(out)
-    if not 0 <= examples <= len(EXAMPLES):
-        raise UsageError(f"--examples {examples}: choose between 0 and {len(EXAMPLES)}")
-    target = target or Target()
-    if add:
-        check_addition(directory, opened.architecture, target, metric)
-    else:
-        check_target(directory, replace)
-    check_device(device)
-    if trials < 0:
-        raise UsageError(f"--trials {trials}: choose at least 1, or 0 for the default settings")
-    if per_run is not None and per_run < 1:
-        raise UsageError(f"--per-run {per_run}: choose at least 1")
-    table = opened.table()
-    values = target_values(table, target)
-    usable = usable_checkpoints(opened, target)
-    split = make_split(table, by=split_by, per_run=per_run, seed=seed, usable=usable)
-
-    protocol = Protocol(str(opened.path), split_by, per_run, seed, target=target)
-    fits = {
-        name: _search(protocol, name, trials, workers, device, quiet)
-        if trials
-        else _fit(opened, split, name, target, seed, device, quiet)
-        for name in ([method] if method else AUTO)
-    }
-    kept = max(fits, key=lambda name: fits[name].validation.r2)
-    best = fits[kept]
-
-    split = split.with_calibration(table, seed)
-    everything = np.arange(len(table))
-    found = represent_zoo(opened, best.encoder, everything)
-    embedding, predicted, descriptions = found.embedding, found.predicted, found.layers
-    assert descriptions is not None
-    test_scores = score(predicted[split.test], values[split.test])
-    held_out = _choose_examples(table, target.quality(values), split.test, examples)
-    unknown = np.flatnonzero(~np.isfinite(values))  # searchable all the same
-    searchable = np.concatenate([usable, unknown[finite_weights(opened, unknown)]])
-    indexed = np.setdiff1d(searchable, np.flatnonzero(np.isin(table.run, table.run[list(held_out.values())])))
-    calibration = calibrate_encoder(
-        table, split, embedding, predicted, values, indexed, metric=metric, target=target, seed=seed
-    )
-
-    summary = TrainSummary(
-        index=directory,
-        zoo=opened.path,
-        method=kept,
-        validation={name: fitted.validation for name, fitted in fits.items()},
-        test=test_scores,
-        runs=split.runs(table),
-        checkpoints=len(indexed),
-        examples=tuple(
-            Example(
-                (directory / opened.architecture.fingerprint if add else directory) / "examples" / f"{name}.pt",
-                int(table.run[position]),
-                int(table.epoch[position]),
-                float(table.test_accuracy[position]),
-            )
-            for name, position in held_out.items()
-        ),
-        seconds={name: fitted.seconds for name, fitted in fits.items()},
-        split=split.label,
-        target=target,
-        calibration=calibration,
-    )
-
-    def write_extras(directory: Path, encoder_directory: Path) -> None:
-        familiar_layers(descriptions, split, seed).save(encoder_directory / FAMILIAR)
-        save_encoder(best.encoder, encoder_directory, _notes(summary, best, split, opened, seed))
-        (directory / "README.md").write_text(index_card(summary, opened, best.encoder))
-        for example, position in zip(summary.examples, held_out.values(), strict=True):
-            (directory / "examples").mkdir(exist_ok=True)
-            metadata = {
-                **({"test_accuracy": example.test_accuracy} if np.isfinite(example.test_accuracy) else {}),
-                "epoch": example.epoch,
-                "run": run_name(opened, example.run),
-                "recipe": table.recipes[example.run],
-                **table.user_columns(position),
-                target.column: float(values[position]),
-            }
-            weights = opened.weights(np.array([position]))[0]
-            write_checkpoint(directory / "examples" / example.path.name, weights, opened.architecture, metadata)
-
-    make = add_architecture if add else partial(create_index, replace=replace)
-    make(
-        summary.index,
-        opened.architecture,
-        zoo_rows(
-            opened, indexed, embedding[indexed], predicted[indexed], descriptions[indexed], split.names(table)[indexed]
-        ),
-        write_extras=write_extras,
-        metric=metric,
-        factory=factory,
-        notes={
-            "dataset": opened.info.dataset,
-            "method": kept.value,
-            "version": version("weightsearch"),
-            "target": asdict(target),
-        },
-    )
+    _check_place(opened, directory, options)
+    sample = _sample(opened, options)
+    fits = _fit_methods(opened, sample.split, options, quiet)
+    kept = best_method({method: fitted.validation for method, fitted in fits.items()})
+    measured = _measure(opened, sample, fits[kept], options)
+    summary = _summarise(opened, directory, sample, fits, kept, measured, options)
+    _write(opened, sample, fits[kept], measured, summary, options)
     return summary
 
 
-def _fit(zoo: Zoo, split: Split, method: Method, target: Target, seed: int, device: str, quiet: bool) -> Fit:
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """The zoo's checkpoints as the fit sees them; positions are those of the zoo's table."""
+
+    table: CheckpointTable
+    values: np.ndarray  # (n,) of the target, NaN where unknown
+    usable: np.ndarray  # positions with a finite target and finite weights
+    split: Split
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """All checkpoints through the encoder that was kept."""
+
+    represented: Representation  # of all n
+    split: Split  # with the calibration part taken from the test part
+    test: Prediction
+    calibration: Calibration
+    examples: dict[str, int]  # positions by name
+    indexed: np.ndarray  # positions of the index's rows
+
+
+def _check_place(zoo: Zoo, directory: Path, options: TrainOptions) -> None:
+    if options.add:
+        check_addition(directory, zoo.architecture, options.target, options.metric)
+    else:
+        check_target(directory, options.replace)
+    check_device(options.device)
+
+
+def _sample(zoo: Zoo, options: TrainOptions) -> _Sample:
+    table = zoo.table()
+    values = target_values(table, options.target)
+    usable = usable_checkpoints(zoo, options.target)
+    split = make_split(table, by=options.split_by, per_run=options.per_run, seed=options.seed, usable=usable)
+    return _Sample(table, values, usable, split)
+
+
+def _fit_methods(zoo: Zoo, split: Split, options: TrainOptions, quiet: bool) -> dict[Method, Fit]:
+    """Each method's fit with its default settings, or the best of its trials."""
+    methods = AUTO if options.method is None else (options.method,)
+    if options.trials:
+        return {method: _search(zoo, method, options, quiet) for method in methods}
+    return {method: _fit(zoo, split, method, options, quiet) for method in methods}
+
+
+def best_method(validation: Mapping[Method, Prediction]) -> Method:
+    """The one with the highest R² on validation runs."""
+    return max(validation, key=lambda method: validation[method].r2)
+
+
+def _measure(zoo: Zoo, sample: _Sample, best: Fit, options: TrainOptions) -> _Measured:
+    """The one time that the test part is looked at, and what the index's intervals are calibrated on."""
+    split = sample.split.with_calibration(sample.table, options.seed)
+    represented = represent_zoo(zoo, best.encoder, np.arange(len(sample.table)))
+    test = score(represented.predicted[split.test], sample.values[split.test])
+    examples = _choose_examples(sample.table, options.target.quality(sample.values), split.test, options.examples)
+    unknown = np.flatnonzero(~np.isfinite(sample.values))  # searchable all the same
+    searchable = np.concatenate([sample.usable, unknown[finite_weights(zoo, unknown)]])
+    left_out = np.isin(sample.table.run, sample.table.run[list(examples.values())])
+    indexed = np.setdiff1d(searchable, np.flatnonzero(left_out))
+    calibration = calibrate_encoder(
+        sample.table, split, represented.embedding, represented.predicted, sample.values, indexed,
+        metric=options.metric, target=options.target, seed=options.seed,
+    )  # fmt: skip
+    return _Measured(represented, split, test, calibration, examples, indexed)
+
+
+def _summarise(
+    zoo: Zoo,
+    directory: Path,
+    sample: _Sample,
+    fits: Mapping[Method, Fit],
+    kept: Method,
+    measured: _Measured,
+    options: TrainOptions,
+) -> TrainSummary:
+    table = sample.table
+    beside = directory / zoo.architecture.fingerprint if options.add else directory
+    examples = tuple(
+        Example(
+            beside / "examples" / f"{name}.pt",
+            int(table.run[position]),
+            int(table.epoch[position]),
+            float(table.test_accuracy[position]),
+        )
+        for name, position in measured.examples.items()
+    )
+    return TrainSummary(
+        index=directory,
+        zoo=zoo.path,
+        method=kept,
+        validation={method: fitted.validation for method, fitted in fits.items()},
+        test=measured.test,
+        runs=measured.split.runs(table),
+        checkpoints=len(measured.indexed),
+        examples=examples,
+        seconds={method: fitted.seconds for method, fitted in fits.items()},
+        split=measured.split.label,
+        target=options.target,
+        calibration=measured.calibration,
+    )
+
+
+def _write(
+    zoo: Zoo, sample: _Sample, best: Fit, measured: _Measured, summary: TrainSummary, options: TrainOptions
+) -> None:
+    """The index's directory, or one more architecture in it: complete or not at all."""
+    represented, indexed = measured.represented, measured.indexed
+    layers = represented.layers
+    assert layers is not None  # represent_zoo describes them unless told otherwise
+
+    def write_extras(directory: Path, encoder_directory: Path) -> None:
+        familiar_layers(layers, measured.split, options.seed).save(encoder_directory / FAMILIAR)
+        save_encoder(best.encoder, encoder_directory, _notes(summary, best, measured.split, zoo, options.seed))
+        (directory / "README.md").write_text(index_card(summary, zoo, best.encoder))
+        _write_examples(zoo, sample, summary, measured, directory / "examples")
+
+    make = add_architecture if options.add else partial(create_index, replace=options.replace)
+    make(
+        summary.index,
+        zoo.architecture,
+        zoo_rows(
+            zoo, indexed, represented.embedding[indexed], represented.predicted[indexed], layers[indexed],
+            measured.split.names(sample.table)[indexed],
+        ),
+        write_extras=write_extras,
+        metric=options.metric,
+        factory=options.factory,
+        notes={
+            "dataset": zoo.info.dataset,
+            "method": summary.method.value,
+            "version": version("weightsearch"),
+            "target": asdict(options.target),
+        },
+    )  # fmt: skip
+
+
+def _write_examples(zoo: Zoo, sample: _Sample, summary: TrainSummary, measured: _Measured, directory: Path) -> None:
+    """Held-out checkpoints with what is known of them, to query with."""
+    target = summary.target.column
+    for example, position in zip(summary.examples, measured.examples.values(), strict=True):
+        directory.mkdir(exist_ok=True)
+        metadata = {
+            **({"test_accuracy": example.test_accuracy} if np.isfinite(example.test_accuracy) else {}),
+            "epoch": example.epoch,
+            "run": run_name(zoo, example.run),
+            "recipe": sample.table.recipes[example.run],
+            **sample.table.user_columns(position),
+            target: float(sample.values[position]),
+        }
+        weights = zoo.weights(np.array([position]))[0]
+        write_checkpoint(directory / example.path.name, weights, zoo.architecture, metadata)
+
+
+def _fit(zoo: Zoo, split: Split, method: Method, options: TrainOptions, quiet: bool) -> Fit:
     config, settings = DEFAULTS[method]
-    features = Features(zoo, method, split.train, np.concatenate([split.train, split.validation]), device=device)
+    held_in = np.concatenate([split.train, split.validation])
+    features = Features(zoo, method, split.train, held_in, device=options.device)
     with progress_bar(f"fitting {method}", settings.epochs, unit="epochs", quiet=quiet) as advance:
         return fit(
-            zoo, split, config, settings, target=target, seed=seed, features=features,
+            zoo, split, config, settings, target=options.target, seed=options.seed, features=features,
             on_epoch=lambda _, loss: advance(note=f"validation RMSE {loss**0.5:.4f}"),
         )  # fmt: skip
 
 
-def _search(protocol: Protocol, method: Method, trials: int, workers: int | None, device: str, quiet: bool) -> Fit:
+def _search(zoo: Zoo, method: Method, options: TrainOptions, quiet: bool) -> Fit:
+    protocol = SplitSpec(str(zoo.path), options.split_by, options.per_run, options.seed, target=options.target)
     best = float("inf")
-    with progress_bar(f"searching {method}", trials, unit="trials", quiet=quiet) as advance:
+    with progress_bar(f"searching {method}", options.trials, unit="trials", quiet=quiet) as advance:
 
         def show(result: dict[str, Any]) -> None:
             nonlocal best
             best = min(best, validation_loss(result))
             advance(note=f"best validation RMSE {best**0.5:.4f}")
 
-        found = search(protocol, method, trials=trials, workers=workers, device=device, on_trial=show)
+        found = search(
+            protocol, method, trials=options.trials, workers=options.workers, device=options.device, on_trial=show
+        )
     result = found.trials[found.best]
     return Fit(
         load_encoder(found.encoder_directory),

@@ -43,7 +43,7 @@ OUTSIDE = 4.0  # spreads for each time the whole known range that a number lies 
 
 
 def width(layer: Layer) -> int:
-    """How many numbers describe a layer."""
+    """How many numbers describe_layers a layer."""
     return len(WEIGHTS) + len(EXTRA) * len(layer.extras)
 
 
@@ -53,12 +53,12 @@ def slices(architecture: Architecture) -> tuple[slice, ...]:
     return tuple(slice(end - width(layer), end) for end, layer in zip(ends, architecture.layers, strict=True))
 
 
-def describe(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
+def describe_layers(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
     """Weights `(n, P)` -> descriptions `(n, F)` float32, the numbers of `WEIGHTS` and `EXTRA` for every layer."""
     size = max(1, CACHED // max(1, architecture.size))
     if len(weights) > size:
         blocks = [weights[start : start + size] for start in range(0, len(weights), size)]
-        return np.concatenate([describe(block, architecture) for block in blocks])
+        return np.concatenate([describe_layers(block, architecture) for block in blocks])
     numbers: list[np.ndarray] = []
     for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
         own = layer.weight_columns

@@ -79,11 +79,11 @@ def trials_on(zoo: Zoo, *, seed: int = 0, root: Path | None = None) -> tuple[str
     Of the first of the ways to split that has any, by run before by checkpoint.
     """
     from weightsearch.training.random_search import search_directory
-    from weightsearch.training.runner import Protocol, read_result
+    from weightsearch.training.runner import SplitSpec, read_result
 
     root = root or runs.RUNS / "searches"
     for split in SplitBy:
-        protocol = Protocol(str(zoo.path), split, None, seed)
+        protocol = SplitSpec(str(zoo.path), split, None, seed)
         for directory in sorted(root.glob(f"{zoo.path.name}-by-{split}-*")):
             found = {
                 method: [result for file in sorted(directory.glob(f"{method}/trial-*.json"))

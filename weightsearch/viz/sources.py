@@ -225,9 +225,9 @@ class ZooSource(Source):
 
     @property
     def _protocol(self) -> Any:
-        from weightsearch.training.runner import Protocol
+        from weightsearch.training.runner import SplitSpec
 
-        return Protocol(str(self.zoo.path), SplitBy.RUN, None, self._seed, target=self.target)
+        return SplitSpec(str(self.zoo.path), SplitBy.RUN, None, self._seed, target=self.target)
 
     def prepare(self, methods: Sequence[str], *, quiet: bool) -> None:
         """Fits what has not been fitted before, side by side, with the default settings."""

@@ -22,7 +22,7 @@ from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.progress import progress_bar
 from weightsearch.zoo.recipes import Preset, RecipeSpace, load_preset, sample
 from weightsearch.zoo.store import ZooInfo, ZooWriter, connect, open_writer
-from weightsearch.zoo.workers.messages import ARRAYS, Group, Job, Setup
+from weightsearch.zoo.workers.messages import ARRAYS, Group, Setup, TrainingJob
 from weightsearch.zoo.workers.pool import train_jobs
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def build_zoo(
                     if progress is not None:
                         progress(done, trained * settings.epochs)
 
-                def on_group(job: Job, group: Group) -> None:
+                def on_group(job: TrainingJob, group: Group) -> None:
                     written = Path(job.path) if group.checkpoints else None
                     writer.publish(job.part, written, group.runs, group.checkpoints)
 
@@ -196,14 +196,14 @@ def _info(
     )
 
 
-def _jobs(writer: ZooWriter, space: RecipeSpace, seed: int, runs: int, per_part: int) -> list[Job]:
+def _jobs(writer: ZooWriter, space: RecipeSpace, seed: int, runs: int, per_part: int) -> list[TrainingJob]:
     """The runs that are missing, in groups whose bounds are multiples of `per_part` whatever is there already."""
     jobs = []
     for first in range(0, runs, per_part):
         missing = [run for run in range(first, min(first + per_part, runs)) if run not in writer.runs]
         if missing:
             drawn = [sample(space, seed, run).to_dict() for run in missing]
-            jobs.append(Job(missing[0], missing, drawn, str(writer.temporary(missing[0]))))
+            jobs.append(TrainingJob(missing[0], missing, drawn, str(writer.temporary(missing[0]))))
     return jobs
 
 

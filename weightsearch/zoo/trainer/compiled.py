@@ -10,7 +10,7 @@ from weightsearch.datasets.load import ImageDataset
 from weightsearch.types import Activation
 from weightsearch.zoo.recipes import Optimizer, Recipe
 from weightsearch.zoo.trainer import kernels
-from weightsearch.zoo.trainer.memory_layout import Layout
+from weightsearch.zoo.trainer.memory_layout import MemoryLayout
 from weightsearch.zoo.trainer.networks import CnnShape, initialize
 from weightsearch.zoo.trainer.plan import (
     PopulationCheckpoint,
@@ -36,7 +36,7 @@ def train_compiled(
     on_epoch: Callable[[int], None] | None = None,
 ) -> Iterator[PopulationCheckpoint]:
     """As train_population, on the calling thread alone. The first call on a machine compiles for some ten seconds."""
-    layout = Layout(shape, *data.x_train.shape[2:])
+    layout = MemoryLayout(shape, *data.x_train.shape[2:])
     height, width = layout.sizes[0]
     x_train, x_test = (
         np.require(np.moveaxis(x[:, :, :height, :width], 1, 3), np.float32, ["C", "W"]).reshape(len(x), -1)
@@ -49,7 +49,7 @@ def train_compiled(
     states = np.zeros((len(recipes), 2, layout.packed_size), np.float32)
     capacity = min(max(CHUNK_FLOATS // layout.sample_size // ROWS, 1), 64) * ROWS
     buffers = (np.zeros(capacity * layout.sample_size, np.float32) for _ in range(3))
-    work = kernels.Work(
+    work = kernels.Workspace(
         capacity, np.zeros(layout.packed_size, np.float32), np.zeros(layout.transposed_size, np.float32), *buffers
     )
 

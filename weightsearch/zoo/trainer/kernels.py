@@ -43,7 +43,7 @@ class Hyperparameters(NamedTuple):
     scale: np.float32  # of the units that dropout keeps
 
 
-class Work(NamedTuple):
+class Workspace(NamedTuple):
     """Buffers that one network after another uses."""
 
     capacity: int  # samples of a chunk, a multiple of ROWS
@@ -274,7 +274,7 @@ def _transpose(layers: Array, weights: Array, transposed: Array) -> None:
 
 @_jit
 def _forward(
-    layers: Array, weights: Array, work: Work, hyper: Hyperparameters, rows: int, position: int, keys: Array
+    layers: Array, weights: Array, work: Workspace, hyper: Hyperparameters, rows: int, position: int, keys: Array
 ) -> None:
     """From the gathered images to the logits. The chunk's first sample is its batch's `position`-th."""
     last = len(layers) - 1
@@ -289,7 +289,7 @@ def _forward(
 
 
 @_jit
-def _backward(layers: Array, work: Work, hyper: Hyperparameters, count: int, rows: int) -> None:
+def _backward(layers: Array, work: Workspace, hyper: Hyperparameters, count: int, rows: int) -> None:
     """From the gradient by the logits to the one by the weights."""
     zeros = np.zeros(LANES, np.float32)
     last = len(layers) - 1
@@ -306,7 +306,9 @@ def _backward(layers: Array, work: Work, hyper: Hyperparameters, count: int, row
 
 
 @_jit
-def _loss_gradient(dense: Any, work: Work, labels: Array, order: Array, classes: int, share: Number, rows: int) -> None:
+def _loss_gradient(
+    dense: Any, work: Workspace, labels: Array, order: Array, classes: int, share: Number, rows: int
+) -> None:
     """The gradient of the cross-entropy times `share` by the logits; zero in the rows that only fill the last tile."""
     logits = work.activations[dense.after * work.capacity :][: rows * dense.size].reshape(rows, dense.size)
     gradients = work.gradients[dense.after * work.capacity :][: rows * dense.size].reshape(rows, dense.size)
@@ -351,7 +353,7 @@ def train_epoch(
     layers: Array,
     weights: Array,
     state: Array,
-    work: Work,
+    work: Workspace,
     images: Array,
     labels: Array,
     order: Array,
@@ -384,7 +386,7 @@ def train_epoch(
 def evaluate(
     layers: Array,
     weights: Array,
-    work: Work,
+    work: Workspace,
     images: Array,
     labels: Array,
     order: Array,

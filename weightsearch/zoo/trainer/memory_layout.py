@@ -35,7 +35,7 @@ LAYER = np.dtype(
 )
 
 
-class Layout:
+class MemoryLayout:
     """The layout of networks of `shape` on images of `height` x `width`, of which they see `sizes[0]`."""
 
     def __init__(self, shape: CnnShape, height: int, width: int) -> None:

@@ -28,7 +28,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """Runs that train together, and the file for their weights."""
 
     part: int

@@ -16,16 +16,16 @@ from types import FrameType
 from typing import Any
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.zoo.workers.messages import Group, Job, Setup
+from weightsearch.zoo.workers.messages import Group, Setup, TrainingJob
 
 
 def train_jobs(
     setup: Setup,
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainingJob],
     count: int,
     *,
     on_epoch: Callable[[int], None],
-    on_group: Callable[[Job, Group], None],
+    on_group: Callable[[TrainingJob, Group], None],
 ) -> None:
     """Have `count` workers train the jobs.
 
@@ -135,7 +135,7 @@ class _Worker:
             env=environment,
             start_new_session=True,  # so that Ctrl-C reaches this process alone
         )
-        self.job: Job | None = None
+        self.job: TrainingJob | None = None
 
         def read() -> None:
             assert self.process.stdout is not None
@@ -148,7 +148,7 @@ class _Worker:
         self.thread.start()
         self.send(setup)
 
-    def send(self, message: Setup | Job) -> None:
+    def send(self, message: Setup | TrainingJob) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended; the thread says so
             self.process.stdin.write(message.to_json() + "\n")

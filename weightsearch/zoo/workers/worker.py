@@ -29,11 +29,11 @@ from weightsearch.zoo.store import write_part
 from weightsearch.zoo.trainer.networks import CnnShape
 from weightsearch.zoo.trainer.plan import TrainingPlan
 from weightsearch.zoo.trainer.population import train_population
-from weightsearch.zoo.workers.messages import ARRAYS, Group, Job, Setup
+from weightsearch.zoo.workers.messages import ARRAYS, Group, Setup, TrainingJob
 
 
 def train_group(
-    job: Job,
+    job: TrainingJob,
     shape: CnnShape,
     plan: TrainingPlan,
     data: ImageDataset,
@@ -98,7 +98,7 @@ def serve(lines: queue.Queue[str], out: TextIO) -> None:
         data = ImageDataset(name=setup.dataset, classes=setup.classes, **arrays)
         answer(kind="ready")
         while True:
-            job = Job(**json.loads(lines.get()))
+            job = TrainingJob(**json.loads(lines.get()))
             networks = len(job.runs)
             group = train_group(
                 job,
