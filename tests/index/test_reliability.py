@@ -209,7 +209,7 @@ def test_the_doctor_repairs_or_names_every_damage(name: str, how: str, tmp_path:
         assert "\n" not in wrong[0].detail
 
 
-def test_the_doctor_finds_vectors_that_are_not_the_catalogues(tmp_path: Path):
+def test_the_doctor_finds_vectors_that_are_not_the_databases(tmp_path: Path):
     path, rows = tmp_path / "index", make_rows(50)
     make_index(path, rows)
     make_index(tmp_path / "other", make_rows(50, seed=5))

@@ -76,7 +76,7 @@ def test_files_modules_state_dicts_and_checkpoints_get_the_same_answer(index: In
 
 def test_the_encoder_is_told_the_activation(index: Index, example: Path, zoo: Zoo, monkeypatch: pytest.MonkeyPatch):
     index.query(example, 1)  # loads the encoder
-    encoder = index._tools(zoo.architecture.fingerprint).encoder
+    encoder = index._space(zoo.architecture.fingerprint).encoder
     embed, told = encoder.embed, []
     monkeypatch.setattr(
         encoder, "embed", lambda weights, codes: (told.append(codes.tolist()), embed(weights, codes))[1]
@@ -207,8 +207,8 @@ def test_no_forecast_without_an_epoch_or_after_the_last(index: Index, example: P
 
 
 def test_intervals_are_of_networks_that_the_encoder_was_not_fitted_on(index: Index, example: Path, zoo: Zoo):
-    tools = index._tools(zoo.architecture.fingerprint)
-    tools.calibration = Calibration(Conformal(0.2, 0.9, 12), 0.9, 12, 2.0)
+    space = index._space(zoo.architecture.fingerprint)
+    space.calibration = Calibration(Conformal(0.2, 0.9, 12), 0.9, 12, 2.0)
     answer = index.query(example)
     low, high = Conformal(0.2, 0.9, 12).interval(np.array([answer.predicted_accuracy]))
     assert answer.interval == (low[0], high[0])
@@ -250,19 +250,19 @@ def test_an_embedding_that_is_not_finite_is_one_line(
 ):
     index.query(example, 1)  # loads the encoder
     nothing = (torch.full((1, 64), torch.nan), torch.zeros(1))
-    monkeypatch.setattr(index._tools(zoo.architecture.fingerprint).encoder, "embed", lambda *_: nothing)
+    monkeypatch.setattr(index._space(zoo.architecture.fingerprint).encoder, "embed", lambda *_: nothing)
     with pytest.raises(WeightsearchError, match=rf"{example}: .*so large that its embedding is not finite"):
         index.query(example, 1)
 
 
 def test_layers_are_compared_with_the_nearest_good_and_bad(index: Index, example: Path, zoo: Zoo):
     answer = index.query(example)
-    tools = index._tools(zoo.architecture.fingerprint)
-    assert tools.familiar is not None
+    space = index._space(zoo.architecture.fingerprint)
+    assert space.familiar is not None
     table = zoo.table()
     weights = [zoo.weights(np.flatnonzero(table.id == rows[0].id)[:1])[0] for rows in (answer.good, answer.bad)]
     own, good, bad = describe_layers(np.stack([read_checkpoint(example).weights, *weights]), zoo.architecture)
-    assert answer.layers == tools.familiar.compare(zoo.architecture, own, good, bad)
+    assert answer.layers == space.familiar.compare(zoo.architecture, own, good, bad)
     unlike = max(answer.layers, key=lambda layer: layer.good or 0)
     assert unlike.good_words in str(answer)
 

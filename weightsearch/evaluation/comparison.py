@@ -332,7 +332,7 @@ def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(title: str, rows: Sequence[Row]) -> Table:
+def _table(title: str, rows: Sequence[MethodScores]) -> Table:
     shown = columns(rows)
     texts = tuple(cells(row)[: len(shown)] for row in rows)
     return Table(title, shown, texts, right=tuple(range(1, len(shown))), caption=verdict(rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,10 @@ from weightsearch.index import IndexStore, Row
 from weightsearch.index.manifest import DATABASE
 from weightsearch.search import answer as words
 from weightsearch.search.answer import Answer, Forecast, Novelty
+from weightsearch.search.subject import Subject, activation_note, to_checkpoint, unknown_architecture
 from weightsearch.types import (
     Activation,
     Architecture,
-    Checkpoint,
     Metric,
     Neighbour,
     Selection,
@@ -41,26 +41,7 @@ if TYPE_CHECKING:
 FORECAST_RUNS = 10
 FEWEST_RUNS = 3  # that a forecast is made from
 DISAGREEMENT = 0.15  # prediction and neighbours further apart than this share of the range are not to be trusted
-ARCHITECTURES_NAMED = 5
 REPLACED_ATTEMPTS = 5  # of a question while another index takes this one's place
-
-
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """What is asked about, read from a file, from memory or from the index."""
-
-    path: str
-    id: str
-    fingerprint: str
-    embedding: np.ndarray
-    predicted: float
-    description: np.ndarray | None  # of its layers, where its weights are at hand
-    stated: float | None
-    run: str | None
-    epoch: int | float | None
-    split: str | None = None  # of an indexed one: what part of the encoder's fit it was in
-    indexed: bool = False
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -249,13 +230,13 @@ class Index:
             self._spaces[key] = _Space(load_calibration(directory), Familiar.load(directory / FAMILIAR))
         return self._spaces[key]
 
-    def _read(self, model: Any, activation: str | None) -> _Subject:
+    def _read(self, model: Any, activation: str | None) -> Subject:
         from weightsearch.checkpoints.state_dict import align
 
-        checkpoint = align(_checkpoint(model), self.architectures.values())
+        checkpoint = align(to_checkpoint(model), self.architectures.values())
         fingerprint = checkpoint.architecture.fingerprint
         if fingerprint not in self.architectures:
-            raise WeightsearchError(_unknown(checkpoint, self.path, self.architectures))
+            raise WeightsearchError(unknown_architecture(checkpoint, self.path, self.architectures))
         from weightsearch.checkpoints.metadata import as_fractions, interpret
         from weightsearch.encoders import load_encoder
         from weightsearch.training.represent import represent
@@ -275,7 +256,7 @@ class Index:
         if np.isnan(stated):
             other = checkpoint.metadata.get(self.target.column)
             stated = float(other) if isinstance(other, int | float) else np.nan
-        subject = _Subject(
+        subject = Subject(
             path=checkpoint.source or "network in memory",
             id=checkpoint.id,
             fingerprint=fingerprint,
@@ -285,7 +266,7 @@ class Index:
             stated=None if np.isnan(stated) else float(stated),
             run=known.run,
             epoch=known.epoch,
-            notes=_activation_note(space.encoder, stated_activation),
+            notes=activation_note(space.encoder, stated_activation),
         )
         try:
             row = self._indexed(checkpoint.id)
@@ -301,14 +282,14 @@ class Index:
             epoch=row.epoch if subject.epoch is None else subject.epoch,
         )
 
-    def _indexed(self, id: str) -> _Subject:
+    def _indexed(self, id: str) -> Subject:
         row = self.store.find(id)
         columns = row.columns
         value = columns.get(self.target.column)
         if value is None:  # a column of the user's
             values = self.store.table(row.fingerprint, ["number", self.target.column])
             value = values[self.target.column][values["number"] == columns["number"]][0]
-        return _Subject(
+        return Subject(
             path=f"{columns['id']} in {self.path}",
             id=columns["id"],
             fingerprint=row.fingerprint,
@@ -322,7 +303,7 @@ class Index:
             indexed=True,
         )
 
-    def _answer(self, subject: _Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
+    def _answer(self, subject: Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
         fingerprint, space = subject.fingerprint, self._space(subject.fingerprint)
         values = self.store.accuracies(fingerprint)
         count = len(values)
@@ -366,7 +347,7 @@ class Index:
         )
         return replace(answer, verdict=words.verdict(answer))
 
-    def _novelty(self, subject: _Subject, space: _Space, count: int) -> Novelty | None:
+    def _novelty(self, subject: Subject, space: _Space, count: int) -> Novelty | None:
         """None for an indexed network, which is known, and where an index has nothing to compare with."""
         if subject.indexed or space.calibration is None:
             return None
@@ -379,7 +360,7 @@ class Index:
             outside = outside or layers > layers_limit
         return Novelty(distance, limit, layers, layers_limit, outside)
 
-    def _forecast(self, subject: _Subject, count: int, asked: Selection) -> Forecast | None:
+    def _forecast(self, subject: Subject, count: int, asked: Selection) -> Forecast | None:
         """From other runs' checkpoints of about the same epoch, one a run, where those runs went on."""
         if subject.epoch is None:
             return None
@@ -409,7 +390,7 @@ class Index:
         )
 
     def _layers(
-        self, subject: _Subject, space: _Space, good: list[Neighbour], bad: list[Neighbour]
+        self, subject: Subject, space: _Space, good: list[Neighbour], bad: list[Neighbour]
     ) -> tuple[LayerDifference, ...]:
         """The network's layers beside those of the first of `good` and of `bad`."""
         if space.familiar is None:
@@ -459,44 +440,7 @@ def _age(seconds: float) -> str:
     return "less than a minute"
 
 
-def _checkpoint(model: Any) -> Checkpoint:
-    from weightsearch.checkpoints.state_dict import from_state_dict, read_checkpoint
-
-    if isinstance(model, Checkpoint):
-        return model
-    if isinstance(model, str | Path):
-        return read_checkpoint(model)
-    if isinstance(model, Mapping):
-        return from_state_dict(model, "state dict")
-    if callable(getattr(model, "state_dict", None)):
-        return from_state_dict(model.state_dict(), type(model).__name__)
-    raise UsageError(f"a {type(model).__name__} is no network; give a file, a module, a state dict or a Checkpoint")
-
-
-def _unknown(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Architecture]) -> str:
-    known = [architecture.describe() for architecture in architectures.values()]
-    if len(known) > ARCHITECTURES_NAMED:
-        known = [*known[:ARCHITECTURES_NAMED], f"{len(known) - ARCHITECTURES_NAMED} more"]
-    return (
-        f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not in {path}, "
-        f"which knows {'; '.join(known)}; query an index that was trained on networks like it"
-    )
-
-
-def _activation_note(encoder: Encoder, stated: object) -> tuple[str, ...]:
-    """What is to be said where an encoder that goes by the activation has not learned the one that is stated."""
-    if stated is None or not encoder.activations:
-        return ()
-    learned = " and ".join(encoder.activations)
-    activation = activation_named(stated)
-    if activation is None:
-        return (f"activation {str(stated)[:40]!r} is no known name; taken as unknown (the encoder learned {learned})",)
-    if activation not in encoder.activations:
-        return (f"activation {activation}: taken as unknown, since the encoder has learned {learned} alone",)
-    return ()
-
-
-def _interval(calibration: Calibration | None, subject: _Subject) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+def _interval(calibration: Calibration | None, subject: Subject) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """The interval, or a note why there is none."""
     if subject.split in ("train", "validation"):
         return None, (f"no interval: the encoder was fitted on this network's run ({subject.split} part)",)

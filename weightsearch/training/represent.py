@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from weightsearch.devices import fast_processor
 from weightsearch.encoders import Encoder, activation_code
-from weightsearch.training.data import Features, activation_codes
 from weightsearch.uncertainty.novelty import describe_layers
-from weightsearch.zoo.store import BLOCK_ROWS, Zoo
+
+if TYPE_CHECKING:  # a query has no use for zoos
+    from weightsearch.training.data import Features
+    from weightsearch.zoo.store import Zoo
+
+PREDICTED_ROWS = 512  # whose features go through an encoder together
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,8 @@ def represent(
 
 def represent_zoo(zoo: Zoo, encoder: Encoder, positions: np.ndarray, *, layers: bool = True) -> Representation:
     """`represent` for a zoo's checkpoints at `positions (n,)`; never more than a block of weights is in memory."""
+    from weightsearch.training.data import activation_codes
+
     codes = activation_codes(zoo.table())
     parts = [_represent(encoder, weights, codes[block], layers) for block, weights in zoo.blocks(positions)]
     return Representation.concatenate(parts)
@@ -75,5 +82,5 @@ def predict(encoder: Encoder, features: Features, positions: np.ndarray) -> np.n
     encoder.eval()
     device = next(encoder.parameters()).device
     with torch.no_grad():
-        batches = np.array_split(positions, max(1, len(positions) // BLOCK_ROWS))
+        batches = np.array_split(positions, max(1, len(positions) // PREDICTED_ROWS))
         return torch.cat([encoder(features(batch).to(device)) for batch in batches]).double().cpu().numpy()
