@@ -254,7 +254,7 @@ def fits() -> str:
             f"{largest['private_gib']:.1f} GiB of memory.",
             f"- `train --method {trials['method']} --trials {trials['trials']}` on 5,004 V1 checkpoints took "
             f"{trials['command_seconds'] / 60:.0f} minutes on {trials['cores']} cores; {trials['stopped_early']} "
-            "trials were stopped as below_median.",
+            "trials were stopped early, below the median.",
             f"- `invariant` embeds {rates['invariant']:,.0f} V2 checkpoints a second from memory and fits "
             f"{cost['fit']['checkpoints']:,} of them in {cost['fit']['seconds']:.0f} s. Reading them from the disk "
             f"would allow {rates['reading the weights from disk']:,.0f} a second, the products of its probes alone "
