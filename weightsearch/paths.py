@@ -62,6 +62,12 @@ def own_index() -> Path:
     return index
 
 
+def own_or_new_index(first: Path) -> Path:
+    """The newest under `runs/indexes`; where there is none, a new one named after what is added first."""
+    index = _newest(RUNS / "indexes", ("manifest.json",))
+    return RUNS / "indexes" / (first.resolve().stem or "models") if index is None else index
+
+
 def _newest(directory: Path, markers: tuple[str, ...]) -> Path | None:
     """The sub-directory whose marker files changed last; hidden ones are half-made or old."""
     times = {

@@ -13,6 +13,7 @@ from weightsearch.cli import demo
 from weightsearch.cli import evaluate as measuring
 from weightsearch.cli import index as upkeep
 from weightsearch.cli import query as asking
+from weightsearch.cli import relations as relating
 from weightsearch.cli import train_add as making
 from weightsearch.cli import viz as pictures
 from weightsearch.cli import zoo as zoos
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (zoos, making, asking, pictures, measuring, upkeep, demo):  # the order of commands in `--help`
+for part in (zoos, making, asking, relating, pictures, measuring, upkeep, demo):  # the order of commands in `--help`
     app.add_typer(part.app)
 app.add_typer(zoos.zoo_app, name="zoo")
 

@@ -6,13 +6,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightsearch import paths as runs
 from weightsearch.cli.common import IndexOption, complain, example, say, show
 from weightsearch.errors import UsageError, WeightsearchError
+
+if TYPE_CHECKING:
+    from weightsearch.relations import Relatives, SignatureIndex
+
+RELATIVES_SHOWN = 4
 
 app = typer.Typer()
 
@@ -77,7 +82,13 @@ def query(
         asked = [*((file.path, None) for file in files), *asked]
         failures = len(missing)
     total = len(asked) + failures
+    signatures = _signatures(path)
     for number, (model, id) in enumerate(asked):
+        if number and not as_json:
+            print()
+        related = _relatives(signatures, model)
+        if related is not None and not as_json:
+            _show_relatives(related)
         try:
             answer = opened.query(
                 model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run,
@@ -86,16 +97,18 @@ def query(
         except UsageError:
             raise
         except WeightsearchError as error:  # the others still get their answers
+            if related is not None:  # what it is was answered; how good it is needs an encoder
+                print(json.dumps({"relations": related.to_dict()}), flush=True) if as_json else say(f"note: {error}")
+                continue
             if total == 1:
                 raise
             complain(error)
             failures += 1
             continue
         if as_json:
-            print(json.dumps(answer.to_dict()), flush=True)
+            relations = {} if related is None else {"relations": related.to_dict()}
+            print(json.dumps({**answer.to_dict(), **relations}), flush=True)
         else:
-            if number:
-                print()
             _show_answer(answer, explain)
     if failures:
         raise WeightsearchError(f"{failures} of {total} networks could not be answered")
@@ -114,6 +127,34 @@ def get(
     from weightsearch.search.index import Index
 
     print(Index.open(path).get(id, out))
+
+
+def _signatures(path: Path) -> SignatureIndex | None:
+    """The index's signatures, None where it has none."""
+    from weightsearch.relations import SignatureIndex
+
+    signatures = SignatureIndex(path)
+    return signatures if len(signatures) else None
+
+
+def _relatives(signatures: SignatureIndex | None, model: Path | None) -> Relatives | None:
+    """What a file is to the indexed ones; None where that cannot be told, of which the answer's error will say why."""
+    if signatures is None or model is None:
+        return None
+    try:
+        return signatures.relatives(model)
+    except WeightsearchError:
+        return None
+
+
+def _show_relatives(related: Relatives) -> None:
+    print(f"{related.path}: {related.summary}")
+    for relative in related.relatives[1:RELATIVES_SHOWN]:
+        print(f"  {relative.comparison.relation} of {relative.source}: {relative.comparison.summary}")
+    if len(related.relatives) > RELATIVES_SHOWN:
+        print(f"  and {len(related.relatives) - RELATIVES_SHOWN} more")
+    if related.unseen:
+        print(f"  {related.unseen}")
 
 
 def _show_answer(answer: Any, explain: bool) -> None:

@@ -89,7 +89,9 @@ def add_report(report: AddReport) -> RenderableType:
     already = f", {report.already:,} were there already" if report.already else ""
     left = len(report.quarantined) + sum(report.unknown.values())
     return Text(
-        f"{report.index}: {report.added:,} checkpoints added{already}" + (f", {left:,} left out" if left else "")
+        f"{report.index}: {report.added:,} checkpoints added{already}"
+        + (f", {report.signed:,} signatures" if report.signed else "")
+        + (f", {left:,} left out" if left else "")
     )
 
 
@@ -97,7 +99,7 @@ def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], note
     """Lines for stderr: what was assumed, and which files were left out and why."""
     yield from (f"note: {note}" for note in notes)
     for name, count in others.items():
-        yield f"left out: {count:,} files of another architecture, {name}"
+        yield f"left out: {count:,} files of another architecture, {name} (no encoder; relations can be asked for)"
     for bad in quarantined[:QUARANTINED_LINES]:
         yield f"left out: {bad.path}: {bad.reason}"
     if len(quarantined) > QUARANTINED_LINES:

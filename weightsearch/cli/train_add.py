@@ -118,8 +118,11 @@ def add(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if anything was left out.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add checkpoints to an index, with what is known of them. Adding twice adds once."""
-    path = index or runs.own_index()
+    """Add checkpoints to an index, which is made where there is none, with what is known of them.
+
+    Adding twice adds once.
+    """
+    path = index or runs.own_or_new_index(paths[0])
     say(f"index: {path}")
 
     from weightsearch.checkpoints.discovery import Sources, write_quarantine
@@ -135,7 +138,7 @@ def add(
         write_quarantine(quarantine, report.quarantined)
     show(render.add_report(report))
     left_out = len(report.quarantined) + sum(report.unknown.values())
-    if left_out and (strict or report.added + report.already == 0):
+    if left_out and (strict or report.added + report.already + report.signed + report.signed_already == 0):
         raise WeightsearchError(
             f"{left_out:,} of {left_out + report.added + report.already:,} checkpoints were left out; see above"
         )

@@ -71,6 +71,29 @@ def create_index(
     return IndexStore.open(path)
 
 
+def create_empty(path: Path, metric: Metric = Metric.COSINE) -> IndexStore:
+    """Writes a new index directory without an encoder, complete or not at all: it holds signatures alone."""
+    check_target(path, replace=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.parent / f".{path.name}.{os.getpid()}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir()
+        with Database(staging / DATABASE).open(read_only=False) as connection:
+            connection.execute(SCHEMA)
+            identity = database.state(connection).identity
+        manifest = {
+            "format": FORMAT, "identity": identity, "metric": metric.value, "architectures": {}, "files": {}
+        }  # fmt: skip
+        write_manifest(staging, manifest)
+        for file in staging.iterdir():
+            sync(file)
+        _publish(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return IndexStore.open(path)
+
+
 def add_architecture(
     path: Path,
     architecture: Architecture,

@@ -18,9 +18,11 @@ from weightsearch.checkpoints.state_dict import align
 from weightsearch.encoders import Encoder, load_encoder
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.index import IndexStore, Rows, add_rows
+from weightsearch.index.create import create_empty
 from weightsearch.index.writer import writing
 from weightsearch.index.zoo_rows import _objects, zoo_rows, zoo_source
 from weightsearch.progress import progress_bar
+from weightsearch.search.signatures import sign_files, sign_zoo
 from weightsearch.training.data import finite_weights
 from weightsearch.training.represent import Representation, represent, represent_zoo
 from weightsearch.types import Architecture, content_hash
@@ -41,6 +43,8 @@ class AddReport:
     unknown: dict[str, int]  # architectures that the index has no encoder for, for people -> how many files
     quarantined: tuple[Quarantined, ...]
     notes: tuple[str, ...]  # what was assumed
+    signed: int = 0  # checkpoints whose signature is new: what they are to others can be asked for
+    signed_already: int = 0
 
 
 def add(
@@ -52,6 +56,8 @@ def add(
     quiet: bool = False,
 ) -> AddReport:
     """Adds checkpoint files, all those below folders, what glob patterns match, and whole zoos to an index.
+
+    An index that is not there is made, without an encoder: every file's signature is kept, whatever its architecture.
 
     Adding twice adds once: the weights' content is the key. Files that cannot be read, and networks of an architecture
     that the index has no encoder for, are reported and the others added. Unknown accuracies are allowed: such rows
@@ -65,6 +71,8 @@ def add(
         WeightsearchError: the index cannot be used, or a metadata table cannot be read.
         Interrupted: after Ctrl-C; what was added stays.
     """
+    if not Path(index).exists():
+        create_empty(Path(index))
     with writing(index):  # an index of an older format is brought up to date, which gives it its identity
         pass
     adder = _Adder(IndexStore.open(index), sources or Sources(), dataset)
@@ -76,6 +84,8 @@ def add(
                 adder.add_files(files[start : start + CHUNK], advance)
             for zoo in zoos:
                 adder.add_zoo(zoo, advance)
+        with progress_bar("signing", total, unit="checkpoints", quiet=quiet) as advance:
+            adder.sign(files, zoos, advance)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped: {adder.added:,} were added; run the same command again to go on") from None
     return adder.report()
@@ -151,7 +161,8 @@ class _Adder:
         self.identity = index.identity  # rows are embedded for this index, and for no other one that takes its place
         self.sources = sources
         self.dataset = dataset
-        self.added = self.already = 0
+        self.added = self.already = self.signed = self.signed_already = 0
+        self.metadata: dict[Path, Metadata] = {}  # by file
         self.unknown: Counter[str] = Counter()
         self.quarantined: list[Quarantined] = []
         self.notes: list[str] = []
@@ -167,6 +178,7 @@ class _Adder:
             except WeightsearchError as error:
                 self.quarantined.append(Quarantined(str(file.path), reason_of(error, file.path)))
                 continue
+            self.metadata[file.path] = record.metadata
             checkpoint = align(record.checkpoint, self.index.architectures.values())
             architecture = checkpoint.architecture
             fingerprint = architecture.fingerprint
@@ -248,10 +260,26 @@ class _Adder:
             self.added += summary.added
             self.already += len(rows) - summary.added
 
+    def sign(self, files: Sequence[Found], zoos: Sequence[Zoo], advance: Any) -> None:
+        """Keeps signatures, which need no encoder and take files that no encoder could."""
+        total = len(files) + sum(len(zoo.table()) for zoo in zoos)
+        self.signed, unread = sign_files(self.index.path, files, self.metadata, advance)
+        known = {bad.path for bad in self.quarantined}
+        self.quarantined += [bad for bad in unread if bad.path not in known]
+        self.signed += sum(sign_zoo(self.index.path, zoo, advance) for zoo in zoos)
+        self.signed_already = total - self.signed - len(unread)
+
     def report(self) -> AddReport:
         self.notes += self.skipped.notes
         if self.sources.table is not None:
             self.notes += self.sources.table.notes
         return AddReport(
-            self.index.path, self.added, self.already, dict(self.unknown), tuple(self.quarantined), tuple(self.notes)
+            self.index.path,
+            self.added,
+            self.already,
+            dict(self.unknown),
+            tuple(self.quarantined),
+            tuple(self.notes),
+            self.signed,
+            self.signed_already,
         )

@@ -1,0 +1,50 @@
+"""Small networks of four families, trained for an epoch on digits, and the derivations of `benchmarks/derive.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def derive() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("derive", BENCHMARKS / "derive.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["derive"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def networks(derive: ModuleType) -> dict[str, tuple[object, dict[str, Tensors]]]:
+    """By family: the recipe, and the states `base`, `tuned` (from base on other data) and `apart` (another seed)."""
+    images, labels = (torch.from_numpy(array) for array in derive.digits())
+    half = len(images) // 2
+    found = {}
+    for family, width in (("mlp", 32), ("residual", 16), ("lstm", 32), ("transformer", 32)):
+        recipe = derive.Spec(family, width, 2, "relu", False, "adam", 3e-3)
+        states = {}
+        for seed, name in ((1, "base"), (2, "apart")):
+            torch.manual_seed(seed)
+            network = derive.FAMILIES[family](recipe)
+            derive._epoch(network, recipe, images[:half], labels[:half], seed, 3e-3)
+            states[name] = derive.tensors_of(network)
+        states["tuned"] = derive._tuned(recipe, states["base"], images[half:], labels[half:], 3, 0.3, epochs=1)
+        found[family] = (recipe, states)
+    return found
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)

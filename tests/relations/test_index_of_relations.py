@@ -1,0 +1,187 @@
+"""An index without an encoder: signatures, search, duplicates, lineage, merges."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import weightsearch
+from weightsearch.relations import Kind, SignatureIndex, compare
+from weightsearch.relations.merges import find_merge
+from weightsearch.relations.signature import sign
+from weightsearch.relations.store import read_known, read_signatures, remove_signatures
+
+Networks = dict[str, tuple[Any, dict[str, dict[str, np.ndarray]]]]
+
+
+@pytest.fixture(scope="session")
+def folder(networks: Networks, derive: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as people have them: three formats, copies, a half-precision copy, a fine-tune, a merge, strangers."""
+    path = tmp_path_factory.mktemp("models")
+    recipe, states = networks["mlp"]
+    base, tuned = states["base"], states["tuned"]
+    save_file(base, path / "base.safetensors")
+    shutil.copy(path / "base.safetensors", path / "copy of base.safetensors")
+    torch.save({"state_dict": {n: torch.from_numpy(v) for n, v in base.items()}, "epoch": 3}, path / "base.pt")
+    save_file({name: value.astype(np.float16) for name, value in base.items()}, path / "half.safetensors")
+    save_file(tuned, path / "tuned.safetensors")
+    save_file(derive.merged([(0.6, base), (0.4, tuned)]), path / "merge.safetensors")
+    twin = derive.permuted(base, derive.hidden_units(recipe), np.random.default_rng(0))
+    save_file(twin, path / "permuted.safetensors")
+    save_file(states["apart"], path / "apart.safetensors")
+    save_file(networks["transformer"][1]["base"], path / "other.safetensors")
+    return path
+
+
+@pytest.fixture(scope="session")
+def relations_index(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("indexes") / "models"
+    report = weightsearch.add([folder], path, quiet=True)
+    assert (report.added, report.signed) == (0, 9)
+    return path
+
+
+def name(source: str) -> str:
+    return Path(source).name
+
+
+def test_adding_twice_signs_once(relations_index: Path, folder: Path, tmp_path: Path):
+    index = Path(shutil.copytree(relations_index, tmp_path / "index"))
+    report = weightsearch.add([folder], index, quiet=True)
+    assert (report.signed, report.signed_already) == (0, 9)
+    assert len(read_known(index)) == 9
+    assert remove_signatures(index, [str((folder / "base.pt").resolve())]) == 1
+    assert len(read_known(index)) == 8
+
+
+def test_signatures_come_back_as_they_were(relations_index: Path, networks: Networks):
+    known = read_known(relations_index)
+    row = [name(source) for source in known["source"]].index("tuned.safetensors")
+    number = int(known["number"][row])
+    found = read_signatures(relations_index, [number])[number]
+    expected = sign(dict(sorted(networks["mlp"][1]["tuned"].items())))
+    assert sorted(found.tensors, key=lambda t: t.name) == sorted(expected.tensors, key=lambda t: t.name)
+    np.testing.assert_allclose(found.sketch, expected.sketch, atol=1e-3)
+    np.testing.assert_array_equal(found.raw_sketch, expected.raw_sketch)
+    assert (found.content, found.rounded_content) == (expected.content, expected.rounded_content)
+
+
+def test_duplicates(relations_index: Path):
+    (group,) = weightsearch.duplicates(relations_index)
+    by_name = dict(zip(map(name, group.sources), group.how, strict=True))
+    assert set(by_name) == {"base.safetensors", "copy of base.safetensors", "base.pt", "half.safetensors"}
+    assert name(group.sources[0]) == "base.pt"  # full precision, and more than weights
+    assert by_name["half.safetensors"] is Kind.SAME_WEIGHTS
+    assert group.freed == sum(Path(source).stat().st_size for source in group.sources[1:])
+
+
+def test_relatives_of_a_file(relations_index: Path, folder: Path):
+    answer = weightsearch.relatives(folder / "tuned.safetensors", relations_index)
+    found = {name(relative.source): relative.comparison.relation for relative in answer.relatives}
+    assert found["base.safetensors"] is Kind.RELATIVE
+    assert found["permuted.safetensors"] is Kind.PERMUTED_RELATIVE
+    assert "tuned.safetensors" not in found
+    assert not any(
+        relation.is_related
+        for source, relation in found.items()
+        if source in ("apart.safetensors", "other.safetensors")
+    )
+
+
+def test_a_merge_has_its_parents(relations_index: Path, folder: Path):
+    answer = weightsearch.relatives(folder / "merge.safetensors", relations_index)
+    parents = {name(r.source): r for r in answer.relatives if r.comparison.relation is Kind.MERGE}
+    assert "tuned.safetensors" in parents
+    assert len(parents) == 2
+    assert parents["tuned.safetensors"].comparison.evidence["share"] == pytest.approx(0.4, abs=1e-3)
+    assert answer.summary.startswith("merge of")
+
+
+def test_strangers_have_no_relatives(relations_index: Path, networks: Networks):
+    answer = weightsearch.relatives(networks["lstm"][1]["base"], relations_index)
+    assert not answer.relatives
+    assert "no relation found" in answer.summary
+    assert answer.unseen
+
+
+def test_without_its_files_an_index_says_what_signatures_tell(
+    relations_index: Path, networks: Networks, tmp_path: Path
+):
+    index = Path(shutil.copytree(relations_index, tmp_path / "index"))
+    from weightsearch.index.database import Database
+
+    with Database(index / "index.duckdb").open(read_only=False) as connection:
+        connection.execute("UPDATE ix.signatures SET source = '/gone' || source")
+    states = networks["mlp"][1]
+    answer = weightsearch.relatives(states["tuned"], index)
+    best = {name(relative.source): relative for relative in answer.relatives}
+    assert best["tuned.safetensors"].comparison.relation is Kind.SAME_WEIGHTS
+    assert best["base.safetensors"].comparison.relation is Kind.RELATIVE
+    assert not best["base.safetensors"].opened
+
+
+def test_lineage(relations_index: Path):
+    graph = weightsearch.lineage(relations_index)
+    names = [name(node.source) for node in graph.nodes]
+    assert len(names) == 6
+    joined = {frozenset((names[edge.a], names[edge.b])) for edge in graph.edges}
+    base = next(n for n in names if "base" in n or n == "half.safetensors")
+    assert any("tuned.safetensors" in pair for pair in joined)
+    assert frozenset((base, "permuted.safetensors")) in joined
+    assert not any(pair & {"apart.safetensors", "other.safetensors"} for pair in joined)
+    merges = {names[edge.a] for edge in graph.edges if edge.relation is Kind.MERGE}
+    assert merges == {base, "tuned.safetensors"}
+    assert all(edge.directed for edge in graph.edges if edge.relation is Kind.MERGE)
+    assert "2 without relatives" in graph.to_text()
+    assert graph.to_dot().count("->") == len(graph.edges)
+    assert "<script" not in graph.to_html()
+    bom = graph.to_cyclonedx()
+    assert (bom["bomFormat"], len(bom["components"])) == ("CycloneDX", 6)
+    merge = next(c for c in bom["components"] if c["name"].endswith("merge.safetensors"))
+    assert len(merge["pedigree"]["ancestors"]) == 2
+    json.dumps([graph.to_dict(), bom])
+
+
+def test_merges_of_all_kinds(networks: Networks, derive: ModuleType):
+    states = networks["residual"][1]
+    one, other = states["tuned"], states["apart"]
+    for child in (
+        derive.merged([(0.25, one), (0.75, other)]),
+        {n: v.astype(np.float16) for n, v in derive.merged([(0.5, one), (0.5, other)]).items()},
+        derive.slerp(one, other, 0.4),
+    ):
+        merge = find_merge(child, [one, other], sign(child))
+        assert merge is not None
+        assert sum(merge.shares) == pytest.approx(1, abs=0.05) or merge.how == "by tensor"
+    for child in (
+        states["base"],
+        one,
+        derive.noised(derive.merged([(0.5, one), (0.5, other)]), 1e-3, np.random.default_rng(0)),
+    ):
+        assert find_merge(child, [one, other], sign(child)) is None
+
+
+def test_a_query_of_many_signatures_is_quick(relations_index: Path, networks: Networks):
+    """Candidates alone; the time of 100,000 is in the benchmark."""
+    signatures = SignatureIndex(relations_index)
+    signature = sign(networks["mlp"][1]["tuned"])
+    rows = signatures.candidates(signature)
+    assert name(signatures.known["source"][next(iter(rows))]) == "tuned.safetensors"
+
+
+def test_compare_of_files_is_compare_of_tensors(folder: Path, networks: Networks):
+    states = networks["mlp"][1]
+    by_file = weightsearch.diff(folder / "base.safetensors", folder / "tuned.safetensors")
+    by_tensor = compare(states["base"], states["tuned"])
+    assert by_file.relation is by_tensor.relation
+    assert (
+        weightsearch.diff(folder / "base.safetensors", folder / "copy of base.safetensors").relation is Kind.IDENTICAL
+    )

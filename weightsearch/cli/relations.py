@@ -1,0 +1,231 @@
+"""Commands about what checkpoints are to each other: diff, duplicates, lineage, tidy, pack, unpack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weightsearch import paths as runs
+from weightsearch.cli.common import IndexOption, Quiet, example, say
+from weightsearch.errors import UsageError, WeightsearchError
+
+if TYPE_CHECKING:
+    from weightsearch.relations import Comparison
+
+app = typer.Typer()
+UNCHANGED = ("identical", "same-weights", "same-function")
+
+
+@app.command(
+    epilog=example(
+        "weightsearch diff base.safetensors tuned.safetensors",
+        "weightsearch diff last-release.onnx this-release.onnx --expect changed",
+    )
+)
+def diff(
+    a: Annotated[Path, typer.Argument(help="A checkpoint file.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    expect: Annotated[
+        str | None,
+        typer.Option(help="changed: exit with 1 if b does what a does; or a relation that must hold, as `relative`."),
+    ] = None,
+    all_layers: Annotated[bool, typer.Option("--all", help="Every tensor, the untouched ones too.")] = False,
+) -> None:
+    """Say what two checkpoints are to each other, and what became of each tensor."""
+    from weightsearch.relations import Kind
+    from weightsearch.relations import diff as run
+
+    if expect is not None and expect != "changed" and expect not in list(Kind):
+        raise UsageError(f"--expect {expect}: choose changed or one of {', '.join(Kind)}")
+    comparison = run(a, b)
+    print(json.dumps(comparison.to_dict()) if as_json else _as_text(comparison, all_layers))
+    relation = str(comparison.relation)
+    if expect == "changed" and relation in UNCHANGED:
+        raise WeightsearchError(f"expected changed weights, but {b} is {relation} to {a}: {comparison.summary}")
+    if expect not in (None, "changed", relation, *map(str, comparison.also)):
+        raise WeightsearchError(f"expected {expect}, but {b} is {relation} to {a}: {comparison.summary}")
+
+
+@app.command(epilog=example("weightsearch duplicates", "weightsearch duplicates --index runs/indexes/models --json"))
+def duplicates(
+    index: Annotated[
+        Path | None, typer.Argument(help="Index directory.", show_default="newest in runs/, else index/")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    index_option: IndexOption = None,
+) -> None:
+    """List the groups of files that hold the same weights, whatever their format, and what could be freed."""
+    path = _index(index, index_option)
+    from weightsearch.relations import duplicates as run
+
+    groups = run(path)
+    if as_json:
+        print(json.dumps({"freed_bytes": sum(g.freed for g in groups), "groups": [g.to_dict() for g in groups]}))
+        return
+    for group in groups:
+        print(f"{len(group.sources)} files of the same weights, {_size(group.freed)} could be freed")
+        for number, (source, size, kind) in enumerate(zip(group.sources, group.bytes, group.how, strict=True)):
+            print(f"  {'keep' if not number else str(kind):13} {_size(size):>10}  {source}")
+    print(f"{len(groups)} groups, {_size(sum(group.freed for group in groups))} could be freed")
+
+
+@app.command(
+    epilog=example(
+        "weightsearch lineage",
+        "weightsearch lineage --dot | dot -Tsvg > lineage.svg",
+        "weightsearch lineage --html > l.html",
+    )
+)
+def lineage(
+    index: Annotated[
+        Path | None, typer.Argument(help="Index directory.", show_default="newest in runs/, else index/")
+    ] = None,
+    html: Annotated[bool, typer.Option("--html", help="A page.")] = False,
+    dot: Annotated[bool, typer.Option("--dot", help="For Graphviz.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    cyclonedx: Annotated[bool, typer.Option("--cyclonedx", help="A bill of materials with pedigrees.")] = False,
+    index_option: IndexOption = None,
+) -> None:
+    """Draw the graph of an index: copies, runs, derivations and merges; directed only where something tells it."""
+    if html + dot + as_json + cyclonedx > 1:
+        raise UsageError("choose one of --html, --dot, --json and --cyclonedx")
+    path = _index(index, index_option)
+    from weightsearch.relations import lineage as run
+
+    graph = run(path)
+    if as_json or cyclonedx:
+        print(json.dumps(graph.to_dict() if as_json else graph.to_cyclonedx(), indent=1))
+    else:
+        print(graph.to_html() if html else graph.to_dot() if dot else graph.to_text(), end="")
+
+
+@app.command(
+    epilog=example("weightsearch tidy models/ --plan plan.json", "weightsearch tidy models/ --plan plan.json --apply")
+)
+def tidy(
+    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.")],
+    plan: Annotated[
+        Path | None, typer.Option(help="File to write the plan to, or with --apply to read it from.")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Move the plan's files to a trash folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan as one JSON object.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which files of a folder could go and what would be lost. Nothing is moved without --apply."""
+    from weightsearch.progress import progress_bar
+    from weightsearch.relations import tidy as run
+
+    if apply:
+        if plan is None:
+            raise UsageError("--apply moves what a plan says: give --plan FILE, made before without --apply")
+        wanted = run.read_plan(plan)
+        if wanted.folder.resolve() != folder.resolve():
+            raise UsageError(f"{plan} is the plan of {wanted.folder}, not of {folder}")
+        trash, moved = run.apply(wanted)
+        print(f"{moved} files moved to {trash}; delete that folder to free {_size(wanted.freed)}")
+        return
+    with progress_bar("reading", None, unit="files", quiet=quiet) as advance:
+        found = run.plan(folder, advance)
+    if plan is not None:
+        found.write(plan)
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    for removal in found.removals:
+        print(
+            f"{_size(removal.bytes):>10}  {removal.path}\n"
+            f"            the weights stay in {removal.keep}; lost: {removal.lost}"
+        )
+    for path, reason in found.unread:
+        say(f"not read: {path}: {reason}")
+    print(f"{len(found.removals)} of {found.files} files could go: {_size(found.freed)} of {_size(found.bytes)}")
+    if found.removals:
+        where = plan or "plan.json"
+        step = f"weightsearch tidy {folder} --plan {where}" + (" --apply" if plan is not None else "")
+        say(f"nothing was moved; next: {step}")
+
+
+@app.command(epilog=example("weightsearch pack models/ models.pack", "weightsearch unpack models.pack restored/"))
+def pack(
+    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.")],
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    quiet: Quiet = False,
+) -> None:
+    """Store a folder's checkpoints as their differences, each to be recovered bit for bit. The folder stays."""
+    from weightsearch.progress import progress_bar
+    from weightsearch.relations.pack import pack as run
+
+    with progress_bar("packing", None, unit="files", quiet=quiet) as advance:
+        summary = run(folder, out, advance)
+    for line in summary.left_out:
+        say(f"kept whole: {line}")
+    print(
+        f"{summary.out}: {summary.files} files, {_size(summary.bytes)} in {_size(summary.packed_bytes)} "
+        f"({summary.ratio:.1%})"
+    )
+
+
+@app.command(
+    epilog=example("weightsearch unpack models.pack restored/", "weightsearch unpack models.pack . --only a.pt")
+)
+def unpack(
+    packed: Annotated[Path, typer.Argument(help="What `pack` made.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    only: Annotated[str | None, typer.Option(help="One file, by its path in the pack.", show_default="all")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Recover packed checkpoints bit for bit."""
+    from weightsearch.progress import progress_bar
+    from weightsearch.relations.pack import unpack as run
+
+    with progress_bar("unpacking", None, unit="files", quiet=quiet) as advance:
+        count = run(packed, out, only, advance)
+    print(f"{out}: {count} files recovered")
+
+
+def _index(given: Path | None, option: Path | None) -> Path:
+    path = given or option or runs.newest_index()
+    say(f"index: {path}")
+    return path
+
+
+def _as_text(comparison: Comparison, all_layers: bool) -> str:
+    also = f" (also {', '.join(comparison.also)})" if comparison.also else ""
+    arrow = {"a-to-b": ", a → b", "b-to-a": ", b → a"}.get(str(comparison.direction), "")
+    lines = [f"{comparison.relation}{also}{arrow}: {comparison.summary} [{comparison.certainty}]"]
+    evidence = comparison.evidence
+    if evidence.get("direction_means"):
+        lines.append(f"the direction says which was trained further, by {evidence['direction_by']}")
+    shown = [layer for layer in comparison.layers if all_layers or str(layer.state) != "untouched"]
+    names = [layer.a or layer.b or "" for layer in shown]
+    width = max(map(len, names), default=0)
+    for layer, name in zip(shown, names, strict=True):
+        values = [
+            f"{label} {value:.4g}"
+            for label, value in (
+                ("equal", layer.equal), ("cosine", layer.cosine),
+                ("moved by", layer.difference), ("score", layer.score),
+            )
+            if value is not None
+        ]  # fmt: skip
+        other = f" = {layer.b}" if layer.b and layer.a and layer.a != layer.b else ""
+        detail = f" ({layer.detail})" if layer.detail else ""
+        lines.append(f"  {name:{width}}  {layer.state}{detail}{other}  {', '.join(values)}".rstrip())
+    untouched = len(comparison.layers) - len(shown)
+    if untouched:
+        lines.append(f"  {untouched} tensors untouched")
+    if comparison.unseen:
+        lines.append(comparison.unseen)
+    return "\n".join(lines)
+
+
+def _size(count: int | float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

@@ -1,0 +1,222 @@
+"""What two tensors of one shape are to each other, in numbers.
+
+All take float32 or float64 arrays of two or more dimensions, output first: `(D_out, D_in, ...)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightsearch.relations.hashes import to_bfloat16, to_float16
+
+BLOCK = 512  # rows and columns of the part of a large matrix that scores are taken of
+
+
+def as_units(values: np.ndarray, axis: int) -> np.ndarray:
+    """`(units, features)`: the tensor's entries by unit along `axis`."""
+    moved = np.moveaxis(values, axis, 0)
+    return moved.reshape(len(moved), -1)
+
+
+def sub_block(values: np.ndarray, size: int = BLOCK, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Indices for `np.ix_` of a block of at most `size` entries along the first two axes, the same for one shape."""
+    rng = np.random.default_rng([seed, *values.shape])
+    picks = []
+    for axis, length in enumerate(values.shape):
+        whole = np.arange(length)
+        picks.append(np.sort(rng.choice(length, size, replace=False)) if axis < 2 and length > size else whole)
+    return np.ix_(*picks)
+
+
+def place_score(a: np.ndarray, b: np.ndarray) -> float:
+    """How far units stand in the same places in both: a permutation score, about standard normal where they do not.
+
+    z = tr(G) / (‖G‖_F / √(n−1)), G = A·Bᵀ of the n units' entries with their means over units taken off; over output
+    units and over input units, the smaller of the two. NaN where there are too few units to tell. It is the
+    Daniels–Mantel statistic of tr(G) under permutations of one side's units, with the variance for large n.
+    """
+    pick = sub_block(a)
+    a, b = a[pick].astype(np.float64), b[pick].astype(np.float64)
+    scores = [_units_score(as_units(a, axis), as_units(b, axis)) for axis in (0, 1)]
+    known = [score for score in scores if not math.isnan(score)]
+    return min(known) if known else math.nan
+
+
+def _units_score(a: np.ndarray, b: np.ndarray) -> float:
+    units = len(a)
+    if units < 6:
+        return math.nan
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    thin = a.shape[1] < units  # ‖A·Bᵀ‖_F by the smaller Gram matrices
+    square = float(np.sum((a.T @ a) * (b.T @ b)) if thin else np.sum((a @ b.T) ** 2))
+    trace = float(np.sum(a * b))
+    return trace / math.sqrt(square / (units - 1)) if square > 0 else math.nan
+
+
+def stouffer(scores: list[float]) -> float:
+    """One score of many: their sum over the root of their number. NaN without any."""
+    known = [score for score in scores if not math.isnan(score)]
+    return sum(known) / math.sqrt(len(known)) if known else math.nan
+
+
+def rank_share(difference: np.ndarray, noise: float) -> tuple[int, int]:
+    """Rank of the difference as a matrix `(D_out, rest)`, and the most it could have; of a block where it is large.
+
+    Singular values that rounding could have made do not count: `noise` is the rounding error of one entry.
+    """
+    matrix = difference.reshape(len(difference), -1)
+    matrix = matrix[sub_block(matrix, 256)].astype(np.float64)
+    full = min(matrix.shape)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    if not values[0] > 0:
+        return 0, full
+    floor = max(1e-6 * values[0], 3 * noise * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])))
+    return int(np.sum(values > floor)), full
+
+
+def whiteness(difference: np.ndarray) -> float:
+    """The largest singular value over what white noise would have: near 1 for noise, 2 and more for training.
+
+    The expectation is σ(√m + √n) (Geman 1980).
+    """
+    matrix = difference.reshape(len(difference), -1)
+    matrix = matrix[sub_block(matrix, 256)].astype(np.float64)
+    expected = matrix.std() * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
+    return float(np.linalg.norm(matrix, 2)) / expected if expected > 0 else math.inf
+
+
+def equilibrated(values: np.ndarray) -> np.ndarray:
+    """The tensor with outputs and inputs rescaled until all have one norm, in float64: ReLU's scalings are gone.
+
+    Sinkhorn's iteration (Sinkhorn & Knopp 1967) on the squared norms of the blocks between an output and an input.
+    """
+    values = values.astype(np.float64)
+    power = (values**2).reshape(*values.shape[:2], -1).sum(axis=2)
+    rows, columns = power.sum(axis=1) > 0, power.sum(axis=0) > 0
+    row_scale, column_scale = np.ones(len(rows)), np.ones(len(columns))
+    for _ in range(1_000):
+        sums = power @ column_scale
+        new_rows = np.where(rows, len(columns) / np.where(rows, sums, 1), 1)
+        sums = new_rows @ power
+        new_columns = np.where(columns, len(rows) / np.where(columns, sums, 1), 1)
+        moved = np.abs(np.log(new_columns / column_scale)).max()
+        row_scale, column_scale = new_rows, new_columns
+        if moved < 1e-9:
+            break
+    scale = np.sqrt(row_scale[:, None] * column_scale[None])
+    scale /= math.sqrt(float(np.sum(power * scale**2)) / values.size) or 1.0
+    return values * scale.reshape(*scale.shape, *[1] * (values.ndim - 2))
+
+
+def sorted_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """‖sort(a) − sort(b)‖ / ‖a‖: 0 for the same values in any order."""
+    size = float(np.linalg.norm(a))
+    return float(np.linalg.norm(np.sort(a, axis=None) - np.sort(b, axis=None))) / size if size else math.inf
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Evenly spaced values: `levels` at most, one spacing for each `scope` (`tensor`, `row`, `group of 32`)."""
+
+    levels: int
+    scope: str
+
+    @property
+    def bits(self) -> int:
+        return max(1, math.ceil(math.log2(self.levels)))
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits by {self.scope}"
+
+
+GROUPS = (32, 64, 128, 256)
+MOST_LEVELS = 256
+
+
+def find_grid(values: np.ndarray, precision: float = 2.0**-23) -> Grid | None:
+    """The coarsest scope in which the tensor's values lie on a grid of at most 256 levels; None where they do not.
+
+    `precision` is the spacing of the stored numbers at 1. A scope is judged by up to 48 of its sets of values.
+    """
+    flat = values.reshape(-1)
+    rows = values.reshape(len(values), -1)
+    scopes = [("tensor", flat[None]), ("row", rows)]
+    if values.ndim >= 2 and values.shape[0] != values.shape[1]:
+        scopes.append(("column", as_units(values, 1)))
+    scopes += [
+        (f"group of {width}", rows[:, : rows.shape[1] // width * width].reshape(-1, width))
+        for width in GROUPS if rows.shape[1] > width
+    ]  # fmt: skip
+    for scope, sets in scopes:
+        levels = _levels(sets, precision)
+        if levels is not None:
+            return Grid(levels, scope)
+    return None
+
+
+def _levels(sets: np.ndarray, precision: float) -> int | None:
+    rng = np.random.default_rng(0)
+    chosen = sets if len(sets) <= 48 else sets[rng.choice(len(sets), 48, replace=False)]
+    most, judged, evidence = 2, 0, 0.0
+    for values in chosen:
+        found = _even(np.asarray(values, np.float64), precision, rng)
+        if found is None:
+            return None
+        levels, surprise = found
+        most, judged, evidence = max(most, levels), judged + 1, evidence + surprise
+    return most if judged and evidence > 40 else None  # in nats against values that lie anywhere
+
+
+def _even(values: np.ndarray, precision: float, rng: np.random.Generator) -> tuple[int, float] | None:
+    """Levels of one set's grid and how surprising it is, in nats; (1, 0) for a set that tells nothing."""
+    low, high = float(values.min()), float(values.max())
+    span = high - low
+    if span <= 0:
+        return 1, 0.0
+    sample = values if len(values) <= 512 else rng.choice(values, 512, replace=False)
+    distinct = np.unique(sample)
+    if len(distinct) > MOST_LEVELS:
+        return None
+    tolerance = 4 * precision * max(abs(low), abs(high))  # of rounding, in the values' unit
+    steps = np.arange(1, MOST_LEVELS)[:, None]
+    places = (distinct - low)[None] / span * steps  # (255, distinct)
+    off = np.abs(places - np.round(places)) * (span / steps)
+    fits = np.flatnonzero((off <= tolerance).all(axis=1))
+    if not len(fits):
+        return None
+    count = int(fits[0]) + 1
+    chance = min(1.0, 2 * tolerance * count / span)
+    surprise = -(len(distinct) - 2) * math.log(max(chance, 1e-300)) - math.log(MOST_LEVELS)
+    repeats = len(sample) - len(distinct)
+    surprise = max(surprise, 0.0) + repeats * 2.0  # equal values are rare where nothing rounds
+    return count + 1, surprise
+
+
+def is_filter_bank(values: np.ndarray) -> bool:
+    """Whether each row's energy lies in three frequencies: a fixed Fourier or cosine basis, windowed or not."""
+    rows = values.reshape(len(values), -1)
+    if rows.shape[1] < 16 or len(rows) < 8:
+        return False
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 128)).astype(int)].astype(np.float64)
+    chosen = chosen[np.linalg.norm(chosen, axis=1) > 1e-9 * (np.abs(rows).max() or 1.0)]
+    if not len(chosen):
+        return False
+    spectrum = np.abs(np.fft.rfft(chosen, axis=1)) ** 2
+    largest = np.sort(spectrum, axis=1)[:, -3:].sum(axis=1)
+    return bool(np.mean(largest > 0.9 * spectrum.sum(axis=1)) > 0.9)
+
+
+def storage_precision(values: np.ndarray, dtype: str) -> float:
+    """Spacing at 1 of the numbers as they were made: that of float16 or bfloat16 where the values all fit in it."""
+    if dtype in ("float16", "bfloat16"):
+        return 2.0**-10 if dtype == "float16" else 2.0**-7
+    flat = values.reshape(-1)
+    sample = np.ascontiguousarray(flat[:: max(1, len(flat) // 4096)], np.float32)
+    if (to_bfloat16(sample) == sample).all():
+        return 2.0**-7
+    if (to_float16(sample) == sample).all():
+        return 2.0**-10
+    return 2.0**-23

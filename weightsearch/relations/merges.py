@@ -1,0 +1,87 @@
+"""Whether a checkpoint is a merge of others: least squares over candidates, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightsearch.relations.facts import load
+from weightsearch.relations.measures import storage_precision
+from weightsearch.relations.roles import Role
+from weightsearch.relations.signature import Signature
+
+Arrays = Mapping[str, np.ndarray]
+SHARE = 0.02  # a parent has at least this share, and none more than 1 − this
+# What 1 − R² of an exact merge may reach by rounding of the child, by the spacing of its numbers at 1.
+LEFT_OVER = {2.0**-23: 2e-13, 2.0**-10: 5e-7, 2.0**-7: 3e-5}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """`shares` of the candidates in their order; `left_over` is 1 − R². `how`: `linear`, or `by tensor` as in SLERP."""
+
+    shares: tuple[float, ...]
+    left_over: float
+    how: str
+
+
+def find_merge(child: Arrays, parents: Sequence[Arrays], signature: Signature) -> Merge | None:
+    """How `child` is made of all `parents`, or None. Tensors of two or more dimensions are matched by name.
+
+    One share for all tensors, or one each (SLERP). Exact merges leave nothing but rounding: less than a hundredth of
+    what the child differs from its nearest parent by, as well.
+    """
+    grams, targets, own, each, nearest = [], [], 0.0, [], math.inf
+    limit = 0.0
+    distances = np.zeros(len(parents))
+    for tensor in signature.tensors:
+        if tensor.role is not Role.WEIGHT or not all(tensor.name in parent for parent in parents):
+            continue
+        y = load(child, tensor.name)
+        columns = [load(parent, tensor.name) for parent in parents]
+        if any(column.shape != y.shape for column in columns):
+            return None
+        limit = max(limit, LEFT_OVER[storage_precision(y, tensor.dtype)])
+        y64 = y.ravel().astype(np.float64)
+        x = np.stack([column.ravel() for column in columns]).astype(np.float64)  # (parents, n)
+        distances += ((x - y64) ** 2).sum(axis=1)
+        gram, target, power = x @ x.T, x @ y64, float(y64 @ y64)
+        grams.append(gram)
+        targets.append(target)
+        own += power
+        weights = _solve(gram, target)
+        each.append((weights, float(((y64 - weights @ x) ** 2).sum()), power))
+    if not grams or own == 0:
+        return None
+    nearest = float(distances.min()) / own
+    shares = _solve(np.sum(grams, axis=0), np.sum(targets, axis=0))
+    left = _left_over(child, parents, signature, shares) / own
+    if left < limit and left < 1e-4 * nearest and _are_shares(shares):
+        return Merge(tuple(shares.tolist()), left, "linear")
+    left = sum(rest for _, rest, _ in each) / own
+    if len(each) > 1 and left < limit and left < 1e-4 * nearest and all(_are_shares(w) for w, _, _ in each):
+        return Merge(tuple(np.mean([w for w, _, _ in each], axis=0).tolist()), left, "by tensor")
+    return None
+
+
+def _left_over(child: Arrays, parents: Sequence[Arrays], signature: Signature, shares: np.ndarray) -> float:
+    total = 0.0
+    for tensor in signature.tensors:
+        if tensor.role is Role.WEIGHT and all(tensor.name in parent for parent in parents):
+            y = load(child, tensor.name).astype(np.float64)
+            for share, parent in zip(shares, parents, strict=True):
+                y = y - share * load(parent, tensor.name)
+            total += float(np.sum(y**2))
+    return total
+
+
+def _solve(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
+    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    return np.linalg.lstsq(gram / scale / scale[:, None], target / scale, rcond=1e-13)[0] / scale
+
+
+def _are_shares(shares: np.ndarray) -> bool:
+    return bool((shares > SHARE).all() and (shares < 1 - SHARE).all())

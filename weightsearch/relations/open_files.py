@@ -1,0 +1,114 @@
+"""Checkpoint files as named tensors and signatures. Opening goes through `checkpoints`, the only reader of files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsearch.errors import UsageError
+from weightsearch.files import sha256
+from weightsearch.relations.signature import Signature, sign
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file's tensors by name, read when they are asked for. `path` is None for tensors in memory."""
+
+    path: Path | None
+    tensors: Mapping[str, np.ndarray]
+
+    def sign(self) -> Signature:
+        if self.path is None:
+            return sign(self.tensors)
+        return sign(self.tensors, file_hash=hash_of_file(self.path), file_bytes=bytes_of_file(self.path))
+
+    @property
+    def label(self) -> str:
+        return "network in memory" if self.path is None else str(self.path)
+
+
+def open_file(model: Any) -> OpenFile:
+    """Opens a checkpoint file, or takes a mapping of named arrays or a module with a `state_dict`.
+
+    Raises WeightsearchError, one line, for a file that cannot be read or holds no tensors.
+    """
+    if isinstance(model, OpenFile):
+        return model
+    if isinstance(model, str | Path):
+        return OpenFile(Path(model), _read(Path(model)))
+    if callable(getattr(model, "state_dict", None)):
+        model = model.state_dict()
+    if isinstance(model, Mapping):
+        return OpenFile(None, {str(name): _array(value) for name, value in model.items()})
+    raise UsageError(f"a {type(model).__name__} is no network; give a file, a module or a state dict")
+
+
+def hash_of_file(path: Path) -> str:
+    """SHA-256 of the bytes; of a sharded checkpoint, of its parts' hashes in turn."""
+    parts = _parts(path)
+    if len(parts) == 1:
+        return sha256(path)
+    return hashlib.sha256("".join(sha256(part) for part in parts).encode()).hexdigest()
+
+
+def bytes_of_file(path: Path) -> int:
+    return sum(part.stat().st_size for part in _parts(path))
+
+
+def _parts(path: Path) -> list[Path]:
+    if not path.name.endswith(".index.json"):
+        return [path]
+    import json
+
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return [path]
+    return [path, *(path.parent / str(name) for name in names)]
+
+
+def _read(path: Path) -> Mapping[str, np.ndarray]:
+    """The network's tensors, and its batch norms' counters, which tell which of two relatives is later."""
+    from weightsearch.checkpoints.formats import read_content
+    from weightsearch.checkpoints.named_tensors import find_tensors, one_line
+    from weightsearch.checkpoints.networks import find_network, is_tensor
+
+    with one_line(str(path)):
+        content = read_content(path)
+        tensors = dict(find_tensors(content).tensors)
+        for name, value in find_network(content.tree).levels[-1].items():
+            if str(name).endswith("num_batches_tracked") and is_tensor(value):
+                tensors.setdefault(str(name), value)
+        return _Lazy(tensors)
+
+
+class _Lazy(Mapping[str, np.ndarray]):
+    """Tensors of a file, read one at a time."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        from weightsearch.checkpoints.named_tensors import array_of
+
+        return array_of(self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if callable(getattr(value, "detach", None)):
+        value = value.detach().cpu()
+        return np.asarray(value.float() if str(value.dtype) == "torch.bfloat16" else value)
+    return np.asarray(value)

@@ -1,0 +1,249 @@
+"""A checkpoint's relatives among an index's signatures: candidates by hash and sketch, then each compared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsearch.errors import WeightsearchError
+from weightsearch.relations.compare import compare
+from weightsearch.relations.kinds import Certainty, Comparison, Direction, Kind
+from weightsearch.relations.merges import find_merge
+from weightsearch.relations.open_files import OpenFile, open_file
+from weightsearch.relations.signature import Signature
+from weightsearch.relations.store import Known, read_known, read_signatures, shapes_of, sharing
+
+LIKE = 0.18  # cosine of sketches that foreign pairs rarely reach
+CANDIDATES = 12  # compared at most
+ALIGNED = 4  # of equal shapes, compared although their sketches say nothing: permuted twins
+log = logging.getLogger("weightsearch")
+
+
+@dataclass(frozen=True)
+class Relative:
+    """An indexed checkpoint and what it is to the one that was asked about, which is `b`."""
+
+    source: str
+    comparison: Comparison
+    sketch_cosine: float
+    run: str | None = None
+    epoch: float | None = None
+    opened: bool = True  # whether its file was there to be compared, or only its signature
+
+    def to_dict(self) -> dict[str, Any]:
+        about = {"source": self.source, "run": self.run, "epoch": self.epoch, "opened": self.opened}
+        return {**about, "sketch_cosine": round(self.sketch_cosine, 4), **self.comparison.to_dict()}
+
+
+@dataclass(frozen=True)
+class Relatives:
+    """What an index knows of one checkpoint, the closest relation first; `summary` is one line."""
+
+    path: str
+    relatives: tuple[Relative, ...]
+    compared: int
+    signatures: int
+    summary: str
+    unseen: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "summary": self.summary,
+            "relatives": [relative.to_dict() for relative in self.relatives],
+            "compared": self.compared,
+            "signatures": self.signatures,
+            "unseen": self.unseen,
+        }
+
+
+class SignatureIndex:
+    """An index's signatures held in memory for many questions; sketches are looked through without an index of them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.known: Known = read_known(self.path)
+        self._sketches = self.known.sketches.astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def candidates(self, signature: Signature, count: int = CANDIDATES) -> dict[int, float]:
+        """Rows that may be relatives, with the cosine of their sketches, the likeliest first."""
+        if not len(self):
+            return {}
+        cosine = self._sketches @ signature.sketch
+        known = self.known
+        exact, half, brain = signature.rounded_content
+        own = np.array([exact, half, brain], object)
+        same = np.isin(known["exact"].astype(str), own.astype(str)) | (known["content"] == signature.content)
+        same |= (known["float16"] == exact) | (known["bfloat16"] == exact)
+        if signature.file_hash is not None:
+            same |= known["file_hash"] == signature.file_hash
+        chosen = [int(row) for row in np.flatnonzero(same)[:count]]
+        near = np.argsort(-cosine)[:count]
+        chosen += [int(row) for row in near if cosine[row] >= LIKE]
+        numbers = {int(number): row for row, number in enumerate(known["number"])}
+        tensors = sharing(self.path, [tensor.hashes.unordered for tensor in signature.weights])
+        chosen += [numbers[number] for number, _ in sorted(tensors.items(), key=lambda item: -item[1])[:ALIGNED]]
+        chosen = list(dict.fromkeys(chosen))
+        twins = np.isin(known["content"].astype(str), [str(known["content"][row]) for row in chosen[:ALIGNED]])
+        twins[chosen] = False
+        chosen += [int(row) for row in np.flatnonzero(twins)[:ALIGNED]]  # the likest in another order
+        alike = known["shapes"] == shapes_of(signature)
+        alike[chosen] = False
+        chosen += [int(row) for row in np.flatnonzero(alike)[:ALIGNED]]
+        return {row: float(cosine[row]) for row in list(dict.fromkeys(chosen))[:count]}
+
+    def relatives(self, model: Any, *, itself: bool = False, signature: Signature | None = None) -> Relatives:
+        """The relatives of a file, a state dict or a module. The file's own row is left out unless `itself`."""
+        subject = open_file(model)
+        signature = signature or subject.sign()
+        place = None if subject.path is None else str(subject.path.resolve())
+        rows = {
+            row: cosine for row, cosine in self.candidates(signature).items()
+            if itself or self.known["source"][row] != place
+        }  # fmt: skip
+        signatures = read_signatures(self.path, [int(self.known["number"][row]) for row in rows])
+        found = [
+            self._compare(subject, signature, row, cosine, signatures[int(self.known["number"][row])])
+            for row, cosine in rows.items()
+        ]
+        found = [relative for relative in found if relative.comparison.relation not in (Kind.UNRELATED,)]
+        found.sort(key=lambda relative: _closeness(relative.comparison))
+        found = self._merges(subject, signature, found)
+        summary, unseen = _summary(found, len(self))
+        return Relatives(subject.label, tuple(found), len(rows), len(self), summary, unseen)
+
+    def open_source(self, row: int) -> OpenFile | None:
+        return open_source(str(self.known["source"][row]))
+
+    def _compare(self, subject: OpenFile, signature: Signature, row: int, cosine: float, other: Signature) -> Relative:
+        run, epoch = self.known["run"][row], self.known["epoch"][row]
+        source = str(self.known["source"][row])
+        opened = self.open_source(row)
+        if opened is not None:
+            comparison = compare(opened.tensors, subject.tensors, other, signature)
+        else:
+            comparison = by_signature(other, signature, cosine)
+        return Relative(
+            source,
+            comparison,
+            cosine,
+            run,
+            None if epoch is None or np.isnan(epoch) else float(epoch),
+            opened is not None,
+        )
+
+    def _merges(self, subject: OpenFile, signature: Signature, found: list[Relative]) -> list[Relative]:
+        """Relatives with those that are parents of a merge marked so."""
+        parents = [r for r in found if r.opened and r.comparison.relation is Kind.RELATIVE][:8]
+        opened = [open_source(relative.source) for relative in parents]
+        for size in (2, 3):
+            for chosen in combinations(range(len(parents)), size):
+                arrays = [opened[k] for k in chosen]
+                if any(one is None for one in arrays):
+                    continue
+                merge = find_merge(subject.tensors, [one.tensors for one in arrays if one is not None], signature)
+                if merge is None:
+                    continue
+                sources = [parents[k].source for k in chosen]
+                marked = {parents[k].source: share for k, share in zip(chosen, merge.shares, strict=True)}
+                told = [_as_merge(r, marked, sources, merge.left_over, merge.how) for r in found]
+                return sorted(
+                    told, key=lambda r: (not r.comparison.relation.is_copy, r.comparison.relation != Kind.MERGE)
+                )
+        return found
+
+
+def _as_merge(relative: Relative, shares: dict[str, float], sources: list[str], left_over: float, how: str) -> Relative:
+    if relative.source not in shares:
+        return relative
+    share = shares[relative.source]
+    others = ", ".join(source for source in sources if source != relative.source)
+    comparison = replace(
+        relative.comparison,
+        relation=Kind.MERGE,
+        also=(relative.comparison.relation, *relative.comparison.also),
+        direction=Direction.A_TO_B,
+        summary=f"a parent of this merge with share {share:.2f} ({how}), beside {others}",
+        evidence={**relative.comparison.evidence, "share": round(share, 4), "left_over": left_over, "parents": sources},
+    )
+    return replace(relative, comparison=comparison)
+
+
+def open_source(source: str) -> OpenFile | None:
+    """An indexed checkpoint's tensors, from its file or its zoo; None where that is gone or cannot be read."""
+    try:
+        path, mark, place = source.rpartition("#")
+        if mark and not Path(source).exists():
+            return _from_zoo(Path(path), place)
+        return open_file(source) if Path(source).exists() else None
+    except WeightsearchError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _from_zoo(path: Path, place: str) -> OpenFile | None:
+    from weightsearch.checkpoints.state_dict import to_state_dict
+    from weightsearch.zoo.store import Zoo
+
+    run, _, epoch = place.rpartition("/")
+    if not (path / "zoo.json").exists():
+        return None
+    zoo = Zoo.open(path)
+    table = zoo.table()
+    position = np.flatnonzero((table.run.astype(str) == run) & (table.epoch == int(epoch)))
+    if len(position) != 1:
+        return None
+    return OpenFile(None, to_state_dict(zoo.weights(position)[0], zoo.architecture))
+
+
+def by_signature(a: Signature, b: Signature, cosine: float) -> Comparison:
+    """What signatures alone tell, where a file is not at hand."""
+    ours, theirs = a.rounded_content, b.rounded_content
+    evidence: dict[str, Any] = {"sketch_cosine": round(cosine, 4), "by": "signatures; the file is not there"}
+    if a.file_hash is not None and a.file_hash == b.file_hash:
+        return Comparison(Kind.IDENTICAL, (), None, Certainty.CERTAIN, "the same file, byte for byte", evidence)
+    if ours[0] == theirs[0] or ours[0] in theirs or theirs[0] in ours:
+        return Comparison(Kind.SAME_WEIGHTS, (), None, Certainty.CERTAIN, "the same weights", evidence)
+    if a.content == b.content:
+        summary = "the same numbers in another layout or order"
+        return Comparison(Kind.SAME_FUNCTION, (Kind.SAME_WEIGHTS,), None, Certainty.LIKELY, summary, evidence)
+    hashes = {tensor.hashes.unordered for tensor in a.weights}
+    common = [tensor for tensor in b.weights if tensor.hashes.unordered in hashes]
+    if cosine >= 0.5:
+        summary = f"like it in place (cosine of sketches {cosine:.2f}); its file is not there to compare"
+        return Comparison(Kind.RELATIVE, (), None, Certainty.LIKELY, summary, evidence)
+    if common:
+        return Comparison(Kind.SHARES, (), None, Certainty.CERTAIN, f"they share {len(common)} weights", evidence)
+    return Comparison(Kind.UNRELATED, (), None, Certainty.UNKNOWN, "no relation found in the signatures", evidence)
+
+
+def _closeness(comparison: Comparison) -> tuple[int, float]:
+    likeness = comparison.evidence.get("cosine_of_changed") or comparison.evidence.get("aligned_cosine") or 0.0
+    return list(Kind).index(comparison.relation), -float(likeness)
+
+
+def _summary(found: Sequence[Relative], signatures: int) -> tuple[str, str]:
+    close = [relative for relative in found if relative.comparison.relation.is_related]
+    if close:
+        first = close[0]
+        merged = [r for r in close if r.comparison.relation is Kind.MERGE]
+        if merged and first in merged:
+            parts = " and ".join(f"{r.source} ({r.comparison.evidence['share']:.0%})" for r in merged)
+            return f"merge of {parts}", ""
+        return f"{first.comparison.relation} of {first.source}: {first.comparison.summary}", ""
+    shares = [relative for relative in found if relative.comparison.relation is Kind.SHARES]
+    if shares:
+        return f"shares a component with {shares[0].source}: {shares[0].comparison.summary}", shares[
+            0
+        ].comparison.unseen
+    unseen = "distillation, permuted networks that were trained on for long, relatives whose shapes all changed"
+    return f"no relation found among {signatures:,} checkpoints", f"not seen by this search: {unseen}"

@@ -1,0 +1,265 @@
+"""Signatures in an index's DuckDB, and the search among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from weightsearch.index.database import Database
+from weightsearch.index.manifest import DATABASE
+from weightsearch.index.writer import writing
+from weightsearch.relations.hashes import ValueHashes
+from weightsearch.relations.roles import Role
+from weightsearch.relations.signature import SKETCH_WIDTH, Signature, TensorSignature
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS ix.signatures (
+    number BIGINT PRIMARY KEY,
+    source VARCHAR NOT NULL UNIQUE, -- a file, or zoo-path#run/epoch
+    content VARCHAR NOT NULL,       -- names equal weights, whatever their names, layout and order
+    exact VARCHAR NOT NULL,         -- the same with order, as stored, as float16 and as bfloat16
+    float16 VARCHAR NOT NULL,
+    bfloat16 VARCHAR NOT NULL,
+    shapes VARCHAR NOT NULL,        -- names equal shapes of weights
+    file_hash VARCHAR,              -- SHA-256
+    file_bytes BIGINT,
+    modified BIGINT,                -- of the file, in nanoseconds
+    numbers BIGINT NOT NULL,
+    run VARCHAR,
+    epoch DOUBLE,
+    sketch BLOB NOT NULL,           -- float16
+    raw_sketch BLOB NOT NULL        -- float32
+);
+CREATE TABLE IF NOT EXISTS ix.tensors (
+    signature BIGINT NOT NULL, place INTEGER NOT NULL, name VARCHAR NOT NULL, shape VARCHAR NOT NULL,
+    dtype VARCHAR NOT NULL, role VARCHAR NOT NULL, exact UBIGINT NOT NULL, float16 UBIGINT NOT NULL,
+    bfloat16 UBIGINT NOT NULL, unordered UBIGINT NOT NULL, norm DOUBLE, mean DOUBLE, kurtosis DOUBLE, largest DOUBLE,
+    zeros BIGINT
+);
+"""
+COLUMNS = (
+    "number", "source", "content", "exact", "float16", "bfloat16", "shapes", "file_hash", "file_bytes", "modified",
+    "numbers", "run", "epoch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A signature and where it is of."""
+
+    source: str
+    signature: Signature
+    run: str | None = None
+    epoch: float | None = None
+    modified: int | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """All signatures of an index without their tensors: columns `(n,)`, sketches `(n, 512)` float16."""
+
+    columns: dict[str, np.ndarray]
+    sketches: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sketches)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+
+def shapes_of(signature: Signature) -> str:
+    import hashlib
+
+    shapes = sorted(tensor.sorted_shape for tensor in signature.weights)
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+
+def add_signatures(path: str | Path, signed: Sequence[Signed]) -> int:
+    """Keeps signatures in the index at `path`, in one transaction; those of a source that is known are replaced."""
+    signed = list({one.source: one for one in signed}.values())
+    if not signed:
+        return 0
+    with writing(path) as writer, writer.transaction() as connection:
+        connection.execute(SCHEMA)
+        connection.register("given", {"source": _objects(one.source for one in signed)})
+        old = "(SELECT number FROM ix.signatures WHERE source IN (SELECT source FROM given))"
+        connection.execute(f"DELETE FROM ix.tensors WHERE signature IN {old}")
+        connection.execute("DELETE FROM ix.signatures WHERE source IN (SELECT source FROM given)")
+        connection.unregister("given")
+        last = connection.execute("SELECT coalesce(max(number), -1) FROM ix.signatures").fetchall()[0][0]
+        numbers = np.arange(last + 1, last + 1 + len(signed))
+        _insert(connection, "signatures", _rows(signed, numbers))
+        _insert(connection, "tensors", _tensors(signed, numbers))
+    return len(signed)
+
+
+def remove_signatures(path: str | Path, sources: Iterable[str]) -> int:
+    """Forgets the signatures of these sources; returns how many those were."""
+    with writing(path) as writer, writer.transaction() as connection:
+        connection.execute(SCHEMA)
+        connection.register("given", {"source": _objects(sources)})
+        old = "(SELECT number FROM ix.signatures WHERE source IN (SELECT source FROM given))"
+        count = int(connection.execute(f"SELECT count(*) FROM {old}").fetchall()[0][0])
+        connection.execute(f"DELETE FROM ix.tensors WHERE signature IN {old}")
+        connection.execute("DELETE FROM ix.signatures WHERE source IN (SELECT source FROM given)")
+        connection.unregister("given")
+    return count
+
+
+def read_known(path: str | Path) -> Known:
+    """The signatures of the index at `path`, without their tensors; none where it has none."""
+    with Database(Path(path) / DATABASE).open() as connection:
+        if not _has_tables(connection):
+            return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
+        found = connection.execute(
+            f"SELECT {', '.join(COLUMNS)}, sketch FROM ix.signatures ORDER BY number"
+        ).fetchnumpy()
+    sketches = np.frombuffer(b"".join(found["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
+    return Known({name: _plain(found[name]) for name in COLUMNS}, sketches)
+
+
+def read_signatures(path: str | Path, numbers: Sequence[int]) -> dict[int, Signature]:
+    """Whole signatures by number."""
+    if not len(numbers):
+        return {}
+    among = ",".join(str(int(number)) for number in numbers)
+    with Database(Path(path) / DATABASE).open() as connection:
+        heads = connection.execute(
+            f"SELECT number, sketch, raw_sketch, file_hash, file_bytes FROM ix.signatures WHERE number IN ({among})"
+        ).fetchall()
+        rows = connection.execute(
+            "SELECT signature, name, shape, dtype, role, exact, float16, bfloat16, unordered, norm, mean, kurtosis, "
+            f"largest, zeros FROM ix.tensors WHERE signature IN ({among}) ORDER BY signature, place"
+        ).fetchall()
+    tensors: dict[int, list[TensorSignature]] = {}
+    for number, name, shape, dtype, role, exact, half, brain, unordered, norm, mean, kurtosis, largest, zeros in rows:
+        tensors.setdefault(number, []).append(
+            TensorSignature(
+                name,
+                tuple(json.loads(shape)),
+                dtype,
+                ValueHashes(exact, half, brain, unordered),
+                norm,
+                mean,
+                kurtosis,
+                largest,
+                zeros,
+                Role(role),
+            )
+        )
+    return {
+        number: Signature(
+            tuple(tensors.get(number, ())),
+            np.frombuffer(sketch, "<f2").astype(np.float32),
+            np.frombuffer(raw, "<f4"),
+            file_hash,
+            file_bytes,
+        )
+        for number, sketch, raw, file_hash, file_bytes in heads
+    }
+
+
+def read_raw_sketches(path: str | Path) -> np.ndarray:
+    """Unnormalised sketches `(n, 512)` of all signatures, in the order of `read_known`."""
+    with Database(Path(path) / DATABASE).open() as connection:
+        found = connection.execute("SELECT raw_sketch FROM ix.signatures ORDER BY number").fetchnumpy()["raw_sketch"]
+    return np.frombuffer(b"".join(found), "<f4").reshape(-1, SKETCH_WIDTH)
+
+
+def sharing(path: str | Path, hashes: Iterable[int]) -> dict[int, int]:
+    """How many of these tensors (by hash of their values without order) each signature has; those that have any."""
+    with Database(Path(path) / DATABASE).open() as connection:
+        if not _has_tables(connection):
+            return {}
+        connection.register("given", {"unordered": np.array(sorted(set(hashes)), np.uint64)})
+        rows = connection.execute(
+            "SELECT signature, count(DISTINCT unordered) FROM ix.tensors WHERE role = 'weight' AND unordered IN "
+            "(SELECT unordered FROM given) GROUP BY signature"
+        ).fetchall()
+        connection.unregister("given")
+    return dict(rows)
+
+
+def _has_tables(connection: duckdb.DuckDBPyConnection) -> bool:
+    try:
+        connection.execute("SELECT number FROM ix.signatures LIMIT 0").fetchall()
+    except duckdb.CatalogException:
+        return False
+    return True
+
+
+def _rows(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndarray]:
+    rounded = [one.signature.rounded_content for one in signed]
+    nan = float("nan")
+    return {
+        "number": numbers,
+        "source": _objects(one.source for one in signed),
+        "content": _objects(one.signature.content for one in signed),
+        **{name: _objects(row[k] for row in rounded) for k, name in enumerate(("exact", "float16", "bfloat16"))},
+        "shapes": _objects(shapes_of(one.signature) for one in signed),
+        "file_hash": _objects(one.signature.file_hash for one in signed),
+        "file_bytes": np.array([one.signature.file_bytes or 0 for one in signed], np.int64),
+        "modified": np.array([one.modified or 0 for one in signed], np.int64),
+        "numbers": np.array([one.signature.numbers for one in signed], np.int64),
+        "run": _objects(one.run for one in signed),
+        "epoch": np.array([nan if one.epoch is None else float(one.epoch) for one in signed]),
+        "sketch": _objects(one.signature.sketch.astype("<f2").tobytes() for one in signed),
+        "raw_sketch": _objects(one.signature.raw_sketch.astype("<f4").tobytes() for one in signed),
+    }
+
+
+def _tensors(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndarray]:
+    flat = [
+        (number, place, tensor)
+        for number, one in zip(numbers.tolist(), signed, strict=True)
+        for place, tensor in enumerate(one.signature.tensors)
+    ]
+    tensors = [tensor for _, _, tensor in flat]
+
+    def integers(name: str) -> np.ndarray:
+        return np.array([getattr(tensor.hashes, name) for tensor in tensors], np.uint64)
+
+    def floats(name: str) -> np.ndarray:
+        return np.array([getattr(tensor, name) for tensor in tensors], np.float64)
+
+    return {
+        "signature": np.array([number for number, _, _ in flat], np.int64),
+        "place": np.array([place for _, place, _ in flat], np.int32),
+        "name": _objects(tensor.name.encode("utf-8", "replace").decode() for tensor in tensors),
+        "shape": _objects(json.dumps(tensor.shape) for tensor in tensors),
+        "dtype": _objects(tensor.dtype for tensor in tensors),
+        "role": _objects(str(tensor.role) for tensor in tensors),
+        **{name: integers(name) for name in ("exact", "float16", "bfloat16", "unordered")},
+        **{name: floats(name) for name in ("norm", "mean", "kurtosis", "largest")},
+        "zeros": np.array([tensor.zeros for tensor in tensors], np.int64),
+    }
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[str, np.ndarray]) -> None:
+    connection.register("fresh", dict(columns))
+    connection.execute(f"INSERT INTO ix.{table} BY NAME SELECT * FROM fresh")
+    connection.unregister("fresh")
+
+
+def _objects(values: Iterable[Any]) -> np.ndarray:
+    listed = list(values)
+    column = np.empty(len(listed), object)
+    column[:] = listed
+    return column
+
+
+def _plain(column: Any) -> np.ndarray:
+    if isinstance(column, np.ma.MaskedArray):
+        if column.dtype == object:
+            values = np.array(np.ma.getdata(column))
+            values[np.ma.getmaskarray(column)] = None
+            return values
+        return np.ma.filled(column.astype(np.float64), np.nan)
+    return np.asarray(column)
