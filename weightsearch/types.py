@@ -294,7 +294,7 @@ def activation_named(name: object) -> Activation | None:
     """
     text = name if isinstance(name, str) else getattr(name, "__name__", None) or type(name).__name__
     text = re.sub(r"\(.*", "", text.strip().strip("<>'\""), flags=re.DOTALL)
-    leaf = re.sub(r"[^a-z]", "", text.rpartition(".")[2].strip("'\">").lower())
+    leaf = re.sub(r"[^a-z0-9]", "", text.rpartition(".")[2].strip("'\">").lower())
     return _ACTIVATION_NAMES.get(leaf)
 
 

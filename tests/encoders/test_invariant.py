@@ -161,3 +161,16 @@ def test_large_networks_share_patches():
         rtol=1e-3,
         atol=1e-3,
     )
+
+
+def test_an_unknown_activation_promises_permutations_only():
+    encoder, weights = make(CNN), some_weights(CNN, 40)
+    encoder.calibrate(encoder.features(weights))
+    rng = np.random.default_rng(0)
+    permuted = torch.from_numpy(twins(weights.numpy(), CNN, rng))
+    rescaled = torch.from_numpy(twins(weights.numpy(), CNN, rng, Activation.RELU))
+    unknown, relu = codes(None, 40), codes(Activation.RELU, 40)
+    as_unknown, as_relu = (encoder.embed(weights, known)[0] for known in (unknown, relu))
+    torch.testing.assert_close(encoder.embed(permuted, unknown)[0], as_unknown, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(encoder.embed(rescaled, relu)[0], as_relu, rtol=1e-3, atol=1e-4)
+    assert (encoder.embed(rescaled, unknown)[0] - as_unknown).abs().max() > 0.01
