@@ -10,7 +10,6 @@ block are written as from the project's root.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import re
@@ -18,31 +17,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def query() -> str:
-    """The answer of the committed index for its best example, as the terminal shows it in the project's root."""
-    return "\n".join(["```", *answer_lines(), "```"])
-
-
-def short_query() -> str:
-    """The same answer without what is long: its first two paragraphs and its last, the verdict."""
-    paragraphs = "\n".join(line for line in answer_lines() if not line.startswith("──")).split("\n\n")
-    return "\n\n".join(["```\n" + paragraphs[0], paragraphs[1], "...", paragraphs[-1] + "\n```"])
-
-
-def answer_lines() -> list[str]:
+    """The answer of the committed index for its best example, as a terminal of 80 columns shows it in the root."""
     from weightsearch import query as run
-    from weightsearch.cli import render
 
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=100)
-    console.print(render.answer(run("index", "index/examples/very-good.pt", k=3)))
-    return [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return f"```\n{run('index', 'index/examples/very-good.pt', k=10)}\n```"
 
 
 def reference() -> str:
@@ -296,7 +279,6 @@ def umap() -> str:
 PRODUCTS = "products of invariant's probes alone"
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
-    "short-query": short_query,
     "how-true": how_true,
     "novelty": novelty,
     "reference": reference,

@@ -135,6 +135,15 @@ class Architecture:
         parts = [f"{layer.kind} {'x'.join(map(str, layer.shape))}" for layer in self.layers]
         return f"{' - '.join(parts)} ({self.size:,} parameters)"
 
+    def brief(self) -> str:
+        """For people in a hurry, e.g. `3 conv + dense, 4,970 weights`."""
+        counts: dict[str, int] = {}
+        for layer in self.layers:
+            kind = layer.kind.value.removesuffix("1d").removesuffix("2d").removesuffix("3d")
+            counts[kind] = counts.get(kind, 0) + 1
+        kinds = " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts.items())
+        return f"{kinds}, {self.size:,} weights"
+
     def to_dict(self) -> list[dict[str, Any]]:
         return [
             {"name": layer.name, "kind": layer.kind.value, "shape": list(layer.shape), "extras": list(layer.extras)}
@@ -214,6 +223,7 @@ class Neighbour:
     dataset: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     grade: int = 0
+    source: str | None = None  # the file that its weights came from, or `zoo#run/epoch`
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from weightsearch import cli
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.index import IndexStore
-from weightsearch.search.answer import recipe_text
 from weightsearch.search.index import query
+from weightsearch.search.wording import recipe_text
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import content_hash
 from weightsearch.zoo.store import Zoo
@@ -60,14 +60,13 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_query_prints_all_of_the_answer(run: Run, trained: TrainSummary):
     example = trained.examples[0]
-    code, out, err = run("query", example.path, "--index", trained.index, "--k", 3)
+    code, out, err = run("query", example.path, "--index", trained.index, "-k", 3, "--all", "--layers")
     answer = query(trained.index, example.path, 3)
     assert code == 0, err
-    assert "conv2d 16x1x3x3" in out
-    assert "4,970 parameters" in out
-    assert f"{answer.predicted_accuracy:.3f}" in out
-    assert f"{answer.percentile:.0f} of the indexed" in out
-    assert answer.verdict in " ".join(out.split())
+    assert "3 conv + dense, 4,970 weights" in out
+    assert f"about {answer.predicted_accuracy:.2f} on digits" in " ".join(out.split())
+    assert " ".join(out.split()).startswith(answer.verdict)
+    assert "Layers, unlike the nearest good one" in out
     for row in (*answer.neighbours, *answer.good, *answer.bad):
         line = next(line for line in out.splitlines() if f"{row.distance:.4f}" in line and row.run in line)
         assert f"{row.test_accuracy:.3f}" in line
@@ -82,6 +81,7 @@ def test_query_json_is_one_object_a_line_and_nothing_else(run: Run, trained: Tra
     assert [answer["path"] for answer in answers] == [str(path) for path in paths]
     for answer, path in zip(answers, paths, strict=True):
         keys = {"path", "architecture", "predicted_accuracy", "percentile", "neighbours", "good", "bad", "verdict"}
+        keys |= {"schema", "index", "dataset", "label"}
         assert keys <= set(answer)
         assert answer["predicted_accuracy"] == pytest.approx(query(trained.index, path).predicted_accuracy)
         for row in answer["neighbours"] + answer["good"] + answer["bad"]:

@@ -17,7 +17,7 @@ from weightsearch import Index
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.encoders import activation_code, build_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.search import answer as words
+from weightsearch.search import wording as words
 from weightsearch.search.answer import Answer
 from weightsearch.search.weights_location import read_source
 from weightsearch.training.fit import DEFAULTS
@@ -100,7 +100,10 @@ def test_an_id_answers_as_its_row_without_being_its_own_neighbour(index: Index):
     distances = 1 - rows["unit"] @ rows["unit"][30]
     distances[30] = np.inf
     assert [row.id for row in answer.neighbours] == rows["id"][np.argsort(distances, kind="stable")[:4]].tolist()
-    assert answer.verdict.startswith("The index holds this network, with accuracy")
+    assert answer.verdict.startswith("Known ")
+    assert (
+        f"accuracy {answer.stated_accuracy:.3f}" in answer.verdict or f"{answer.stated_accuracy:.3f}" in answer.verdict
+    )
     with pytest.raises(UsageError, match="no checkpoint with id"):
         index.query(id="0123456789abcdef")
 
@@ -190,9 +193,7 @@ def test_a_forecast_is_how_the_most_similar_runs_ended(index: Index):
     assert (found.median, found.low, found.high) == pytest.approx((np.median(values), values.min(), values.max()))
     assert found.good == (values >= answer.good_threshold).sum()
     assert found.bad == (values <= answer.bad_threshold).sum()
-    assert f"at {found.median:.3f} in the median" in answer.verdict
-    for good, bad, said in ((10, 0, "all ended good"), (0, 10, "all ended bad"), (3, 2, "3 ended good and 2 bad")):
-        assert said in words.verdict(replace(answer, novelty=None, forecast=replace(found, good=good, bad=bad)))
+    assert f"10 runs that looked like this at epoch 2 ended at {found.median:.2f}" in words.forecast(answer)
 
 
 def test_no_forecast_without_an_epoch_or_after_the_last(index: Index, example: Path):
@@ -212,7 +213,7 @@ def test_intervals_are_of_networks_that_the_encoder_was_not_fitted_on(index: Ind
     answer = index.query(example)
     low, high = Conformal(0.2, 0.9, 12).interval(np.array([answer.predicted_accuracy]))
     assert answer.interval == (low[0], high[0])
-    assert f"90% interval {low[0]:.3f} to {high[0]:.3f}" in str(answer)
+    assert f"(90 %: {low[0]:.2f} to {high[0]:.2f})" in " ".join(str(answer).split())
     rows = embeddings(index)
     fitted = index.query(id=rows["id"][rows["split"] == "train"][0])
     assert fitted.interval is None
@@ -230,8 +231,15 @@ def test_a_broken_network_is_said_to_be_unlike_anything_known(index: Index, exam
     answer = index.query(replace(checkpoint, weights=dead))
     assert answer.novelty is not None
     assert answer.novelty.outside
-    assert answer.verdict.startswith("Unlike anything the index knows: its layers are further")
-    assert "is a guess; test it" in answer.verdict
+    assert answer.label == "unlike"
+    assert answer.verdict.startswith(f"Broken: layer {zoo.architecture.layers[1].name} is all zero. Test it")
+    assert answer.to_dict()["interval"] is None
+    assert answer.to_dict()["percentile"] is None
+    odd = index.query(replace(checkpoint, weights=np.abs(checkpoint.weights) * 50))
+    assert odd.label == "unlike"
+    assert odd.verdict.startswith("Unlike anything the index knows: its layers are further")
+    assert "would be a guess" in odd.verdict
+    assert odd.interval is odd.percentile is None
 
 
 @pytest.mark.parametrize("method", Method)
@@ -264,15 +272,16 @@ def test_layers_are_compared_with_the_nearest_good_and_bad(index: Index, example
     own, good, bad = describe_layers(np.stack([read_checkpoint(example).weights, *weights]), zoo.architecture)
     assert answer.layers == space.familiar.compare(zoo.architecture, own, good, bad)
     unlike = max(answer.layers, key=lambda layer: layer.good or 0)
-    assert unlike.good_words in str(answer)
+    assert unlike.good_words in words.layers_table(answer).to_text()
 
 
 def test_prediction_and_neighbours_that_disagree_are_not_to_be_trusted(index: Index, example: Path):
-    answer = replace(index.query(example), novelty=None)
+    answer = replace(index.query(example), novelty=None, forecast=None, by_activation={})
     assert answer.neighbours_accuracy == pytest.approx(np.mean([row.value for row in answer.neighbours]))
     assert answer.agrees == (abs(answer.neighbours_accuracy - answer.predicted_accuracy) <= 0.15)
-    assert words.verdict(replace(answer, agrees=True)).startswith("Probably good: predicted accuracy")
-    assert words.verdict(replace(answer, agrees=False)).startswith("Unsure: predicted accuracy")
+    for agrees, beginning in ((True, "Probably good: about"), (False, "Unsure: about")):
+        judged = replace(answer, agrees=agrees)
+        assert words.verdict(replace(judged, label=words.label(judged))).startswith(beginning)
 
 
 def test_answers_print_as_text_as_html_and_as_json(index: Index, example: Path):
@@ -284,27 +293,33 @@ def test_answers_print_as_text_as_html_and_as_json(index: Index, example: Path):
     assert page.count("<table>") >= 3
     for row in answer.neighbours:
         assert row.id[:8] in page
+        assert row.id[:8] in "".join(table.to_text() for table in words.tables(answer))
+    for row in answer.runs[:1]:
         assert row.id[:8] in str(answer)
-    assert str(answer).endswith(answer.verdict)
+    assert " ".join(str(answer).split()).startswith(answer.verdict)
     assert json.loads(json.dumps(answer.to_dict(), allow_nan=False))["neighbours"][0]["id"] == answer.neighbours[0].id
 
 
 def test_titles_say_what_good_means(index: Index, example: Path):
     answer = index.query(example, 2, good="q75")
-    assert f"2 good (accuracy ≥ {answer.good_threshold:.3f})" in str(answer)
-    assert f"2 bad (accuracy ≤ {answer.bad_threshold:.3f})" in str(answer)
+
+    def listed(given: Answer) -> str:
+        return "\n".join(table.to_text() for table in words.tables(given))
+
+    assert f"2 good (accuracy ≥ {answer.good_threshold:.3f})" in listed(answer)
+    assert f"2 bad (accuracy ≤ {answer.bad_threshold:.3f})" in listed(answer)
     other = replace(answer, neighbours=(), good=answer.bad, bad=())  # as where each dataset has thresholds of its own
-    assert "Nearest 2 good (for their dataset)" in str(other)
-    assert "No checkpoint passes" in str(other)
-    assert "No bad one" in str(other)
+    assert "Nearest 2 good (for their dataset)" in listed(other)
+    assert "No checkpoint passes" in listed(other)
+    assert "No bad one" in listed(other)
     unknown = replace(answer, good_threshold=float("nan"), bad_threshold=float("nan"), good=(), bad=())
-    assert "None is good or not: the index knows no accuracy" in str(unknown)
+    assert "None is good or not: the index knows no accuracy" in listed(unknown)
     assert words.verdict(replace(unknown, neighbours=(), neighbours_accuracy=None, percentile=None, novelty=None))
 
 
 def test_a_deep_network_shows_the_layers_least_alike(index: Index, example: Path):
     layers = tuple(LayerDifference(f"block{i}", i / 10, i / 20, "larger weights", "smaller biases") for i in range(40))
-    text = str(replace(index.query(example), layers=layers))
+    text = words.layers_table(replace(index.query(example), layers=layers)).to_text()
     assert "8 of 40, the least alike" in text
     assert "block39" in text
     assert "block12" not in text

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import IndexOption, complain, example, say, show
+from weightsearch.cli.common import IndexOption, complain, example, say
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def query(
     id_: Annotated[
         list[str] | None, typer.Option("--id", help="Of an indexed checkpoint, or how it begins; repeatable.")
     ] = None,
-    k: Annotated[int, typer.Option(help="Rows in each list.")] = 10,
+    k: Annotated[int, typer.Option("-k", "--k", help="Rows in each list.")] = 10,
     index: IndexOption = None,
     where: Annotated[
         str | None, typer.Option(help='Condition that neighbours meet, in SQL: "epoch > 5 and dropout < 0.1".')
@@ -55,6 +54,10 @@ def query(
     activation: Annotated[
         str | None, typer.Option(help="The network's: relu, tanh, ...", show_default="what its file says")
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Its layers beside those of the nearest good and bad one.")
+    ] = False,
+    lists: Annotated[bool, typer.Option("--all", help="The nearest, nearest good and nearest bad in full.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="How the search was done, and its time.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")] = False,
 ) -> None:
@@ -66,6 +69,7 @@ def query(
     path = index or runs.newest_index()
     say(f"index: {path}")
 
+    from weightsearch.search.answer import SCHEMA
     from weightsearch.search.index import Index
 
     opened = Index.open(path)
@@ -79,6 +83,9 @@ def query(
             raise WeightsearchError(f"{missing[0].path}: {missing[0].reason}")
         for bad_file in missing:
             complain(f"{bad_file.path}: {bad_file.reason}")
+            if as_json:
+                failed = {"schema": SCHEMA, "path": str(bad_file.path), "error": bad_file.reason}
+                print(json.dumps(failed), flush=True)
         asked = [*((file.path, None) for file in files), *asked]
         failures = len(missing)
     total = len(asked) + failures
@@ -87,8 +94,6 @@ def query(
         if number and not as_json:
             print()
         related = _relatives(signatures, model)
-        if related is not None and not as_json:
-            _show_relatives(related)
         try:
             answer = opened.query(
                 model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run,
@@ -98,20 +103,29 @@ def query(
             raise
         except WeightsearchError as error:  # the others still get their answers
             if related is not None:  # what it is was answered; how good it is needs an encoder
-                print(json.dumps({"relations": related.to_dict()}), flush=True) if as_json else say(f"note: {error}")
+                if as_json:
+                    told = {"schema": SCHEMA, "path": str(model), "error": str(error), "relations": related.to_dict()}
+                    print(json.dumps(told), flush=True)
+                else:
+                    _show_relatives(related)
+                    say(f"note: {error}")
                 continue
             if total == 1:
                 raise
             complain(error)
+            if as_json:
+                print(json.dumps({"schema": SCHEMA, "path": str(model or id), "error": str(error)}), flush=True)
             failures += 1
             continue
         if as_json:
             relations = {} if related is None else {"relations": related.to_dict()}
             print(json.dumps({**answer.to_dict(), **relations}), flush=True)
         else:
-            _show_answer(answer, explain)
+            _show_answer(answer, explain, layers, lists)
+            if related is not None:
+                _show_relatives(related)
     if failures:
-        raise WeightsearchError(f"{failures} of {total} networks could not be answered")
+        raise WeightsearchError(f"{failures} of {total} {'networks' if total > 1 else 'network'} could not be answered")
 
 
 @app.command(epilog=example("weightsearch get 1f00c94a --out model.pt"))
@@ -157,13 +171,15 @@ def _show_relatives(related: Relatives) -> None:
         print(f"  {related.unseen}")
 
 
-def _show_answer(answer: Any, explain: bool) -> None:
-    """Tables of the terminal's width; into a pipe or a file, which have none, text as wide as it is, without rich."""
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        from weightsearch.cli import render
+def _show_answer(answer: Any, explain: bool, layers: bool, lists: bool) -> None:
+    """As wide as the terminal; into a pipe or a file as text without colours."""
+    from rich.console import Console
 
-        show(render.answer(answer, explain))
-    else:
-        from weightsearch.search import answer as words
+    from weightsearch.cli import render
 
-        print(words.as_text(answer, explain), flush=True)
+    console = Console()
+    known = console.is_terminal or "COLUMNS" in os.environ
+    width = max(60, console.width) if known else 200 if lists or layers else render.wording.WIDTH
+    shown = render.answer(answer, explain, layers=layers, lists=lists, width=min(width, 120))
+    console = Console(width=width)
+    console.print(shown, soft_wrap=not known)

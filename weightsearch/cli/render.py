@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from weightsearch.search import answer as words
+from weightsearch.search import wording
 from weightsearch.text_table import Table
 
 QUARANTINED_LINES = 20
@@ -27,14 +27,21 @@ if TYPE_CHECKING:
     from weightsearch.zoo.import_zoo import ImportSummary
 
 
-def answer(given: Answer, explain: bool = False) -> RenderableType:
-    head = Grid.grid(padding=(0, 2))
-    head.add_column(no_wrap=True)
-    head.add_column(overflow="fold")
-    for name, text in words.facts(given, explain):
-        head.add_row(name, Text(text, style="bold" if name.startswith("predicted") else ""))
-    shown = [part for table in words.tables(given) for part in (Text(), table.to_rich())]
-    return Group(head, *shown, Text(), Text(given.verdict, style="bold"))
+def answer(
+    given: Answer, explain: bool = False, *, layers: bool = False, lists: bool = False, width: int = wording.WIDTH
+) -> RenderableType:
+    """The few lines of the default answer, and what was asked for beside."""
+    sentence, rest = [], wording.lines(given, width)
+    while rest and not rest[0].startswith("  "):
+        sentence.append(rest.pop(0))
+    style = {"good": "bold green", "bad": "bold red", "unlike": "bold magenta"}.get(given.label, "bold yellow")
+    parts: list[RenderableType] = [Text("\n".join(sentence), style=style), Text("\n".join(rest))]
+    if explain:
+        parts += [Text(), Text(f"plan: {given.plan.describe()}")]
+    tables = [*(wording.tables(given) if lists else []), *([wording.layers_table(given)] if layers else [])]
+    for table in tables:
+        parts += [Text(), table.to_rich()]
+    return Group(*parts)
 
 
 def index_info(info: IndexInfo) -> RenderableType:

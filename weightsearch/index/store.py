@@ -220,6 +220,17 @@ class IndexStore:
         """1 where good, -1 where bad, else 0, `(n,)`: each row among those of its own dataset."""
         return self._grades(self._columns(fingerprint), good, bad)
 
+    def only_dataset(self, fingerprint: str) -> str | None:
+        """The dataset of all rows of one architecture; None where they are of several, or of none that is known."""
+        if len(_distinct(self._columns(fingerprint).datasets)) != 1:
+            return None
+        with self.connection() as connection:
+            rows = database.rows_sql(connection)
+            found = database.first(
+                connection, f"SELECT dataset FROM {rows} WHERE architecture = ? LIMIT 1", [fingerprint]
+            )
+        return found[0] if found else None
+
     def search(
         self, fingerprint: str, vector: np.ndarray, k: int = 10, selection: Selection | None = None
     ) -> Neighbourhood:
@@ -289,17 +300,17 @@ class IndexStore:
         grades = self._grades(segment.columns, selection.good, selection.bad)
         wanted = _distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
         found = connection.execute(
-            "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata "
+            "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
             f"FROM {segment.columns.table} WHERE number IN ({','.join(map(str, wanted.tolist())) or 'NULL'})"
         ).fetchall()
         by_number = {number: rest for number, *rest in found}
 
         def neighbour(row: int, distance: float) -> Neighbour:
-            id, accuracy, epoch, run, recipe, dataset, metadata = by_number[int(numbers[row])]
+            id, accuracy, epoch, run, recipe, dataset, metadata, source = by_number[int(numbers[row])]
             value = float(segment.columns.values[row])
             return Neighbour(
                 id, distance, accuracy, epoch_number(epoch), run, json.loads(recipe or "{}"),
-                None if np.isnan(value) else value, dataset, json.loads(metadata or "{}"), int(grades[row]),
+                None if np.isnan(value) else value, dataset, json.loads(metadata or "{}"), int(grades[row]), source,
             )  # fmt: skip
 
         return [

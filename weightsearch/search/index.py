@@ -7,6 +7,7 @@ weights, and has no use for torch.
 from __future__ import annotations
 
 import html
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,17 @@ import numpy as np
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import IndexStore, Row
 from weightsearch.index.manifest import DATABASE
-from weightsearch.search import answer as words
+from weightsearch.search import wording
 from weightsearch.search.answer import Answer, Forecast, Novelty
-from weightsearch.search.subject import Subject, activation_note, to_checkpoint, unknown_architecture
+from weightsearch.search.subject import (
+    Subject,
+    activation_note,
+    faults,
+    shuffled_descriptions,
+    to_checkpoint,
+    unknown_architecture,
+)
+from weightsearch.search.sureness import agree, interval_of
 from weightsearch.types import (
     Activation,
     Architecture,
@@ -39,8 +48,8 @@ if TYPE_CHECKING:
     from weightsearch.encoders import Encoder
 
 FORECAST_RUNS = 10
+NEAREST_RUNS = 5
 FEWEST_RUNS = 3  # that a forecast is made from
-DISAGREEMENT = 0.15  # prediction and neighbours further apart than this share of the range are not to be trusted
 REPLACED_ATTEMPTS = 5  # of a question while another index takes this one's place
 
 
@@ -252,6 +261,12 @@ class Index:
                 f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
                 "such a network is of no use"
             )
+        by_activation = {}
+        if activation_named(stated_activation) is None and space.encoder.activations:
+            names = list(space.encoder.activations)
+            weights = np.repeat(checkpoint.weights[None], len(names), axis=0)
+            predicted = represent(space.encoder, weights, names, layers=False).predicted
+            by_activation = dict(zip(map(str, names), predicted.tolist(), strict=True))
         stated = known.value(self.target.column)
         if np.isnan(stated):
             other = checkpoint.metadata.get(self.target.column)
@@ -267,6 +282,13 @@ class Index:
             run=known.run,
             epoch=known.epoch,
             notes=activation_note(space.encoder, stated_activation),
+            dataset=known.dataset,
+            recipe=known.recipe,
+            activation=None if stated_activation is None else str(stated_activation),
+            activation_from=None if stated_activation is None else "option" if activation else "file",
+            by_activation=by_activation,
+            shuffled=None if found.layers is None else shuffled_descriptions(checkpoint),
+            faults=faults(checkpoint),
         )
         try:
             row = self._indexed(checkpoint.id)
@@ -280,6 +302,9 @@ class Index:
             stated=row.stated if subject.stated is None else subject.stated,
             run=subject.run or row.run,
             epoch=row.epoch if subject.epoch is None else subject.epoch,
+            dataset=row.dataset or subject.dataset,
+            copy_of=", ".join(filter(None, (row.id, row.run, "" if row.epoch is None else f"epoch {row.epoch}"))),
+            faults=subject.faults,
         )
 
     def _indexed(self, id: str) -> Subject:
@@ -301,6 +326,10 @@ class Index:
             epoch=epoch_number(columns["epoch"]),
             split=columns["split"],
             indexed=True,
+            dataset=columns["dataset"],
+            recipe=json.loads(columns["recipe"] or "{}"),
+            activation=json.loads(columns["recipe"] or "{}").get("activation"),
+            activation_from="index",
         )
 
     def _answer(self, subject: Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
@@ -317,14 +346,20 @@ class Index:
         bad_threshold, good_threshold = self.store.thresholds(fingerprint, selection.good, selection.bad)
         known = [row.value for row in near if row.value is not None]
         average = float(np.mean(known)) if known else None
-        interval, notes = _interval(space.calibration, subject)
+        interval, notes = interval_of(space.calibration, subject)
+        nearest_runs = self.store.search(
+            fingerprint, subject.embedding, min(NEAREST_RUNS + 1, count), replace(selection, per_run=1)
+        ).neighbours
+        novelty = self._novelty(subject, space, count)
+        unlike = bool(subject.faults) or (novelty is not None and novelty.outside)
+        percentile = 100 * float(np.mean(quality(values) < quality(subject.predicted))) if len(values) else None
         answer = Answer(
             path=subject.path,
             id=subject.id,
             architecture=self.architectures[fingerprint].describe(),
             fingerprint=fingerprint,
             predicted_accuracy=subject.predicted,
-            percentile=100 * float(np.mean(quality(values) < quality(subject.predicted))) if len(values) else None,
+            percentile=None if unlike else percentile,
             stated_accuracy=subject.stated,
             neighbours_accuracy=average,
             neighbours=near,
@@ -333,9 +368,9 @@ class Index:
             good_threshold=good_threshold,
             bad_threshold=bad_threshold,
             plan=found.plan,
-            interval=interval,
-            agrees=None if average is None else _agree(average, subject.predicted, interval, values, self.target),
-            novelty=self._novelty(subject, space, count),
+            interval=None if unlike else interval,
+            agrees=None if average is None else agree(average, subject.predicted, interval, values, self.target),
+            novelty=novelty,
             forecast=self._forecast(subject, count, selection),
             layers=self._layers(subject, space, *([r for r in rows if r.id != subject.id] for rows in (good, bad))),
             run=subject.run,
@@ -344,8 +379,20 @@ class Index:
             notes=subject.notes + notes,
             target=self.target.column,
             lower_is_better=self.target.lower_is_better,
+            index=str(self.path),
+            dataset=subject.dataset or self.store.only_dataset(fingerprint),
+            metric=self.metric.value,
+            network=self.architectures[fingerprint].brief(),
+            recipe=subject.recipe,
+            activation=subject.activation,
+            activation_from=subject.activation_from,
+            by_activation=subject.by_activation,
+            runs=tuple(row for row in nearest_runs if itself or row.id != subject.id)[:NEAREST_RUNS],
+            faults=subject.faults,
+            copy_of=subject.copy_of,
         )
-        return replace(answer, verdict=words.verdict(answer))
+        answer = replace(answer, label=wording.label(answer))
+        return replace(answer, verdict=wording.verdict(answer))
 
     def _novelty(self, subject: Subject, space: _Space, count: int) -> Novelty | None:
         """None for an indexed network, which is known, and where an index has nothing to compare with."""
@@ -358,7 +405,10 @@ class Index:
         if space.familiar is not None and subject.description is not None:
             layers, layers_limit = space.familiar.distance(subject.description), space.familiar.limit
             outside = outside or layers > layers_limit
-        return Novelty(distance, limit, layers, layers_limit, outside)
+        noticed = None
+        if space.familiar is not None and subject.shuffled is not None:
+            noticed = float(np.mean([space.familiar.distance(one) > space.familiar.limit for one in subject.shuffled]))
+        return Novelty(distance, limit, layers, layers_limit, outside, noticed)
 
     def _forecast(self, subject: Subject, count: int, asked: Selection) -> Forecast | None:
         """From other runs' checkpoints of about the same epoch, one a run, where those runs went on."""
@@ -438,25 +488,6 @@ def _age(seconds: float) -> str:
             count = int(seconds // length)
             return f"{count} {unit}{'s' if count > 1 else ''}"
     return "less than a minute"
-
-
-def _interval(calibration: Calibration | None, subject: Subject) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """The interval, or a note why there is none."""
-    if subject.split in ("train", "validation"):
-        return None, (f"no interval: the encoder was fitted on this network's run ({subject.split} part)",)
-    if calibration is None or calibration.interval is None:
-        return None, ("no interval: the index was trained on too few runs to calibrate one",) if calibration else ()
-    low, high = calibration.interval.interval(np.array([subject.predicted]))
-    return (float(low[0]), float(high[0])), ()
-
-
-def _agree(
-    average: float, predicted: float, interval: tuple[float, float] | None, values: np.ndarray, target: Target
-) -> bool:
-    """Whether the neighbours are about as good as predicted; if not, neither is to be trusted."""
-    span = 1.0 if target.is_accuracy else float(np.ptp(np.quantile(values, [0.05, 0.95])))
-    within = interval is not None and interval[0] <= average <= interval[1]
-    return within or abs(average - predicted) <= DISAGREEMENT * span
 
 
 __all__ = ["Answer", "Forecast", "Index", "Novelty", "query"]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightsearch.errors import UsageError
-from weightsearch.types import Activation, Architecture, Checkpoint, activation_named
+from weightsearch.types import Activation, Architecture, Checkpoint, LayerKind, activation_named
+from weightsearch.uncertainty.novelty import describe_layers
 
 if TYPE_CHECKING:
     from weightsearch.encoders import Encoder
 
 ARCHITECTURES_NAMED = 5
+SHUFFLES = 4
+LARGEST_SHUFFLED = 1_000_000  # weights; describing larger networks again and again takes too long
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,14 @@ class Subject:
     split: str | None = None  # of an indexed one: what part of the encoder's fit it was in
     indexed: bool = False
     notes: tuple[str, ...] = ()
+    dataset: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
+    activation_from: str | None = None  # file, option or index
+    by_activation: dict[str, float] = field(default_factory=dict)
+    shuffled: np.ndarray | None = None  # descriptions `(n, F)` of its weights, shuffled within layers
+    faults: tuple[str, ...] = ()
+    copy_of: str | None = None
 
 
 def to_checkpoint(model: Any) -> Checkpoint:
@@ -81,3 +92,32 @@ def module_activation(module: Any) -> Activation | None:
     parts = module.modules() if callable(getattr(module, "modules", None)) else ()
     kinds = {activation_named(type(part).__name__) for part in parts} - {None, Activation.IDENTITY}
     return kinds.pop() if len(kinds) == 1 else None
+
+
+def faults(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Layers that can have learned nothing: their weights are all zero, or all the same."""
+    found = []
+    matrices = checkpoint.architecture.matrices(checkpoint.weights)
+    for layer, matrix in zip(checkpoint.architecture.layers, matrices, strict=True):
+        own = matrix[:, : layer.weight_columns]
+        if layer.kind in (LayerKind.NORM, LayerKind.OTHER) or own.size < 2 or own.min() != own.max():
+            continue
+        found.append(f"layer {layer.name} is {'all zero' if own.flat[0] == 0 else 'constant'}")
+    return tuple(found)
+
+
+def shuffled_descriptions(checkpoint: Checkpoint) -> np.ndarray | None:
+    """What the layers would be like `(SHUFFLES, F)` if their weights stood in random order; None of a large network.
+
+    An untrained network's are much like that: where these pass for known ones, so would random weights.
+    """
+    architecture = checkpoint.architecture
+    if architecture.size > LARGEST_SHUFFLED:
+        return None
+    weights = np.repeat(checkpoint.weights[None], SHUFFLES, axis=0)
+    generator = np.random.default_rng(0)
+    for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
+        own = matrix[..., : layer.weight_columns]
+        order = generator.permuted(own.reshape(SHUFFLES, -1), axis=1)
+        matrix[..., : layer.weight_columns] = order.reshape(own.shape)
+    return describe_layers(weights, architecture)

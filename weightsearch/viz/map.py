@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from weightsearch.distance import prepare
 from weightsearch.html_template import render_html
-from weightsearch.search.answer import recipe_text
+from weightsearch.search.wording import recipe_text
 from weightsearch.types import Metric
 from weightsearch.viz.figures import Options, sample_of
 from weightsearch.viz.projection import nearest, project
