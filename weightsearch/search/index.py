@@ -283,7 +283,7 @@ class Index:
             epoch=known.epoch,
             notes=activation_note(space.encoder, stated_activation),
             dataset=known.dataset,
-            recipe=known.recipe,
+            recipe=dict(known.recipe),
             activation=None if stated_activation is None else str(stated_activation),
             activation_from=None if stated_activation is None else "option" if activation else "file",
             by_activation=by_activation,
