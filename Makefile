@@ -25,7 +25,7 @@ test-all: .venv/ready ## The whole test suite with all kills, damages, mutations
 	WEIGHTSEARCH_TEST_ALL=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: .venv/ready ## The tests that take no time
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff check .

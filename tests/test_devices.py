@@ -24,6 +24,7 @@ def test_products_stay_exact_and_settings_come_back():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+@pytest.mark.slow
 def test_large_blocks_are_used_again_and_given_back():
     def faults() -> int:
         """Pages that the system had to give anew for making and dropping a block of 64 MiB ten times."""

@@ -6,14 +6,13 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from weightsearch import cli
+from tests.cli.conftest import Run
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.index import IndexStore
 from weightsearch.search.index import query
@@ -21,25 +20,6 @@ from weightsearch.search.wording import recipe_text
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import content_hash
 from weightsearch.zoo.store import Zoo
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command line in an empty directory: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["weightsearch", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 def fails(result: tuple[int, str, str], code: int, *words: str) -> None:
@@ -139,7 +119,7 @@ def test_the_four_commands_find_what_the_last_one_made(run: Run):
 
 
 def test_without_anything_made_the_reference_index_answers(run: Run):
-    reference = Path(cli.__file__).parents[2] / "index"
+    reference = Path(__file__).parents[2] / "index"
     code, out, err = run("query", next(reference.glob("examples/good.pt")), "--json")
     assert code == 0, err
     assert f"index: {reference}" in err

@@ -201,6 +201,7 @@ def test_forecasts_from_the_own_curve():
     assert perfect["forecast.mae"][0] == 0
 
 
+@pytest.mark.slow
 def test_intervals_cover_nine_tenths_of_new_runs():
     coverage, width = [], []
     for seed in range(60):

@@ -125,6 +125,7 @@ def test_the_normalisation_sees_the_training_part_only(zoo: Zoo):
     torch.testing.assert_close(fitted.mean, train.quantile(0.5, dim=0))
 
 
+@pytest.mark.slow
 def test_a_zoo_too_big_for_memory_is_fitted_the_same(zoo: Zoo, monkeypatch: pytest.MonkeyPatch):
     split = make_split(zoo.table())
     config, settings = DEFAULTS[Method.COMVEX_CONV][0], FitSettings(epochs=3, batch_size=16)

@@ -175,6 +175,7 @@ def trial(method: Method, r2: float) -> dict[str, object]:
     return {"method": method.value, "parameters": 1000, "validation": {"r2": r2}}
 
 
+@pytest.mark.slow
 def test_efficiency_draws_the_best_trials(tmp_path: Path):
     results = [trial(Method.FC, r2) for r2 in np.linspace(0, 0.9, 30)] + [{}, {"validation": None}]
     best = top_trials(results)

@@ -114,6 +114,7 @@ def test_any_shape_of_network_and_image(train: Trainer, shape: CnnShape, size: t
     assert_same(checkpoint, expected, 0)
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_in_both_trainers_and_differs_from_none() -> None:
     recipes = [
         replace(RECIPE, dropout=dropout, activation=activation, seed=seed, train_fraction=fraction)
