@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,3 +258,21 @@ def test_what_does_not_fit_is_refused_at_once(change: dict, message: str) -> Non
 def test_impossible_plans_are_refused(plan: dict) -> None:
     with pytest.raises(UsageError):
         replace(PLAN, **plan)
+
+
+def test_compiled_code_older_than_its_sources_is_removed(tmp_path: Path):
+    (tmp_path / "__pycache__").mkdir()
+    cached = {age: tmp_path / "__pycache__" / f"kernels.evaluate-{age}.py311.nbi" for age in (100, 300)}
+    for name in ("kernels", "tile", "memory_layout"):
+        (tmp_path / f"{name}.py").touch()
+        os.utime(tmp_path / f"{name}.py", (50, 50))
+    for age, path in cached.items():
+        path.touch()
+        os.utime(path, (age, age))
+    other = tmp_path / "__pycache__" / "tile.py311.nbi"
+    other.touch()
+    kernels._drop_stale_cache(tmp_path)
+    assert all(path.exists() for path in cached.values())
+    os.utime(tmp_path / "memory_layout.py", (200, 200))
+    kernels._drop_stale_cache(tmp_path)
+    assert [path.exists() for path in (*cached.values(), other)] == [False, True, True]

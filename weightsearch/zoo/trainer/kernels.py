@@ -7,6 +7,8 @@ is `layout`'s business. The compiled functions check nothing: `population` calls
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,21 @@ ZERO, ONE = np.float32(0), np.float32(1)
 BETA2, EPSILON, RMS_DECAY, RMS_GAIN = np.float32(0.999), np.float32(1e-8), np.float32(0.99), np.float32(0.01)
 GAIN1, GAIN2 = np.float32(0.1), np.float32(0.001)  # 1 - float32(0.999) would be wrong in the fifth digit
 
-# Compiled code is cached by this file's time: change `tile` or `layout` and it must be touched, or __pycache__ deleted.
+
+def _drop_stale_cache(folder: Path) -> None:
+    """Removes compiled code that is older than its sources.
+
+    Numba compares with the time of this file alone, and only after it has read a cache, which fails once a type in it
+    has another name.
+    """
+    changed = max((folder / f"{name}.py").stat().st_mtime for name in ("kernels", "tile", "memory_layout"))
+    for path in (folder / "__pycache__").glob("kernels.*.nb[ci]"):
+        with suppress(OSError):  # removed by another process, or not ours to remove
+            if path.stat().st_mtime < changed:
+                path.unlink()
+
+
+_drop_stale_cache(Path(__file__).parent)
 _tile = make_tile(ROWS)
 _taps_tile = make_tile(TAPS, group=3)
 # Not `nnan` or `ninf`: a diverged network's NaN must stay a NaN.
