@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 class LayerKind(StrEnum):
-    """What a layer matrix was made of."""
+    """What a layer matrix was made of.
+
+    Example:
+        >>> LayerKind('dense')
+        <LayerKind.DENSE: 'dense'>
+    """
 
     CONV1D = "conv1d"
     CONV2D = "conv2d"
@@ -31,7 +36,12 @@ class LayerKind(StrEnum):
 
 
 class Method(StrEnum):
-    """The encoders, by name."""
+    """The encoders, by name.
+
+    Example:
+        >>> Method('invariant')
+        <Method.INVARIANT: 'invariant'>
+    """
 
     FC = "fc"
     FC_LINEAR = "fc-linear"
@@ -42,7 +52,12 @@ class Method(StrEnum):
 
 
 class Baseline(StrEnum):
-    """What an encoder is measured against; not encoders, since they give no embedding."""
+    """What an encoder is measured against; not encoders, since they give no embedding.
+
+    Example:
+        >>> Baseline('mean')
+        <Baseline.MEAN: 'mean'>
+    """
 
     STATISTICS_TREES = "statistics-trees"  # boosted trees on the weight statistics (Unterthiner et al. 2020)
     HYPERPARAMETERS = "hyperparameters"  # boosted trees on the recipe and the epoch, without a look at the weights
@@ -50,14 +65,24 @@ class Baseline(StrEnum):
 
 
 class SplitBy(StrEnum):
-    """What is dealt into training, validation and test. Checkpoints of one run are near-copies of each other."""
+    """What is dealt into training, validation and test. Checkpoints of one run are near-copies of each other.
+
+    Example:
+        >>> SplitBy('checkpoint')
+        <SplitBy.CHECKPOINT: 'checkpoint'>
+    """
 
     RUN = "run"  # all checkpoints of a run lie in one part: the honest protocol
     CHECKPOINT = "checkpoint"  # looser: copies of a test network's earlier or later self are among the training ones
 
 
 class Metric(StrEnum):
-    """How far apart two embeddings are; lower is nearer."""
+    """How far apart two embeddings are; lower is nearer.
+
+    Example:
+        >>> Metric('l2')
+        <Metric.L2: 'l2'>
+    """
 
     COSINE = "cosine"  # 1 - cosine similarity, in [0, 2]
     L2 = "l2"  # Euclidean
@@ -70,6 +95,11 @@ class Layer:
     `shape` is the weight's own shape, `(D_out, D_in, ...)`. The layer matrix is the weight squeezed to
     `(D_out, D_in * ...)` with one further column per name in `extras` (the bias, a norm's running statistics).
     `name` is the module's path in the state dict and does not count for the fingerprint.
+
+    Example:
+        >>> layer = Layer('conv1', LayerKind.CONV2D, (16, 1, 3, 3))
+        >>> layer.rows, layer.columns
+        (16, 10)
     """
 
     name: str
@@ -101,6 +131,10 @@ class Architecture:
 
     A network's weights travel as one flat float32 vector of `size` values: its layer matrices, each row-major,
     one after the other. `slices` says where each matrix lies in it.
+
+    Example:
+        >>> Architecture((Layer('dense', LayerKind.DENSE, (10, 16)),)).size
+        170
     """
 
     layers: tuple[Layer, ...]
@@ -162,7 +196,12 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Target:
-    """The column that is predicted and judged by, and which of its ends is good."""
+    """The column that is predicted and judged by, and which of its ends is good.
+
+    Example:
+        >>> Target('test_loss', lower_is_better=True).quality(0.5)
+        -0.5
+    """
 
     column: str = "test_accuracy"
     lower_is_better: bool = False
@@ -184,7 +223,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network's weights read from a file: flat weights `(P,)` float32, and what the file said beside them."""
+    """A network's weights read from a file: flat weights `(P,)` float32, and what the file said beside them.
+
+    Example:
+        >>> checkpoint = read_checkpoint('index/examples/good.pt')
+        >>> checkpoint.weights.shape, checkpoint.metadata['epoch'] > 0
+        ((4970,), True)
+    """
 
     source: str
     architecture: Architecture
@@ -211,6 +256,11 @@ class Neighbour:
     `value` is that of the column which the index judges by, the test accuracy unless it was trained with a target.
     `grade` is 1 where that is good and -1 where it is bad among rows of the same dataset, else 0. What is not known is
     None; `metadata` holds the user's own columns.
+
+    Example:
+        >>> nearest = query('index', 'index/examples/bad.pt').neighbours[0]
+        >>> sorted(nearest.recipe)[:3]
+        ['activation', 'dropout', 'init_std']
     """
 
     id: str
@@ -228,7 +278,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of an index may be neighbours, and which of them count as good and bad."""
+    """Which rows of an index may be neighbours, and which of them count as good and bad.
+
+    Example:
+        >>> index = Index.open('index')
+        >>> (fingerprint,) = index.architectures
+        >>> vector = index.embeddings(fingerprint)[0]
+        >>> found = index.store.search(fingerprint, vector, 3, Selection(where='epoch > 50', per_run=1))
+        >>> [row.epoch > 50 for row in found.neighbours]
+        [True, True, True]
+    """
 
     where: str | None = None  # a condition in DuckDB's SQL over rows' columns, recipe keys and the user's columns
     good: str | None = None  # at least: a value ("0.9"), or better than that share of rows ("q75")
@@ -268,7 +327,12 @@ def epoch_number(epoch: float | None) -> int | float | None:
 
 
 class Activation(StrEnum):
-    """What stands between a network's layers. Zoos of our own are trained with the first two."""
+    """What stands between a network's layers. Zoos of our own are trained with the first two.
+
+    Example:
+        >>> Activation('relu')
+        <Activation.RELU: 'relu'>
+    """
 
     RELU = "relu"
     TANH = "tanh"

@@ -61,6 +61,11 @@ class Sources:
 
     A run is told by `run_column`, a name of the metadata, by `run_pattern`, a regular expression searched for in the
     path below the given folder (its first group, or all of it), else by what the file itself says, else by folder.
+
+    Example:
+        >>> sources = Sources.make(run_pattern='[a-z-]+')
+        >>> add(['index/examples'], 'index', sources=sources, quiet=True).added
+        4
     """
 
     table: MetadataTable | None = None

@@ -37,6 +37,13 @@ COMVEX_NAME = re.compile(r"(\d{8,})_(\d{1,9})\.pt")
 
 
 class Layout(StrEnum):
+    """The layouts of folders that are recognised.
+
+    Example:
+        >>> Layout('folder')
+        <Layout.FOLDER: 'folder'>
+    """
+
     SMALL_CNN_ZOO = "small-cnn-zoo"
     RAY_TUNE = "ray-tune"
     COMVEX = "comvex"

@@ -43,6 +43,10 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
 
     Raises `WeightsearchError`, one line, for a missing, damaged, hostile or unsuitable file. Zips are checked by
     their checksums; in `.safetensors` and legacy `.pt` files a flipped bit within the weights goes unnoticed.
+
+    Example:
+        >>> read_checkpoint('index/examples/good.pt').architecture.size
+        4970
     """
     with one_line(str(path)):
         return _assemble(read_content(Path(path)), str(path), weights)

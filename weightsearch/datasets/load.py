@@ -140,6 +140,11 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
 
     Raises `UsageError` for an unknown name or path, and `WeightsearchError` for files that are missing and
     cannot be downloaded, or cannot be read, or hold images or labels that are empty, misshapen or out of range.
+
+    Example:
+        >>> digits = load_dataset('digits')
+        >>> digits.x_train.shape[1:]
+        (1, 8, 8)
     """
     if name_or_path in list(DatasetName):
         name = DatasetName(name_or_path)

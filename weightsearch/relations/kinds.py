@@ -102,6 +102,11 @@ class Comparison:
     """What `b` is to `a`: the relation that leads, the others that hold as well, and why.
 
     `summary` is one line for people; `unseen` says what kind of relation could not have been seen.
+
+    Example:
+        >>> found = diff('index/examples/good.pt', 'index/examples/bad.pt')
+        >>> str(found.relation), found.layers[0].shape
+        ('independent', (16, 1, 3, 3))
     """
 
     relation: Kind

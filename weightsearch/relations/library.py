@@ -18,24 +18,46 @@ def diff(a: Any, b: Any) -> Comparison:
 
     Raises WeightsearchError, one line, for a file that cannot be read.
 
-    >>> weight = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-    >>> str(diff({"w": weight}, {"w": weight + 0.01 * weight[::-1]}).relation)
-    'relative'
+    Example:
+        >>> import numpy as np
+        >>> weight = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+        >>> str(diff({"w": weight}, {"w": weight + 0.01 * weight[::-1]}).relation)
+        'relative'
     """
     left, right = open_file(a), open_file(b)
     return compare(left.tensors, right.tensors, left.sign(), right.sign())
 
 
 def relatives(model: Any, index: str | Path) -> Relatives:
-    """What a checkpoint is to those of an index: a file, a state dict or a module."""
+    """What a checkpoint is to those of an index: a file, a state dict or a module.
+
+    Example:
+        >>> add(['index/examples'], 'index', quiet=True).added
+        4
+        >>> found = relatives('index/examples/bad.pt', 'index').relatives[0]
+        >>> str(found.comparison.relation)
+        'independent'
+    """
     return SignatureIndex(index).relatives(model)
 
 
 def duplicates(index: str | Path) -> list[Duplicates]:
-    """Groups of the same weights in an index, whatever their format; the most bytes to be freed first."""
+    """Groups of the same weights in an index, whatever their format; the most bytes to be freed first.
+
+    Example:
+        >>> duplicates('index')
+        []
+    """
     return find_duplicates(index)
 
 
 def lineage(index: str | Path) -> Lineage:
-    """The graph of an index's checkpoints."""
+    """The graph of an index's checkpoints.
+
+    Example:
+        >>> add(['index/examples'], 'index', quiet=True).added
+        4
+        >>> len(lineage('index').nodes)
+        4
+    """
     return find_lineage(index)

@@ -35,7 +35,13 @@ BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class AddReport:
-    """What became of what was given: every file is counted once."""
+    """What became of what was given: every file is counted once.
+
+    Example:
+        >>> report = add(['index/examples/good.pt', 'index/README.md'], 'index', quiet=True)
+        >>> report.added
+        1
+    """
 
     index: Path
     added: int
@@ -70,6 +76,10 @@ def add(
     Raises:
         WeightsearchError: the index cannot be used, or a metadata table cannot be read.
         Interrupted: after Ctrl-C; what was added stays.
+
+    Example:
+        >>> add(['index/examples'], 'index', dataset='usps', quiet=True).added
+        4
     """
     if not Path(index).exists():
         create_empty(Path(index))

@@ -19,6 +19,10 @@ class Novelty:
 
     Of embeddings, from all rows of the index, and of layers' descriptions, from networks that the encoder was fitted
     on (None where the index holds no descriptions). Limits are held-out networks' own distances.
+
+    Example:
+        >>> query('index', 'index/examples/good.pt').novelty.outside
+        False
     """
 
     distance: float
@@ -31,7 +35,12 @@ class Novelty:
 
 @dataclass(frozen=True)
 class Forecast:
-    """How the runs ended that were most like the network at its epoch: accuracies of their last checkpoints."""
+    """How the runs ended that were most like the network at its epoch: accuracies of their last checkpoints.
+
+    Example:
+        >>> query('index', 'index/examples/good.pt').forecast.runs
+        10
+    """
 
     epoch: int | float
     runs: int
@@ -51,6 +60,11 @@ class Answer:
 
     An index that was trained with another `target` predicts that, under the same names. Prints as text, and as tables
     in a notebook.
+
+    Example:
+        >>> answer = query('index', 'index/examples/good.pt', k=2)
+        >>> [neighbour.distance < 0.1 for neighbour in answer.neighbours]
+        [True, True]
     """
 
     path: str

@@ -15,6 +15,10 @@ class TrainOptions:
     """How an index is made of a zoo. Choices take their strings, too: `TrainOptions(method="statistics")`.
 
     Raises UsageError for values that make no sense, and names the command's option.
+
+    Example:
+        >>> TrainOptions(method='statistics', metric='l2').metric
+        <Metric.L2: 'l2'>
     """
 
     method: Method | None = None  # None: several are tried, and the best on validation runs is kept

@@ -22,7 +22,13 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What `train` made: scores on validation runs of every method tried, and on test runs of the one kept."""
+    """What `train` made: scores on validation runs of every method tried, and on test runs of the one kept.
+
+    Example:
+        >>> summary = train('zoo', 'made', method='statistics', quiet=True)
+        >>> summary.method, sorted(summary.runs)
+        (<Method.STATISTICS: 'statistics'>, ['test', 'train', 'validation'])
+    """
 
     index: Path
     zoo: Path

@@ -13,6 +13,7 @@ from weightsearch import paths as runs
 from weightsearch.errors import UsageError
 from weightsearch.progress import progress_bar
 from weightsearch.search.index import Index
+from weightsearch.types import choose
 from weightsearch.viz import figures as drawn
 from weightsearch.viz.curves import efficiency, is_tables, trials_in, trials_on
 from weightsearch.viz.figures import Options
@@ -63,6 +64,10 @@ def draw(
         methods: what a zoo is drawn through: `raw weights` or names of encoders.
         networks: checkpoint files to draw into the embedding, joined to their neighbours.
         run: whose path `training` draws, as `usps-v1/17` or `17` (None: the one that improves the most).
+
+    Example:
+        >>> [path.name for path in draw('index', 'figures', ['distribution'], quiet=True)]
+        ['distribution.png']
     """
     names = tuple(FIGURES) if figures is None else tuple(dict.fromkeys(figures))
     if unknown := [name for name in names if name not in FIGURES]:
@@ -86,6 +91,7 @@ def draw(
         for source in opened:
             source.prepare(source.methods, quiet=quiet)
     options = Options(part, projection, seed, tuple(networks), run)
+    suffix = choose(Format, format, "--format")
     written = []
     with progress_bar("drawing", len(names), unit="figures", quiet=quiet) as advance, theme(dark):
         for name in names:
@@ -93,7 +99,7 @@ def draw(
             note = partial(_note, advance, name)
             figure = function(opened, options, note) if function else efficiency(groups)
             out.mkdir(parents=True, exist_ok=True)
-            path = out / f"{name}.{format}"
+            path = out / f"{name}.{suffix}"
             save(figure, path)
             written.append(path)
             advance()
@@ -115,6 +121,10 @@ def draw_map(
     """Writes a map of zoos and indexes to explore, one HTML file that needs no network. See `draw` for the arguments.
 
     Of more than 100,000 networks it shows a sample, and says so.
+
+    Example:
+        >>> draw_map('index', 'map.html', projection='pca', quiet=True)
+        PosixPath('map.html')
     """
     path = Path(path)
     if path.is_dir():
@@ -150,6 +160,10 @@ def report(
 
     Args:
         documents: Markdown files to take in, the `tables.md` and `evaluation.md` of those commands.
+
+    Example:
+        >>> report('index', 'report.html', quiet=True)  # doctest: +SKIP
+        PosixPath('report.html')
     """
     path, root = Path(path), root or runs.RUNS
     if path.is_dir():

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from weightsearch.distance import prepare, unit_length
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
+from weightsearch.types import choose
 from weightsearch.viz.projection import Projection, nearest, place, project
 from weightsearch.viz.sources import RAW, Part, Sample, Source
 from weightsearch.viz.style import COLOURS, MARK, bare, label_of, limits, rows_of
@@ -35,6 +36,12 @@ class Options:
     seed: int = 0
     networks: tuple[str | Path, ...] = ()
     run: str | None = None
+
+    def __post_init__(self) -> None:
+        """Choices take their strings, too."""
+        if self.part is not None:
+            object.__setattr__(self, "part", choose(Part, self.part, "--part"))
+        object.__setattr__(self, "projection", choose(Projection, self.projection, "--projection"))
 
 
 Note = Callable[[str], None]

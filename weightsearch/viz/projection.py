@@ -17,7 +17,12 @@ TSNE_WIDTH = 50  # wider vectors are reduced to their principal components first
 
 
 class Projection(StrEnum):
-    """How vectors are drawn in two dimensions."""
+    """How vectors are drawn in two dimensions.
+
+    Example:
+        >>> Projection('pca')
+        <Projection.PCA: 'pca'>
+    """
 
     UMAP = "umap"
     TSNE = "tsne"

@@ -33,7 +33,12 @@ GOOD_SHARE = 0.25
 
 
 class Part(StrEnum):
-    """Which checkpoints are drawn."""
+    """Which checkpoints are drawn.
+
+    Example:
+        >>> Part('test')
+        <Part.TEST: 'test'>
+    """
 
     TEST = "test"  # of runs that no encoder was fitted to: what a picture promises of new networks
     ALL = "all"

@@ -26,7 +26,12 @@ LETTERS = 13  # of a heading in an inch
 
 
 class Format(StrEnum):
-    """The files that figures are written to."""
+    """The files that figures are written to.
+
+    Example:
+        >>> Format('svg')
+        <Format.SVG: 'svg'>
+    """
 
     PNG = "png"
     SVG = "svg"

@@ -36,7 +36,12 @@ class Dtype(StrEnum):
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a zoo holds after a build; `trained` runs and `network_epochs` in `seconds` are this build's own."""
+    """What a zoo holds after a build; `trained` runs and `network_epochs` in `seconds` are this build's own.
+
+    Example:
+        >>> BuildSummary(Path('zoo'), runs=2, failed=0, checkpoints=4, trained=2, network_epochs=2, seconds=3.5).runs
+        2
+    """
 
     path: Path
     runs: int
@@ -82,6 +87,10 @@ def build_zoo(
     Raises:
         WeightsearchError: anything a user can fix; what was in the zoo stays good.
         Interrupted: after Ctrl-C, within two seconds.
+
+    Example:
+        >>> build_zoo(out='small', dataset='digits', runs=2, epochs=1, workers=1, quiet=True).runs
+        2
     """
     start = time.monotonic()
     for name, value, least in (("runs", runs, 1), ("seed", seed, 0), ("workers", workers, 1)):

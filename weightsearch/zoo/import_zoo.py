@@ -52,6 +52,10 @@ def import_zoo(
     Raises:
         WeightsearchError: nothing to import, or anything else a user can fix.
         Interrupted: after Ctrl-C; the runs that are in the zoo stay good.
+
+    Example:
+        >>> import_zoo('index/examples', 'imported', quiet=True).checkpoints
+        4
     """
     folder, out = Path(path), Path(out)
     if not folder.is_dir():

@@ -107,6 +107,11 @@ class Zoo:
     """A zoo opened for reading. It never loads the weights as a whole, and holds no lock between calls.
 
     It shows the zoo as it was at the first call of `table` or `weights`; open again to see what a build has added.
+
+    Example:
+        >>> zoo = Zoo.open('zoo')
+        >>> zoo.weights([0, 1]).shape == (2, zoo.architecture.size)
+        True
     """
 
     def __init__(self, path: Path, info: ZooInfo) -> None:
