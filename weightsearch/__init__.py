@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from weightsearch.types import Selection as Selection
     from weightsearch.types import SplitBy as SplitBy
     from weightsearch.types import Target as Target
-    from weightsearch.viz import draw as draw
-    from weightsearch.viz import draw_map as draw_map
-    from weightsearch.viz import report as report
+    from weightsearch.viz.drawing import draw as draw
+    from weightsearch.viz.drawing import draw_map as draw_map
+    from weightsearch.viz.drawing import report as report
     from weightsearch.viz.projection import Projection as Projection
     from weightsearch.viz.sources import Part as Part
     from weightsearch.viz.style import Format as Format
@@ -76,8 +76,8 @@ _PUBLIC = {
     "Checkpoint": "weightsearch.types",
     "Comparison": "weightsearch.relations",
     "diff": "weightsearch.relations",
-    "draw": "weightsearch.viz",
-    "draw_map": "weightsearch.viz",
+    "draw": "weightsearch.viz.drawing",
+    "draw_map": "weightsearch.viz.drawing",
     "duplicates": "weightsearch.relations",
     "evaluate": "weightsearch.evaluation.evaluate",
     "Evaluation": "weightsearch.evaluation.evaluate",
@@ -101,7 +101,7 @@ _PUBLIC = {
     "query": "weightsearch.search.index",
     "read_checkpoint": "weightsearch.checkpoints.state_dict",
     "relatives": "weightsearch.relations",
-    "report": "weightsearch.viz",
+    "report": "weightsearch.viz.drawing",
     "Selection": "weightsearch.types",
     "Sources": "weightsearch.checkpoints.discovery",
     "SplitBy": "weightsearch.types",
