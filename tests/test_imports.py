@@ -129,10 +129,3 @@ def test_help_imports_nothing_slow_and_holds_an_example(command: list[str]):
     assert f"weightsearch {' '.join(command)}".strip() in done.stdout
     if command:
         assert "Example:" in done.stdout
-
-
-def test_public_names_exist():
-    import weightsearch
-
-    for name in weightsearch.__all__:
-        assert getattr(weightsearch, name).__name__ == name

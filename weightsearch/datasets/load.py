@@ -144,7 +144,7 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
     Example:
         >>> digits = load_dataset('digits')
         >>> digits.x_train.shape[1:]
-        (1, 8, 8)
+        (1, 16, 16)
     """
     if name_or_path in list(DatasetName):
         name = DatasetName(name_or_path)
