@@ -78,7 +78,9 @@ def build_zoo(
 
     Args:
         dataset: a name or a path, as `load_dataset` takes it.
-        preset: `v1` or `v2`; `recipes` (a TOML file, see `load_preset`) and then the flags override parts of it.
+        preset: `v1` or `v2`, or `wild`, which has networks of every kind on several datasets and none of the
+            other options that decide the content. `recipes` (a TOML file, see `load_preset`) and then the flags
+            override parts of the other presets.
         dtype: of the stored weights, `float32` or `float16`.
         device: a torch device; `cpu` trains in one single-threaded process per core.
         workers: processes; by default one per core on `cpu` and one on an accelerator.
@@ -98,6 +100,24 @@ def build_zoo(
             raise UsageError(f"--{name} must be at least {least}, got {value}")
     if dtype not in list(Dtype):
         raise UsageError(f"--dtype must be float32 or float16, got {dtype!r}")
+    if preset == "wild":
+        changed = {"dataset": dataset != "digits", "device": device != "cpu", "recipes": recipes, "epochs": epochs}
+        changed |= {"filters": filters, "layers": layers, "batch-size": batch_size}
+        if named := [name for name, value in changed.items() if value]:
+            raise UsageError(f"--{named[0]} does not go with --preset wild, which has datasets and recipes of its own")
+        from weightsearch.zoo.wild.build import build_wild
+
+        trained = build_wild(
+            Path(out),
+            runs=runs,
+            seed=seed,
+            dtype=dtype,
+            data_dir=data_dir,
+            workers=workers or _default_workers(device),
+            quiet=quiet,
+            progress=progress,
+        )
+        return _summary(Path(out), trained, trained, time.monotonic() - start)
     settings = load_preset(
         preset, recipes=recipes, filters=filters, layers=layers, epochs=epochs, batch_size=batch_size
     )

@@ -213,7 +213,7 @@ def load_preset(
         WeightsearchError: a recipe file that cannot be read or has an unknown key or a wrong value.
     """
     if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, wild")
     preset = PRESETS[name]
     if recipes is not None:
         preset = _overridden(preset, Path(recipes))

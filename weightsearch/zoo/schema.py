@@ -10,11 +10,19 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from weightsearch.types import Architecture
+
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 # The last columns of both tables came later; a zoo from before is read without them, and gets them when added to.
-_LATER = {"runs": {"name": "VARCHAR", "extras": "VARCHAR"}, "checkpoints": {"source": "VARCHAR", "extras": "VARCHAR"}}
+_LATER = {
+    "runs": {"name": "VARCHAR", "extras": "VARCHAR"},
+    "checkpoints": {"source": "VARCHAR", "extras": "VARCHAR", "architecture": "VARCHAR", "start": "BIGINT"},
+}
+# `architectures` is empty, and a checkpoint's `architecture` and `start` are NULL, in a zoo of one architecture.
 _SCHEMA = """
+CREATE TABLE IF NOT EXISTS architectures (
+    fingerprint VARCHAR PRIMARY KEY, layers VARCHAR NOT NULL, size BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
     run BIGINT PRIMARY KEY, recipe VARCHAR NOT NULL, status VARCHAR NOT NULL, reason VARCHAR, seconds DOUBLE);
 CREATE TABLE IF NOT EXISTS checkpoints (
@@ -56,6 +64,18 @@ class CheckpointRow:
     test_accuracy: float
     source: str | None = None  # the file it was imported from
     extras: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str | None = None  # its fingerprint, in a zoo of many; None in a zoo of one
+    start: int | None = None  # in a zoo of many: where its weights begin in the part
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the checkpoints of a table lie; every array is `(n,)`, the last two empty in a zoo of one architecture."""
+
+    part: np.ndarray
+    row: np.ndarray
+    fingerprint: np.ndarray  # str
+    start: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,11 @@ def create(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def insert(
-    connection: duckdb.DuckDBPyConnection, part: int, runs: Iterable[RunRow], checkpoints: Sequence[CheckpointRow]
+    connection: duckdb.DuckDBPyConnection,
+    part: int,
+    runs: Iterable[RunRow],
+    checkpoints: Sequence[CheckpointRow],
+    architectures: Iterable[Architecture] = (),
 ) -> list[int]:
     """Commit a part's rows in one transaction; returns the runs' numbers."""
     runs = list(runs)
@@ -113,8 +137,19 @@ def insert(
         **{key: np.array([getattr(row, key) for row in checkpoints], np.float64) for key in METRICS},
         "source": _objects(row.source for row in checkpoints),
         "extras": _objects(_json(row.extras) if row.extras else None for row in checkpoints),
+        "architecture": _objects(row.architecture for row in checkpoints),
+        "start": np.ma.array(
+            [row.start or 0 for row in checkpoints],
+            mask=np.array([row.start is None for row in checkpoints], bool),
+            dtype=np.int64,
+        ),
     }
     connection.execute("BEGIN")
+    for architecture in architectures:
+        connection.execute(
+            "INSERT OR IGNORE INTO architectures VALUES (?, ?, ?)",
+            [architecture.fingerprint, json.dumps(architecture.to_dict()), architecture.size],
+        )
     if runs:
         connection.execute("INSERT INTO runs BY NAME SELECT * FROM run_columns")
     if checkpoints:
@@ -123,8 +158,14 @@ def insert(
     return [row.run for row in runs]
 
 
-def read(connection: duckdb.DuckDBPyConnection) -> tuple[CheckpointTable, np.ndarray, np.ndarray]:
-    """The table, and each of its checkpoints' part `(n,)` and row in it `(n,)`."""
+def read_architectures(connection: duckdb.DuckDBPyConnection) -> dict[str, Architecture]:
+    """Those of a zoo of many, by fingerprint."""
+    rows = connection.execute("SELECT fingerprint, layers FROM architectures ORDER BY fingerprint").fetchall()
+    return {fingerprint: Architecture.from_dict(json.loads(layers)) for fingerprint, layers in rows}
+
+
+def read(connection: duckdb.DuckDBPyConnection) -> tuple[CheckpointTable, Places]:
+    """The table, and where its checkpoints lie."""
     columns = connection.execute("SELECT * FROM checkpoints ORDER BY run, epoch").fetchnumpy()
     runs = connection.execute("SELECT * FROM runs ORDER BY run").fetchnumpy()
     run = np.asarray(columns["run"], np.int64)
@@ -144,7 +185,15 @@ def read(connection: duckdb.DuckDBPyConnection) -> tuple[CheckpointTable, np.nda
         },
         source=_plain(columns, "source"),
     )
-    return table, np.asarray(columns["part"], np.int64), np.asarray(columns["row"], np.int64)
+    fingerprint = _plain(columns, "architecture")
+    many = any(fingerprint)
+    places = Places(
+        part=np.asarray(columns["part"], np.int64),
+        row=np.asarray(columns["row"], np.int64),
+        fingerprint=fingerprint.astype(str) if many else np.empty(0, str),
+        start=np.asarray(columns["start"], np.int64) if many else np.empty(0, np.int64),
+    )
+    return table, places
 
 
 def _json(values: Mapping[str, Any]) -> str:

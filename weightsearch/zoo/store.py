@@ -1,5 +1,8 @@
 """A zoo's files: `zoo.json`, `zoo.duckdb` and `weights/part-NNNNN.npy`; read by `Zoo`, written by `ZooWriter`.
 
+The parts of a zoo of one architecture are arrays `(rows, P)`. Those of a zoo of many are flat: each checkpoint's row
+says where it begins, and its architecture how long it is.
+
 A part is written beside its final name, synced and renamed, and only then are its rows committed, in one transaction.
 So rows without weights cannot exist, and weights without rows are leftovers that the next writer removes.
 """
@@ -22,9 +25,9 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, lock, sync, when_unlocked, write_whole
 from weightsearch.types import Architecture
 from weightsearch.zoo import schema as rows
-from weightsearch.zoo.schema import CheckpointRow, CheckpointTable, RunRow
+from weightsearch.zoo.schema import CheckpointRow, CheckpointTable, Places, RunRow
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read; a zoo of one architecture is still written as format 1, which all versions read
 BLOCK_ROWS = 512  # checkpoints whose weights are read together
 RELEASE_BYTES = 1 << 28  # mapped files are let go after this much reading, so that they do not fill the memory
 LOCK = "build.lock"
@@ -40,7 +43,7 @@ class ZooInfo:
     preset: str
     seed: int
     dtype: str  # of the parts: float32 or float16
-    architecture: Architecture
+    architecture: Architecture | None  # None: many, which `zoo.duckdb` lists
     settings: dict[str, Any]
     version: str  # of the package that made the zoo
 
@@ -52,11 +55,12 @@ class ZooInfo:
 
     def to_dict(self) -> dict[str, Any]:
         plain = {key: getattr(self, key) for key in ("name", "dataset", "preset", "seed", "dtype", "version")}
+        one = self.architecture
         return {
-            "format": FORMAT,
+            "format": FORMAT if one is None else 1,
             **plain,
-            "fingerprint": self.architecture.fingerprint,
-            "architecture": self.architecture.to_dict(),
+            "fingerprint": None if one is None else one.fingerprint,
+            "architecture": None if one is None else one.to_dict(),
             "settings": self.settings,
         }
 
@@ -80,9 +84,9 @@ class ZooInfo:
                     f"{path} has zoo format {content['format']}, this version reads up to {FORMAT}: update weightsearch"
                 )
             keys = ("name", "dataset", "preset", "seed", "dtype", "settings", "version")
-            return cls(
-                architecture=Architecture.from_dict(content["architecture"]), **{key: content[key] for key in keys}
-            )
+            layers = content["architecture"]
+            one = None if layers is None else Architecture.from_dict(layers)
+            return cls(architecture=one, **{key: content[key] for key in keys})
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsearchError(f"{path / 'zoo.json'} is damaged ({error!r}): build the zoo again") from None
 
@@ -91,7 +95,7 @@ class ZooInfo:
 
         def flat(info: ZooInfo) -> dict[str, Any]:
             named = {key: getattr(info, key) for key in ("dataset", "preset", "seed", "dtype")}
-            named["architecture"] = info.architecture.fingerprint
+            named["architecture"] = "many" if info.architecture is None else info.architecture.fingerprint
             return {**named, **json.loads(json.dumps(info.settings))}
 
         mine, others = flat(self), flat(other)
@@ -117,9 +121,9 @@ class Zoo:
     def __init__(self, path: Path, info: ZooInfo) -> None:
         self.path = path
         self.info = info
-        self.architecture = info.architecture
         self._table: CheckpointTable | None = None
-        self._part = self._row = np.empty(0, np.int64)  # (n,) where each of the table's checkpoints lies
+        self._places: Places | None = None
+        self._architectures: dict[str, Architecture] | None = None
         self._maps: dict[int, np.ndarray] = {}
         self._read = 0  # bytes since mapped files were last let go
 
@@ -132,26 +136,74 @@ class Zoo:
             raise half_made(path, "it has no zoo.duckdb")
         return cls(path, info)
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it is made for networks of many architectures, however many there are."""
+        return self.info.architecture is None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The one architecture of the zoo. Raises WeightsearchError in a zoo of many."""
+        if self.info.architecture is None:
+            raise WeightsearchError(
+                f"{self.path} holds networks of {len(self.architectures)} architectures, and this needs a zoo of one"
+            )
+        return self.info.architecture
+
+    @property
+    def architectures(self) -> dict[str, Architecture]:
+        """All of them by fingerprint."""
+        if self.info.architecture is not None:
+            return {self.info.architecture.fingerprint: self.info.architecture}
+        self.table()
+        return self._architectures or {}
+
+    @property
+    def fingerprints(self) -> np.ndarray:
+        """Of each checkpoint of `table()`, `(n,)` str."""
+        places, table = self._placed(), self.table()
+        if self.info.architecture is not None:
+            return np.full(len(table), self.info.architecture.fingerprint)
+        return places.fingerprint
+
+    def groups(self, positions: np.ndarray | Sequence[int]) -> Iterator[tuple[Architecture, np.ndarray]]:
+        """The positions `(n,)` of `table()` by architecture: pairs of one and `(m,)` places in `positions`."""
+        chosen = self.fingerprints[np.asarray(positions, int)]
+        known = self.architectures
+        for fingerprint in np.unique(chosen):
+            yield known[str(fingerprint)], np.flatnonzero(chosen == fingerprint)
+
     def table(self) -> CheckpointTable:
         if self._table is None:
             try:
                 with connect(self.path, read_only=True) as connection:
-                    self._table, self._part, self._row = rows.read(connection)
+                    self._table, self._places = rows.read(connection)
+                    if self.is_mixed:
+                        self._architectures = rows.read_architectures(connection)
             except duckdb.CatalogException:  # its maker was killed before the first commit
                 raise half_made(self.path, "its zoo.duckdb has no tables") from None
         return self._table
 
+    def _placed(self) -> Places:
+        self.table()
+        assert self._places is not None
+        return self._places
+
     def weights(self, positions: np.ndarray | Sequence[int] | slice) -> np.ndarray:
-        """Flat weights `(len(positions), P)` float32 of the checkpoints at `positions` of `table()`, in any order."""
+        """Flat weights `(len(positions), P)` float32 of the checkpoints at `positions` of `table()`, in any order.
+
+        In a zoo of many architectures they must be of one; `groups` sorts them.
+        """
+        places = self._placed()
         chosen = np.arange(len(self.table()))[positions]
-        part, row = self._part[chosen], self._row[chosen]
+        if self.is_mixed:
+            return self._flat_weights(places, chosen)
+        part, row = places.part[chosen], places.row[chosen]
         weights = np.empty((len(chosen), self.architecture.size), np.float32)
         for number in np.unique(part):
             here = part == number
             weights[here] = self._map(int(number))[row[here]]
-        self._read += weights.nbytes
-        if self._read > RELEASE_BYTES:
-            self.release()
+        self._count(weights)
         return weights
 
     def blocks(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -160,6 +212,23 @@ class Zoo:
         for start in range(0, len(positions), size):
             block = positions[start : start + size]
             yield block, self.weights(block)
+
+    def _flat_weights(self, places: Places, chosen: np.ndarray) -> np.ndarray:
+        kinds = np.unique(places.fingerprint[chosen])
+        if len(kinds) != 1:
+            raise WeightsearchError(f"{self.path}: asked for weights of {len(kinds)} architectures at once")
+        size = self.architectures[str(kinds[0])].size
+        weights = np.empty((len(chosen), size), np.float32)
+        for i, position in enumerate(chosen):
+            start = int(places.start[position])
+            weights[i] = self._map(int(places.part[position]))[start : start + size]
+        self._count(weights)
+        return weights
+
+    def _count(self, weights: np.ndarray) -> None:
+        self._read += weights.nbytes
+        if self._read > RELEASE_BYTES:
+            self.release()
 
     def release(self) -> None:
         """Unmap what `weights` has mapped, so that pages once read no longer count as this process's memory."""
@@ -170,13 +239,19 @@ class Zoo:
         mapped = self._maps.get(number)  # once: another thread may let it go meanwhile
         if mapped is None:
             path = part_path(self.path, number)
-            mapped = map_part(path)
-            if mapped is not None and mapped.shape[1] != self.architecture.size:
-                raise WeightsearchError(
-                    f"{path} holds networks of {mapped.shape[1]:,} parameters, but the zoo's architecture has "
-                    f"{self.architecture.size:,}: two architectures are mixed; keep them in zoos of their own"
-                )
-            expected = (int(self._row[self._part == number].max()) + 1, self.architecture.size)
+            mapped = map_part(path, flat=self.is_mixed)
+            places = self._placed()
+            here = places.part == number
+            if self.is_mixed:
+                sizes = [self.architectures[str(name)].size for name in places.fingerprint[here]]
+                expected: tuple[int, ...] = (int((places.start[here] + sizes).max()),)
+            else:
+                if mapped is not None and mapped.shape[1] != self.architecture.size:
+                    raise WeightsearchError(
+                        f"{path} holds networks of {mapped.shape[1]:,} parameters, but the zoo's architecture has "
+                        f"{self.architecture.size:,}: two architectures are mixed; keep them in zoos of their own"
+                    )
+                expected = (int(places.row[here].max()) + 1, self.architecture.size)
             if mapped is None or mapped.shape != expected:
                 raise WeightsearchError(f"{path} is missing or damaged: run the build-zoo or import again that made it")
             self._maps[number] = mapped
@@ -186,8 +261,9 @@ class Zoo:
 class ZooWriter:
     """The one writer of a zoo. Use `open_writer`, which holds the zoo's lock meanwhile."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, flat: bool = False) -> None:
         self.path = path
+        self.flat = flat  # whether the zoo is one of many architectures
         (path / "weights").mkdir(exist_ok=True)
         with connect(path) as connection:
             rows.create(connection)
@@ -196,9 +272,14 @@ class ZooWriter:
 
     def _tidy(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Remove a killed build's leftovers, and the rows of parts that somebody removed or truncated."""
-        parts = dict(connection.execute("SELECT part, max(row) + 1 FROM checkpoints GROUP BY part").fetchall())
+        parts = dict(
+            connection.execute(
+                "SELECT part, coalesce(max(start + size), max(row) + 1) FROM checkpoints "
+                "LEFT JOIN architectures ON architecture = fingerprint GROUP BY part"
+            ).fetchall()
+        )
         for part, count in parts.items():
-            mapped = map_part(part_path(self.path, part))
+            mapped = map_part(part_path(self.path, part), flat=self.flat)
             if mapped is None or len(mapped) != count:
                 connection.execute("BEGIN")
                 connection.execute("DELETE FROM runs WHERE run IN (SELECT run FROM checkpoints WHERE part = ?)", [part])
@@ -210,20 +291,26 @@ class ZooWriter:
                 leftover.unlink()
 
     def publish(
-        self, part: int, temporary: Path | None, runs: Iterable[RunRow], checkpoints: Sequence[CheckpointRow]
+        self,
+        part: int,
+        temporary: Path | None,
+        runs: Iterable[RunRow],
+        checkpoints: Sequence[CheckpointRow],
+        architectures: Iterable[Architecture] = (),
     ) -> None:
         """Make a synced file from `write_part` the zoo's part `part`, then commit its rows.
 
         Args:
             temporary: None where no checkpoint was good, so that there is no part.
             checkpoints: in the order of the part's rows.
+            architectures: in a zoo of many, all that the checkpoints name.
         """
         final = part_path(self.path, part)
         if temporary is not None:
             temporary.replace(final)
             sync(final.parent)
         with connect(self.path) as connection:
-            self.runs.update(rows.insert(connection, part, runs, checkpoints))
+            self.runs.update(rows.insert(connection, part, runs, checkpoints, architectures))
 
     def temporary(self, part: int) -> Path:
         """Where a worker writes the future part `part`; a killed build's leftovers of this name are removed."""
@@ -255,7 +342,7 @@ def open_writer(path: Path, info: ZooInfo) -> Iterator[ZooWriter]:
                     )
             else:
                 write_whole(path / "zoo.json", json.dumps(info.to_dict(), indent=1))
-            yield ZooWriter(path)
+            yield ZooWriter(path, flat=info.architecture is None)
     except OSError as error:
         reason = DISK_FULL if is_disk_full(error) else error.strerror or error
         raise WeightsearchError(f"cannot write the zoo {path}: {reason}") from error
@@ -273,17 +360,17 @@ def part_path(zoo: Path, part: int) -> Path:
     return zoo / "weights" / f"part-{part:05d}.npy"
 
 
-def map_part(path: Path) -> np.ndarray | None:
-    """Memory-map a part `(rows, P)`; None where it is missing, truncated or no array."""
+def map_part(path: Path, *, flat: bool = False) -> np.ndarray | None:
+    """Memory-map a part `(rows, P)`, or `(values,)` of a zoo of many; None where it is missing or damaged."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return array if array.ndim == 2 else None
+    return array if array.ndim == (1 if flat else 2) else None
 
 
 def write_part(path: Path, weights: np.ndarray) -> None:
-    """Write weights `(rows, P)` to `path` and sync them to the disk; `ZooWriter.publish` gives them their name."""
+    """Write weights `(rows, P)`, or flat ones `(values,)`, to `path` and sync them; `ZooWriter.publish` names them."""
     weights = np.ascontiguousarray(weights)
     with path.open("wb") as handle:
         np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(weights))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from weightsearch.types import Architecture
 from weightsearch.zoo.schema import CheckpointRow, RunRow
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -17,9 +18,9 @@ class Setup:
 
     dataset: str
     classes: int
-    data: str  # a directory with the dataset's four arrays, gone once every worker is ready
+    data: str  # a directory with the dataset's four arrays (`wild`: each dataset's), gone once every worker is ready
     shape: dict[str, Any]
-    plan: dict[str, Any]
+    plan: dict[str, Any]  # `wild`: empty
     device: str
     dtype: str
 
@@ -46,14 +47,17 @@ class Group:
 
     runs: list[RunRow]
     checkpoints: list[CheckpointRow]
+    architectures: list[Architecture] = field(default_factory=list)  # of a zoo of many
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "runs": [[row.run, row.recipe, row.reason, row.seconds] for row in self.runs],
-            "checkpoints": [[getattr(row, field.name) for field in fields(row)] for row in self.checkpoints],
+            "checkpoints": [[getattr(row, column.name) for column in fields(row)] for row in self.checkpoints],
+            "architectures": [architecture.to_dict() for architecture in self.architectures],
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         runs = [RunRow(*row) for row in content["runs"]]
-        return cls(runs, [CheckpointRow(*row) for row in content["checkpoints"]])
+        architectures = [Architecture.from_dict(layers) for layers in content["architectures"]]
+        return cls(runs, [CheckpointRow(*row) for row in content["checkpoints"]], architectures)

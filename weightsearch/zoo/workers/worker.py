@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
@@ -91,6 +91,8 @@ def serve(lines: queue.Queue[str], out: TextIO) -> None:
 
     try:
         setup = Setup(**json.loads(lines.get()))
+        if setup.dataset == "wild":
+            _serve_wild(setup, lines, answer)
         shape = CnnShape(**setup.shape)
         plan = TrainingPlan(**{**setup.plan, "checkpoint_epochs": tuple(setup.plan["checkpoint_epochs"])})
         # Copy-on-write maps: shared between the workers, and writable as torch wants them.
@@ -120,6 +122,27 @@ def serve(lines: queue.Queue[str], out: TextIO) -> None:
             answer(kind="error", text=text)
         else:
             answer(kind="bug", text=traceback.format_exc())
+
+
+def _serve_wild(setup: Setup, lines: queue.Queue[str], answer: Callable[..., None]) -> NoReturn:
+    import torch
+
+    from weightsearch.zoo.wild.group import SIZES, dataset_key
+    from weightsearch.zoo.wild.group import train_group as train_wild_group
+    from weightsearch.zoo.wild.recipes import DATASETS
+
+    torch.set_num_threads(1)
+    datasets = {}
+    for name in DATASETS:
+        for resolution in SIZES:
+            key = dataset_key(name, resolution)
+            arrays = {array: np.load(Path(setup.data) / f"{key}-{array}.npy", mmap_mode="c") for array in ARRAYS}
+            datasets[key] = ImageDataset(name=name, classes=setup.classes, **arrays)
+    answer(kind="ready")
+    while True:
+        job = Job(**json.loads(lines.get()))
+        group = train_wild_group(job, datasets, dtype=setup.dtype, on_run=lambda: answer(kind="epoch", networks=1))
+        answer(kind="done", group=group.to_dict())
 
 
 def main() -> None:
