@@ -1,0 +1,271 @@
+"""What a network answers to noise, where it can be run from its weights alone: chains, residual nets, transformers.
+
+The activation is not in the weights; ReLU stands for all (GELU in a transformer). Strides are not there either, and are
+guessed. So the answers are not the network's own, but they tell a network that answers the same to everything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightsearch.encoders.universal.graph import Graph, graph
+from weightsearch.types import Architecture, LayerKind
+
+SAMPLES = 16
+SIDE = 8  # pixels of the noise images
+LARGEST = 30_000_000  # parameters; larger networks are not run
+RESPONSE = ("across_inputs", "across_classes", "log_scale", "confidence", "mean_entropy", "top_share", "hidden_alike",
+            "is_run")  # fmt: skip
+
+
+@torch.no_grad()
+def responses(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
+    """Flat weights `(B, P)` -> `(B, len(RESPONSE))` float32, nought where the network cannot be run."""
+    answers = np.zeros((len(weights), len(RESPONSE)), np.float32)
+    found = graph(architecture)
+    run = _runner(architecture) if found is not None and architecture.size <= LARGEST else None
+    if run is None or found is None:
+        return answers
+    for i, flat in enumerate(weights):
+        layers = _tensors(torch.from_numpy(np.ascontiguousarray(flat, np.float32)), architecture)
+        try:
+            hidden, logits = run(layers)
+        except (RuntimeError, KeyError):  # shapes that do not fit after all
+            return answers * 0
+        answers[i] = _summary(hidden, logits).numpy()
+    return answers
+
+
+Layers = dict[str, dict[str, Tensor]]
+Run = Callable[[Layers], tuple[Tensor, Tensor]]
+
+
+def _tensors(flat: Tensor, architecture: Architecture) -> Layers:
+    """Tensors by layer's name, then by `weight`, `bias`, ...; a lone parameter is its layer's `weight`."""
+    layers: Layers = {}
+    for layer, place in zip(architecture.layers, architecture.slices, strict=True):
+        matrix = flat[place].view(layer.rows, layer.columns)
+        width = layer.columns - len(layer.extras)
+        named = {name: matrix[:, width + i] for i, name in enumerate(layer.extras)}
+        layers[layer.name] = {"weight": matrix[:, :width].reshape(layer.shape), **named}
+    return layers
+
+
+def _summary(hidden: Tensor, logits: Tensor) -> Tensor:
+    """Hidden activations `(S, D)` before the head and logits `(S, K)` of noise -> `(len(RESPONSE),)`."""
+    hidden, logits = (torch.nan_to_num(x, 0, 0, 0).clamp(-1e6, 1e6) for x in (hidden, logits))
+    logits = logits - logits.mean(1, keepdim=True)
+    across_inputs = (logits - logits.mean(0)).square().mean().sqrt()
+    across_classes = logits.mean(0).square().mean().sqrt()
+    scale = logits.square().mean().sqrt()
+    unit = logits / (scale + 1e-6)
+    soft = torch.softmax(2 * unit, 1)
+    mean = soft.mean(0)
+    entropy = -(mean * (mean + 1e-8).log()).sum() / math.log(max(2, len(mean)))
+    directions = F.normalize(hidden, dim=1, eps=1e-6)
+    alike = (directions.sum(0).square().sum() - directions.square().sum()) / (len(hidden) * (len(hidden) - 1))
+    confidence = torch.softmax(logits, 1).amax(1).mean()
+    return torch.stack(
+        [
+            (across_inputs + 1e-4).log(),
+            (across_classes + 1e-4).log(),
+            (scale + 1e-4).log(),
+            confidence,
+            entropy,
+            mean.amax(),
+            alike,
+            torch.ones(()),
+        ]
+    )
+
+
+@lru_cache(maxsize=64)
+def _noise(channels: int, side: int) -> Tensor:
+    """Smooth images `(S, channels, side, side)`, always the same, of mean 0 and deviation 1."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(SAMPLES, 1, max(2, side // 2), max(2, side // 2), generator=generator)
+    images = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
+    images = images + 0.3 * torch.randn(SAMPLES, 1, side, side, generator=generator)
+    return ((images - images.mean()) / images.std()).expand(-1, channels, -1, -1).contiguous()
+
+
+@lru_cache(maxsize=4096)
+def _runner(architecture: Architecture) -> Run | None:
+    found = graph(architecture)
+    assert found is not None
+    names = [layer.name for layer in architecture.layers]
+    if any(re.search(r"(^|\.)(attn|attention|self_attn)\.", name) for name in names):
+        return _transformer(names)
+    if any(re.search(r"(^|\.)layer\d+\.\d+\.conv\d+$", name) for name in names):
+        return _residual(architecture)
+    return _chain(architecture, found)
+
+
+def _normalise(x: Tensor, norm: dict[str, Tensor]) -> Tensor:
+    """Batch norm where there are running statistics, else group norm of two groups, or of a vector's whole."""
+    if "running_var" in norm:
+        return F.batch_norm(x, norm["running_mean"], norm["running_var"].clamp_min(0), norm["weight"], norm.get("bias"))
+    if x.dim() == 4:
+        groups = 2 if x.shape[1] % 2 == 0 else 1
+        return F.group_norm(x, groups, norm["weight"], norm.get("bias"))
+    return F.layer_norm(x, x.shape[-1:], norm["weight"], norm.get("bias"))
+
+
+def _chain(architecture: Architecture, found: Graph) -> Run | None:
+    """Dense layers and convolutions one after another, each reading the one before it, norms in between."""
+    if any(node.next is None for i, node in enumerate(found.nodes) if i != found.head):
+        return None
+    if found.head != len(found.nodes) - 1 or any(
+        layer.kind not in (LayerKind.DENSE, LayerKind.CONV2D, LayerKind.NORM) for layer in architecture.layers
+    ):
+        return None
+    steps = architecture.layers
+    spread = {node.layer: node.spread for node in found.nodes}
+    first = found.nodes[0]
+
+    def run(layers: Layers) -> tuple[Tensor, Tensor]:
+        if first.kind is LayerKind.DENSE:
+            side = math.isqrt(first.inputs)
+            square = side**2 == first.inputs
+            x = _noise(1, side).flatten(1) if square else _noise(1, side + 1).flatten(1)[:, : first.inputs]
+        else:
+            x = _noise(first.inputs, SIDE)
+        hidden, pending = x, False
+        for i, layer in enumerate(steps):
+            tensors = layers[layer.name]
+            if layer.kind is LayerKind.NORM:
+                x = _normalise(x, tensors)
+                continue
+            if pending:
+                x = torch.relu(x)
+            if layer.kind is LayerKind.DENSE:
+                if x.dim() == 4:
+                    positions = math.isqrt(tensors["weight"].shape[1] // x.shape[1])
+                    x = F.adaptive_avg_pool2d(x, max(1, positions)).flatten(1)
+                hidden = x
+                x = F.linear(x, tensors["weight"], tensors.get("bias"))
+            else:
+                kernel = tensors["weight"].shape[2:]
+                stride = 2 if x.shape[2] > max(2, math.isqrt(spread[i])) else 1
+                padding = (kernel[0] // 2, kernel[1] // 2)
+                x = F.conv2d(x, tensors["weight"], tensors.get("bias"), stride, padding)
+            pending = True
+        return hidden.flatten(1), x
+
+    return run
+
+
+def _residual(architecture: Architecture) -> Run | None:
+    """A residual net with the names of torchvision and timm: conv1, bn1, layer1.0.conv1, ..., fc."""
+    names = {layer.name for layer in architecture.layers}
+    blocks = sorted({(int(m[1]), int(m[2])) for name in names if (m := re.match(r"layer(\d+)\.(\d+)\.conv1$", name))})
+    head = next((name for name in ("fc", "head", "head.fc", "classifier", "linear") if name in names), None)
+    if head is None or "conv1" not in names or "bn1" not in names:
+        return None
+    kinds = {layer.name: layer for layer in architecture.layers}
+    channels = kinds["conv1"].shape[1]
+    convolutions = {block: [k for k in (1, 2, 3) if f"layer{block[0]}.{block[1]}.conv{k}" in names] for block in blocks}
+
+    def run(layers: Layers) -> tuple[Tensor, Tensor]:
+        weight = layers["conv1"]["weight"]
+        x = F.conv2d(_noise(channels, SIDE), weight, layers["conv1"].get("bias"), 1, weight.shape[2] // 2)
+        x = torch.relu(_normalise(x, layers["bn1"]))
+        for stage, block in blocks:
+            prefix = f"layer{stage}.{block}."
+            numbers = convolutions[stage, block]
+            narrow = f"{prefix}downsample.0" in layers or f"{prefix}shortcut.0" in layers
+            stride = 2 if narrow and x.shape[2] > 2 else 1
+            strided = 2 if len(numbers) == 3 else 1
+            inner = x
+            for k in numbers:
+                weight = layers[f"{prefix}conv{k}"]["weight"]
+                step = stride if k == strided else 1
+                inner = F.conv2d(inner, weight, layers[f"{prefix}conv{k}"].get("bias"), step, weight.shape[2] // 2)
+                inner = _normalise(inner, layers[f"{prefix}bn{k}"])
+                if k != numbers[-1]:
+                    inner = torch.relu(inner)
+            for name in ("downsample", "shortcut"):
+                if f"{prefix}{name}.0" in layers:
+                    x = _normalise(F.conv2d(x, layers[f"{prefix}{name}.0"]["weight"], None, stride),
+                                   layers[f"{prefix}{name}.1"])  # fmt: skip
+            x = torch.relu(x + inner)
+        hidden = x.mean((2, 3))
+        return hidden, F.linear(hidden, layers[head]["weight"], layers[head].get("bias"))
+
+    return run
+
+
+def _transformer(names: list[str]) -> Run | None:
+    """A vision transformer with the names of timm or of Transformers, norms before the blocks' parts."""
+    transformers = any(".attention.attention.query" in name for name in names)
+    prefix = r"(?:vit\.)?encoder\.layer\.(\d+)\." if transformers else r"blocks\.(\d+)\."
+    numbers = sorted({int(m[1]) for name in names if (m := re.match(prefix, name))})
+    if not numbers:
+        return None
+    stem = "vit." if any(name.startswith("vit.") for name in names) else ""
+
+    def block_names(number: int) -> dict[str, str]:
+        if transformers:
+            base = f"{stem}encoder.layer.{number}."
+            attention = f"{base}attention.attention."
+            return {
+                "norm1": f"{base}layernorm_before", "norm2": f"{base}layernorm_after", "qkv": "",
+                "query": f"{attention}query", "key": f"{attention}key", "value": f"{attention}value",
+                "proj": f"{base}attention.output.dense", "fc1": f"{base}intermediate.dense",
+                "fc2": f"{base}output.dense",
+            }  # fmt: skip
+        base = f"blocks.{number}."
+        inner = "fc1" if f"{base}mlp.fc1" in names else "0"
+        outer = "fc2" if inner == "fc1" else "2"
+        return {
+            "norm1": f"{base}norm1", "norm2": f"{base}norm2", "qkv": f"{base}attn.qkv", "query": f"{base}attn.query",
+            "key": f"{base}attn.key", "value": f"{base}attn.value", "proj": f"{base}attn.proj",
+            "fc1": f"{base}mlp.{inner}", "fc2": f"{base}mlp.{outer}",
+        }  # fmt: skip
+
+    parts = [block_names(number) for number in numbers]
+    patch = f"{stem}embeddings.patch_embeddings.projection" if transformers else "patch_embed"
+    patch = patch if patch in names else "patch_embed.proj"
+    position = f"{stem}embeddings.position_embeddings" if transformers else "pos_embed"
+    token = f"{stem}embeddings.cls_token" if transformers else "cls_token"
+    final = f"{stem}layernorm" if transformers else "norm"
+    head = "classifier" if transformers else "head"
+
+    def linear(x: Tensor, layer: dict[str, Tensor]) -> Tensor:
+        return F.linear(x, layer["weight"], layer.get("bias"))
+
+    def run(layers: Layers) -> tuple[Tensor, Tensor]:
+        stem_weight = layers[patch]["weight"]
+        size, channels, side = stem_weight.shape[0], stem_weight.shape[1], stem_weight.shape[2]
+        table = layers[position]["weight"].view(-1, size)  # (T, D)
+        patches = math.isqrt(len(table))
+        x = F.conv2d(_noise(channels, side * patches), stem_weight, layers[patch].get("bias"), side)
+        x = x.flatten(2).transpose(1, 2)  # (S, patches, D)
+        if len(table) != x.shape[1]:
+            x = torch.cat([layers[token]["weight"].view(1, 1, size).expand(len(x), -1, -1), x], 1)
+        x = x + table
+        heads = 4 if size % 4 == 0 else 1
+        for part in parts:
+            y = F.layer_norm(x, (size,), layers[part["norm1"]]["weight"], layers[part["norm1"]].get("bias"))
+            if part["qkv"] in layers:
+                query, key, value = linear(y, layers[part["qkv"]]).chunk(3, -1)
+            else:
+                query, key, value = (linear(y, layers[part[name]]) for name in ("query", "key", "value"))
+            shaped = (z.view(len(x), -1, heads, size // heads).transpose(1, 2) for z in (query, key, value))
+            mixed = F.scaled_dot_product_attention(*shaped).transpose(1, 2).reshape(x.shape)
+            x = x + linear(mixed, layers[part["proj"]])
+            y = F.layer_norm(x, (size,), layers[part["norm2"]]["weight"], layers[part["norm2"]].get("bias"))
+            x = x + linear(F.gelu(linear(y, layers[part["fc1"]])), layers[part["fc2"]])
+        x = F.layer_norm(x, (size,), layers[final]["weight"], layers[final].get("bias"))
+        hidden = x[:, 0] if token in layers else x.mean(1)
+        return hidden, linear(hidden, layers[head])
+
+    return run
