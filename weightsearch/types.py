@@ -164,6 +164,11 @@ class Architecture:
             for part, layer in zip(self.slices, self.layers, strict=True)
         ]
 
+    @property
+    def is_any(self) -> bool:
+        """Whether it stands for all architectures: see `ANY`."""
+        return not self.layers
+
     def describe(self) -> str:
         """For people, e.g. `conv2d 16x1x3x3 - conv2d 16x16x3x3 - dense 10x16 (4,970 parameters)`."""
         parts = [f"{layer.kind} {'x'.join(map(str, layer.shape))}" for layer in self.layers]
@@ -192,6 +197,10 @@ class Architecture:
                 for layer in layers
             )
         )
+
+
+# Without layers: the space of the encoder that knows all architectures, and of the rows that it embeds.
+ANY = Architecture(())
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from weightsearch.metrics import Prediction
     from weightsearch.search.add import AddReport
     from weightsearch.search.answer import Answer
-    from weightsearch.training.summary import TrainSummary
+    from weightsearch.training.summary import TrainSummary, UniversalSummary
     from weightsearch.uncertainty.calibration import Calibration
     from weightsearch.zoo.build_zoo import BuildSummary
     from weightsearch.zoo.import_zoo import ImportSummary
@@ -86,10 +86,9 @@ def build_summary(summary: BuildSummary) -> RenderableType:
 
 def import_summary(summary: ImportSummary) -> RenderableType:
     found = "nothing new" if not summary.added else f"{summary.added:,} runs imported as {summary.layout}"
-    return Text(
-        f"{summary.path}: {summary.runs:,} runs, {summary.checkpoints:,} checkpoints of "
-        f"{summary.architecture.describe()}; {found}"
-    )
+    one = summary.architecture
+    kinds = one.describe() if one else f"{summary.architectures} architectures"
+    return Text(f"{summary.path}: {summary.runs:,} runs, {summary.checkpoints:,} checkpoints of {kinds}; {found}")
 
 
 def add_report(report: AddReport) -> RenderableType:
@@ -133,6 +132,41 @@ def train_summary(summary: TrainSummary) -> RenderableType:
     ]
     lines += [f"held out: {example.path} (test accuracy {example.test_accuracy:.3f})" for example in summary.examples]
     return Group(table.to_rich(), Text(), *(Text(line) for line in lines))
+
+
+def universal_summary(summary: UniversalSummary) -> RenderableType:
+    adapted = summary.adapted
+    parts: list[RenderableType] = []
+    if adapted.scores:
+        title = "Predictions of labelled runs, each left out in turn"
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for column in ("from", "R²", "tau", "mean abs. error", "weight"):
+            table.add_column(column, justify="left" if column == "from" else "right")
+        for name, scores in adapted.scores.items():
+            weight = adapted.weights.get(name)
+            table.add_row(name, *_scores(scores), "" if weight is None else f"{weight:.2f}")
+        parts.append(table)
+    lines = [f"{summary.runs:,} runs of {summary.architectures:,} architectures, {adapted.labelled_runs:,} labelled"]
+    if summary.test is not None:
+        lines.append(
+            f"fitted on this zoo; on its test runs R² {summary.test.r2:.3f}, tau {summary.test.tau:.3f}, "
+            f"mean absolute error {summary.test.mae:.3f}"
+        )
+    elif not adapted.is_calibrated:
+        lines.append("too few labelled runs to calibrate to (3): predictions are the shipped encoder's, as they are")
+    if adapted.interval is not None:
+        width = f"{adapted.interval.coverage:.0%} intervals from leaving out each run in turn"
+        lines.append(f"{width}, {adapted.interval.runs} runs")
+    elif summary.test is None:
+        lines.append("no intervals: fewer than 9 labelled runs")
+    if summary.flagged > 0:
+        few = "" if adapted.is_calibrated or summary.flagged <= 0.25 else ": trust the order of predictions, not values"
+        lines.append(f"{summary.flagged:.0%} of the checkpoints are of kinds that the encoder does not know{few}")
+    if summary.damaged:
+        lines.append(f"{summary.damaged:,} checkpoints look damaged: shuffled, noised or partly random weights")
+    lines.append(f"{summary.checkpoints:,} checkpoints indexed in {summary.index}")
+    lines += [f"held out: {example.path} (test accuracy {example.test_accuracy:.3f})" for example in summary.examples]
+    return Group(*parts, *(Text(line) for line in lines))
 
 
 def _interval(calibration: Calibration | None) -> str:

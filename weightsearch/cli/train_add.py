@@ -26,13 +26,24 @@ from weightsearch.types import Method, Metric, SplitBy, Target, choose
 
 app = typer.Typer()
 
+UNIVERSAL = "universal"
+
 
 @app.command(
     epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method comvex-conv --trials 100")
 )
 def train(
     zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
-    method: Annotated[str, typer.Option(help=f"auto (the best on validation runs), {', '.join(Method)}.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"auto (the best on validation runs), {', '.join(Method)}, or {UNIVERSAL}: for any architectures, "
+            "calibrated to the zoo's labels. auto takes it where a zoo has several architectures or few runs."
+        ),
+    ] = "auto",
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help=f"Fit {UNIVERSAL} on this zoo alone, not from the shipped encoder.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Index directory to make.", show_default="a new one in runs/indexes")
     ] = None,
@@ -70,7 +81,7 @@ def train(
     from weightsearch.training.options import TrainOptions
 
     options = TrainOptions(
-        method=None if method == "auto" else choose(Method, method, "--method", "auto or "),
+        method=None if method in ("auto", UNIVERSAL) else choose(Method, method, "--method", f"auto, {UNIVERSAL} or "),
         seed=seed,
         split_by=choose(SplitBy, split, "--split"),
         per_run=per_run,
@@ -90,8 +101,16 @@ def train(
 
     from weightsearch.cli import render
     from weightsearch.training.train import train as run
+    from weightsearch.training.train_universal import suits, train_universal
 
-    summary = run(path, out or runs.new_index(path), options, quiet=quiet)
+    if from_scratch and options.method is not None:
+        raise UsageError(f"--from-scratch fits {UNIVERSAL}; leave out --method {method}")
+    out = out or runs.new_index(path)
+    if options.method is None and (method == UNIVERSAL or from_scratch or suits(path, options.target)):
+        universal = train_universal(path, out, options, from_scratch=from_scratch, quiet=quiet)
+        show(render.universal_summary(universal))
+        return
+    summary = run(path, out, options, quiet=quiet)
     show(render.train_summary(summary))
 
 

@@ -91,7 +91,7 @@ def import_zoo(
         str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="Fingerprint of the one to import.", show_default="the commonest")
+        str | None, typer.Option(help="Fingerprint of the one to import.", show_default="all")
     ] = None,
     runs_: Annotated[
         int | None, typer.Option("--runs", help="Import the first so many runs.", show_default="all")

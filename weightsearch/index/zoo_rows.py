@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.index import Rows
+from weightsearch.types import Architecture
 from weightsearch.zoo.store import Zoo
 
 
@@ -47,11 +48,25 @@ def zoo_rows(
         split=_objects([None] * len(runs)) if split is None else split,
         recipe=_objects(recipes[run] for run in runs),
         embedding=embedding,
-        dataset=zoo.info.dataset,
+        dataset=_objects(table.recipes[run].get("dataset") or zoo.info.dataset for run in runs)
+        if zoo.is_mixed
+        else zoo.info.dataset,
         description=descriptions,
         source=_objects(zoo_source(zoo, position) for position in positions.tolist()),
-        metadata=_objects(json.dumps(table.user_columns(position)) for position in positions.tolist()),
+        metadata=_objects(json.dumps(_metadata(zoo, position)) for position in positions.tolist()),
     )
+
+
+def network_columns(architecture: Architecture) -> dict[str, Any]:
+    """What rows of a space of many architectures say of their own, for filters such as `parameters < 10000`."""
+    return {"network": architecture.fingerprint, "parameters": architecture.size, "layers": len(architecture.layers)}
+
+
+def _metadata(zoo: Zoo, position: int) -> dict[str, Any]:
+    known = zoo.table().user_columns(position)
+    if not zoo.is_mixed:
+        return known
+    return {**network_columns(zoo.architectures[str(zoo.fingerprints[position])]), **known}
 
 
 def _objects(values: Iterable[Any]) -> np.ndarray:

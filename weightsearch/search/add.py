@@ -15,17 +15,18 @@ from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sour
 from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find, recognise
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.checkpoints.state_dict import align
-from weightsearch.encoders import Encoder, load_encoder
+from weightsearch.encoders import Encoder
+from weightsearch.encoders.universal.encoder import UniversalEncoder
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.index import IndexStore, Rows, add_rows
 from weightsearch.index.create import create_empty
 from weightsearch.index.writer import writing
-from weightsearch.index.zoo_rows import _objects, zoo_rows, zoo_source
+from weightsearch.index.zoo_rows import _objects, network_columns, zoo_rows, zoo_source
 from weightsearch.progress import progress_bar
 from weightsearch.search.signatures import sign_files, sign_zoo
 from weightsearch.training.data import finite_weights
-from weightsearch.training.represent import Representation, represent, represent_zoo
-from weightsearch.types import Architecture, content_hash
+from weightsearch.training.represent import AnyEncoder, Representation, load_any_encoder, represent, represent_zoo
+from weightsearch.types import ANY, Architecture, content_hash
 from weightsearch.zoo.store import Zoo
 
 CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
@@ -136,7 +137,7 @@ class _Batch:
     """Rows of one architecture, embedded as soon as there are enough of them: only then are weights in memory."""
 
     architecture: Architecture
-    encoder: Encoder
+    encoder: AnyEncoder
     weights: list[np.ndarray] = field(default_factory=list)
     represented: list[Representation] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
@@ -161,7 +162,8 @@ class _Batch:
     def embed(self) -> None:
         if self.weights:
             activations = [metadata.recipe.get("activation") for metadata in self.known[-len(self.weights) :]]
-            self.represented.append(represent(self.encoder, np.stack(self.weights), activations))
+            weights = np.stack(self.weights)
+            self.represented.append(represent(self.encoder, weights, activations, architecture=self.architecture))
             self.weights.clear()
 
 
@@ -177,7 +179,7 @@ class _Adder:
         self.quarantined: list[Quarantined] = []
         self.notes: list[str] = []
         self.skipped = Skipped()
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str, AnyEncoder] = {}
 
     def add_files(self, files: Sequence[Found], advance: Any) -> None:
         batches: dict[str, _Batch] = {}
@@ -192,12 +194,13 @@ class _Adder:
             checkpoint = align(record.checkpoint, self.index.architectures.values())
             architecture = checkpoint.architecture
             fingerprint = architecture.fingerprint
-            if fingerprint not in self.index.architectures:
+            space = self._space(fingerprint)
+            if space is None:
                 self.unknown[architecture.describe()] += 1
                 continue
             batch = batches.get(fingerprint)
             if batch is None:
-                batch = batches[fingerprint] = _Batch(architecture, self._encoder(fingerprint))
+                batch = batches[fingerprint] = _Batch(architecture, self._encoder(space))
             self.skipped.count(checkpoint)
             batch.add(checkpoint.weights, file.path, record.metadata)
         for batch in batches.values():
@@ -209,10 +212,16 @@ class _Adder:
             batch.embed()
             own = known[position : position + len(batch.known)]
             position += len(batch.known)
-            self._write(fingerprint, self._rows(batch, own), batch.paths)
+            self._write(self._space(fingerprint) or fingerprint, self._rows(batch, own), batch.paths)
+
+    def _space(self, fingerprint: str) -> str | None:
+        """Where networks of an architecture belong: in their own space, else in that of all, if there is one."""
+        return next((space for space in (fingerprint, ANY.fingerprint) if space in self.index.architectures), None)
 
     def _rows(self, batch: _Batch, known: Sequence[Metadata]) -> Rows:
         nan = float("nan")
+        shared = isinstance(batch.encoder, UniversalEncoder)
+        own = network_columns(batch.architecture) if shared else {}
         found = Representation.concatenate(batch.represented)
         metrics = {
             name: np.array([metadata.value(name) for metadata in known])
@@ -229,17 +238,18 @@ class _Adder:
             embedding=found.embedding,
             dataset=_objects(metadata.dataset or self.dataset for metadata in known),
             source=_objects(str(path.resolve()) for path in batch.paths),
-            metadata=_objects(json.dumps(metadata.extras) for metadata in known),
+            metadata=_objects(json.dumps({**own, **metadata.extras}) for metadata in known),
             description=found.layers,
         )
 
     def add_zoo(self, zoo: Zoo, advance: Any) -> None:
         table = zoo.table()
-        fingerprint = zoo.architecture.fingerprint
-        if fingerprint not in self.index.architectures:
-            self.unknown[zoo.architecture.describe()] += len(table)
+        if zoo.is_mixed or zoo.architecture.fingerprint not in self.index.architectures:
+            self._add_to_all(zoo, advance)
             return
+        fingerprint = zoo.architecture.fingerprint
         encoder = self._encoder(fingerprint)
+        assert isinstance(encoder, Encoder)
         for start in range(0, len(table), CHUNK):
             positions = np.arange(start, min(start + CHUNK, len(table)))
             finite = finite_weights(zoo, positions)
@@ -254,9 +264,31 @@ class _Adder:
                 self._write(fingerprint, rows, [zoo_source(zoo, position) for position in good.tolist()])
             advance(len(positions))
 
-    def _encoder(self, fingerprint: str) -> Encoder:
+    def _add_to_all(self, zoo: Zoo, advance: Any) -> None:
+        """Into the space of all architectures."""
+        fingerprints = zoo.fingerprints
+        if ANY.fingerprint not in self.index.architectures:
+            for architecture, places in zoo.groups(np.arange(len(fingerprints))):
+                self.unknown[architecture.describe()] += len(places)
+            return
+        encoder = self._encoder(ANY.fingerprint)
+        for block, weights in zoo.blocks(np.arange(len(fingerprints))):
+            finite = np.isfinite(weights).all(axis=1)
+            for position in block[~finite].tolist():
+                self.quarantined.append(
+                    Quarantined(zoo_source(zoo, position), "its weights hold NaN or infinite values")
+                )
+            good = block[finite]
+            if len(good):
+                architecture = zoo.architectures[str(fingerprints[good[0]])]
+                found = represent(encoder, weights[finite], [None] * len(good), architecture=architecture)
+                rows = zoo_rows(zoo, good, found.embedding, found.predicted, None)
+                self._write(ANY.fingerprint, rows, [zoo_source(zoo, position) for position in good.tolist()])
+            advance(len(block))
+
+    def _encoder(self, fingerprint: str) -> AnyEncoder:
         if fingerprint not in self._encoders:
-            self._encoders[fingerprint] = load_encoder(self.index.encoder_directory(fingerprint))
+            self._encoders[fingerprint] = load_any_encoder(self.index.encoder_directory(fingerprint))
         return self._encoders[fingerprint]
 
     def _write(self, fingerprint: str, rows: Rows, places: Sequence[Path | str]) -> None:

@@ -25,6 +25,7 @@ from weightsearch.search.answer import Answer, Forecast, Novelty
 from weightsearch.search.subject import (
     Subject,
     activation_note,
+    damage_note,
     faults,
     shuffled_descriptions,
     to_checkpoint,
@@ -32,6 +33,7 @@ from weightsearch.search.subject import (
 )
 from weightsearch.search.sureness import agree, interval_of
 from weightsearch.types import (
+    ANY,
     Activation,
     Architecture,
     Metric,
@@ -45,7 +47,7 @@ from weightsearch.uncertainty.calibration import FAMILIAR, Calibration, load_cal
 from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference
 
 if TYPE_CHECKING:
-    from weightsearch.encoders import Encoder
+    from weightsearch.training.represent import AnyEncoder
 
 FORECAST_RUNS = 10
 NEAREST_RUNS = 5
@@ -59,7 +61,7 @@ class _Space:
 
     calibration: Calibration | None
     familiar: Familiar | None
-    encoder: Encoder | None = None
+    encoder: AnyEncoder | None = None
 
 
 class Index:
@@ -226,9 +228,8 @@ class Index:
         from weightsearch.search.weights_location import read_source
 
         row = self.store.find(id)
-        checkpoint = read_source(
-            row.columns["id"], row.columns["source"], self.path, self.architectures[row.fingerprint]
-        )
+        known = self.architectures[row.fingerprint]
+        checkpoint = read_source(row.columns["id"], row.columns["source"], self.path, None if known.is_any else known)
         write_checkpoint(out, checkpoint.weights, checkpoint.architecture)
         return Path(out)
 
@@ -243,19 +244,21 @@ class Index:
         from weightsearch.checkpoints.state_dict import align
 
         checkpoint = align(to_checkpoint(model), self.architectures.values())
-        fingerprint = checkpoint.architecture.fingerprint
+        architecture = checkpoint.architecture
+        fingerprint = architecture.fingerprint
         if fingerprint not in self.architectures:
-            raise WeightsearchError(unknown_architecture(checkpoint, self.path, self.architectures))
+            if ANY.fingerprint not in self.architectures:
+                raise WeightsearchError(unknown_architecture(checkpoint, self.path, self.architectures))
+            fingerprint = ANY.fingerprint
         from weightsearch.checkpoints.metadata import as_fractions, interpret
-        from weightsearch.encoders import load_encoder
-        from weightsearch.training.represent import represent
+        from weightsearch.training.represent import load_any_encoder, represent
 
         space = self._space(fingerprint)
         if space.encoder is None:
-            space.encoder = load_encoder(self.store.encoder_directory(fingerprint))
+            space.encoder = load_any_encoder(self.store.encoder_directory(fingerprint))
         (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
         stated_activation = activation or known.recipe.get("activation")
-        found = represent(space.encoder, checkpoint.weights[None], [stated_activation])
+        found = represent(space.encoder, checkpoint.weights[None], [stated_activation], architecture=architecture)
         if not np.isfinite(found.embedding).all():
             raise WeightsearchError(
                 f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
@@ -281,7 +284,6 @@ class Index:
             stated=None if np.isnan(stated) else float(stated),
             run=known.run,
             epoch=known.epoch,
-            notes=activation_note(space.encoder, stated_activation),
             dataset=known.dataset,
             recipe=dict(known.recipe),
             activation=None if stated_activation is None else str(stated_activation),
@@ -289,6 +291,11 @@ class Index:
             by_activation=by_activation,
             shuffled=None if found.layers is None else shuffled_descriptions(checkpoint),
             faults=faults(checkpoint),
+            notes=activation_note(space.encoder, stated_activation)
+            + damage_note(None if found.damage is None else float(found.damage[0])),
+            architecture=architecture,
+            strangeness=None if found.strangeness is None else float(found.strangeness[0]),
+            damage=None if found.damage is None else float(found.damage[0]),
         )
         try:
             row = self._indexed(checkpoint.id)
@@ -299,6 +306,9 @@ class Index:
             path=subject.path,
             description=subject.description,
             notes=subject.notes,
+            architecture=subject.architecture,
+            strangeness=subject.strangeness,
+            damage=subject.damage,
             stated=row.stated if subject.stated is None else subject.stated,
             run=subject.run or row.run,
             epoch=row.epoch if subject.epoch is None else subject.epoch,
@@ -356,7 +366,7 @@ class Index:
         answer = Answer(
             path=subject.path,
             id=subject.id,
-            architecture=self.architectures[fingerprint].describe(),
+            architecture=(subject.architecture or self.architectures[fingerprint]).describe(),
             fingerprint=fingerprint,
             predicted_accuracy=subject.predicted,
             percentile=None if unlike else percentile,
@@ -408,6 +418,9 @@ class Index:
         noticed = None
         if space.familiar is not None and subject.shuffled is not None:
             noticed = float(np.mean([space.familiar.distance(one) > space.familiar.limit for one in subject.shuffled]))
+        if subject.strangeness is not None:  # by the encoder's own detector, whose limit is 1
+            layers, layers_limit = subject.strangeness, 1.0
+            outside = layers > layers_limit
         return Novelty(distance, limit, layers, layers_limit, outside, noticed)
 
     def _forecast(self, subject: Subject, count: int, asked: Selection) -> Forecast | None:

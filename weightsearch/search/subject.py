@@ -14,7 +14,7 @@ from weightsearch.types import Activation, Architecture, Checkpoint, LayerKind, 
 from weightsearch.uncertainty.novelty import describe_layers
 
 if TYPE_CHECKING:
-    from weightsearch.encoders import Encoder
+    from weightsearch.training.represent import AnyEncoder
 
 ARCHITECTURES_NAMED = 5
 SHUFFLES = 4
@@ -45,6 +45,9 @@ class Subject:
     shuffled: np.ndarray | None = None  # descriptions `(n, F)` of its weights, shuffled within layers
     faults: tuple[str, ...] = ()
     copy_of: str | None = None
+    architecture: Architecture | None = None  # its own, where its weights are at hand
+    strangeness: float | None = None  # over 1: of no kind known to the encoder of all architectures
+    damage: float | None = None  # over 1: its weights look shuffled, noised or partly random
 
 
 def to_checkpoint(model: Any) -> Checkpoint:
@@ -74,7 +77,17 @@ def unknown_architecture(checkpoint: Checkpoint, path: Path, architectures: Mapp
     )
 
 
-def activation_note(encoder: Encoder, stated: object) -> tuple[str, ...]:
+def damage_note(damage: float | None) -> tuple[str, ...]:
+    """A warning where the encoder of all architectures found damage, of over 1."""
+    if damage is None or damage <= 1:
+        return ()
+    return (
+        "damage: these weights look shuffled, noised or partly random, which a prediction does not see; "
+        "do not trust it before testing the network",
+    )
+
+
+def activation_note(encoder: AnyEncoder, stated: object) -> tuple[str, ...]:
     """What is to be said where an encoder that goes by the activation has not learned the one that is stated."""
     if stated is None or not encoder.activations:
         return ()

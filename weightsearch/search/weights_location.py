@@ -12,10 +12,11 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Checkpoint
 
 
-def read_source(id: str, source: str | None, index: Path, architecture: Architecture) -> Checkpoint:
+def read_source(id: str, source: str | None, index: Path, architecture: Architecture | None) -> Checkpoint:
     """The checkpoint with this id, with the names that its tensors had there.
 
-    A relative source is looked for below the working directory, then below each directory that `index` lies in.
+    `architecture` is the one that the index knows; None where its space is that of all. A relative source is looked
+    for below the working directory, then below each directory that `index` lies in.
     Raises WeightsearchError saying where the weights should be, or that other weights are there now.
     """
     if not source:
@@ -28,7 +29,8 @@ def read_source(id: str, source: str | None, index: Path, architecture: Architec
         where = f"{path} (run {run}, epoch {epoch})" if run else str(path)
         raise WeightsearchError(f"{id}: its weights should be in {where}, which is not here; put it back there")
     # The id is of the weights in the order of layers that the index knows.
-    checkpoint = align(read_checkpoint(found), [architecture]) if run is None else _from_zoo(found, id, run, epoch)
+    known = [] if architecture is None else [architecture]
+    checkpoint = align(read_checkpoint(found), known) if run is None else _from_zoo(found, id, run, epoch)
     if checkpoint.id != id:
         raise WeightsearchError(f"{id}: {found} holds other weights by now; the index was made from an earlier state")
     return checkpoint
@@ -50,5 +52,6 @@ def _from_zoo(path: Path, id: str, run: str, epoch: str | None) -> Checkpoint:
     position = np.flatnonzero((table.run.astype(str) == run) & (table.epoch == int(epoch or 0)))
     if len(position) != 1:
         raise WeightsearchError(f"{id}: its weights should be in {path}, but that has no run {run}, epoch {epoch}")
-    checkpoint = Checkpoint(f"{path}#{run}/{epoch}", zoo.architecture, zoo.weights(position)[0])
+    architecture = zoo.architectures[str(zoo.fingerprints[position[0]])]
+    checkpoint = Checkpoint(f"{path}#{run}/{epoch}", architecture, zoo.weights(position)[0])
     return replace(checkpoint, metadata=table.recipes.get(int(run), {})) if run.isdigit() else checkpoint

@@ -63,8 +63,10 @@ def usable_checkpoints(zoo: Zoo, target: Target) -> np.ndarray:
 
 def finite_weights(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
     """Which of the checkpoints at `positions` have finite weights `(len(positions),)`."""
-    finite = [np.isfinite(weights).all(axis=1) for _, weights in zoo.blocks(positions)]
-    return np.concatenate(finite) if finite else np.ones(0, bool)
+    finite = np.ones(len(zoo.table()), bool)
+    for block, weights in zoo.blocks(positions):
+        finite[block] = np.isfinite(weights).all(axis=1)
+    return finite[positions]
 
 
 def activation_codes(table: CheckpointTable) -> Tensor:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from weightsearch.devices import fast_processor
-from weightsearch.encoders import Encoder, activation_code
+from weightsearch.encoders import Encoder, activation_code, load_encoder
+from weightsearch.encoders.universal.encoder import UniversalEncoder, is_universal, load_universal
+from weightsearch.training.adapt import calibrated
+from weightsearch.types import Architecture
 from weightsearch.uncertainty.novelty import describe_layers
 
 if TYPE_CHECKING:  # a query has no use for zoos
@@ -23,13 +27,23 @@ if TYPE_CHECKING:  # a query has no use for zoos
 PREDICTED_ROWS = 512  # whose features go through an encoder together
 
 
+AnyEncoder = Encoder | UniversalEncoder
+
+
+def load_any_encoder(directory: Path) -> AnyEncoder:
+    """The encoder in an index's sub-directory, of one architecture or of all."""
+    return load_universal(directory) if is_universal(directory) else load_encoder(directory)
+
+
 @dataclass(frozen=True, eq=False)
 class Representation:
-    """What an encoder makes of n networks of one architecture."""
+    """What an encoder makes of n networks, which are of one architecture unless the encoder is that of all."""
 
     embedding: np.ndarray  # (n, D) float32
     predicted: np.ndarray  # (n,) float64: accuracies in [0, 1], or values of the encoder's other target
     layers: np.ndarray | None  # (n, F) float32, see `uncertainty.novelty.describe`; None where it was not asked for
+    strangeness: np.ndarray | None = None  # (n,) over 1: of no kind known to the encoder of all architectures
+    damage: np.ndarray | None = None  # (n,) over 1: the weights look shuffled, noised or partly random, to that encoder
 
     @classmethod
     def concatenate(cls, parts: Sequence[Representation]) -> Representation:
@@ -43,15 +57,26 @@ class Representation:
 
 
 def represent(
-    encoder: Encoder, weights: np.ndarray, activations: Sequence[object], *, layers: bool = True
+    encoder: AnyEncoder,
+    weights: np.ndarray,
+    activations: Sequence[object],
+    *,
+    layers: bool = True,
+    architecture: Architecture | None = None,
 ) -> Representation:
     """Flat weights `(n, P)` of the encoder's architecture as embeddings, predictions and descriptions of layers.
 
     Args:
         activations: what each network's own record calls its activation, in any spelling; None where it says nothing.
             An encoder may see through the symmetries that an activation has, where it knows it.
-        layers: whether to describe_layers the layers, too.
+        layers: whether to describe the layers, too; the encoder of all architectures never does.
+        architecture: of the weights, which the encoder of all architectures needs to be told.
     """
+    if isinstance(encoder, UniversalEncoder):
+        assert architecture is not None
+        known = encoder.embed(weights, architecture)
+        predicted = calibrated(encoder.notes.get("adaptation"), known.predicted, known.chance)
+        return Representation(known.embedding, predicted, None, known.strangeness, known.damage)
     codes = torch.tensor([activation_code(activation) for activation in activations])
     return _represent(encoder, weights, codes, layers)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightsearch.metrics import Prediction
+from weightsearch.training.adapt import Adapted
 from weightsearch.types import Method, Target
 from weightsearch.uncertainty.calibration import Calibration
 
@@ -42,3 +43,23 @@ class TrainSummary:
     split: str = "by run"  # the protocol, for people
     target: Target = field(default_factory=Target)
     calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class UniversalSummary:
+    """What `train` made of a zoo of many architectures, or of few runs, with the encoder of all architectures.
+
+    `test` are the encoder's scores on runs held out, where it was fitted on the zoo itself (`--from-scratch`).
+    """
+
+    index: Path
+    zoo: Path
+    architectures: int
+    runs: int
+    checkpoints: int
+    flagged: float  # share of the checkpoints that are of no kind that the encoder knows
+    damaged: int  # checkpoints whose weights look shuffled, noised or partly random
+    adapted: Adapted
+    seconds: float
+    test: Prediction | None = None
+    examples: tuple[Example, ...] = ()

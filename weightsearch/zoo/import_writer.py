@@ -33,11 +33,12 @@ class ImportSummary:
 
     path: Path
     layout: Layout
-    architecture: Architecture
+    architecture: Architecture | None  # None in a zoo of many
     runs: int
     checkpoints: int
     added: int
     quarantined: tuple[Quarantined, ...]  # also in the zoo's `quarantine.csv`
+    architectures: int
     others: Mapping[str, int]  # architectures that were left out, for people -> how many files have them
     notes: tuple[str, ...]  # what was assumed
 
@@ -50,6 +51,7 @@ class Checkpoint:
     source: str
     metrics: Mapping[str, float]  # of `rows.METRICS`, those that are known
     extras: Mapping[str, Any]
+    architecture: Architecture
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Run:
     checkpoints: Sequence[Checkpoint]
 
 
-def zoo_info(out: Path, architecture: Architecture, layout: Layout, dataset: str, preset: str) -> ZooInfo:
+def zoo_info(out: Path, architecture: Architecture | None, layout: Layout, dataset: str, preset: str) -> ZooInfo:
     """What `zoo.json` says of an imported zoo."""
     return ZooInfo(
         name=out.resolve().name,
@@ -92,7 +94,7 @@ def write_runs(
         read: flat weights `(P,)` of a checkpoint's source. Those that it raises WeightsearchError for, or that are
             not finite, are left out and put into `quarantined`; their run is kept without them.
     """
-    size = info.architecture.size
+    size = None if info.architecture is None else info.architecture.size
     with open_writer(out, info) as writer:
         named = set(Zoo.open(out).table().names.values())
         fresh = [run for run in runs if run.name not in named]
@@ -100,12 +102,13 @@ def write_runs(
         number = max(writer.runs, default=-1) + 1
         with progress_bar("importing", total, unit="checkpoints", quiet=quiet) as advance:
             try:
-                for group in _groups(fresh, PART_BYTES // (4 * size)):
-                    part = _Part(number, group, quarantined)
+                for group in _groups(fresh, PART_BYTES // 4):
+                    part = _Part(number, group, quarantined, mixed=size is None)
                     temporary = writer.temporary(number)
                     if not stream_part(temporary, part.weights(read, advance), part.most, size):
                         temporary.unlink()
-                    writer.publish(number, temporary if part.rows else None, part.run_rows, part.rows)
+                    kinds = part.architectures.values()
+                    writer.publish(number, temporary if part.rows else None, part.run_rows, part.rows, kinds)
                     number += len(group)
             except KeyboardInterrupt:
                 raise Interrupted(
@@ -122,12 +125,17 @@ class _Part:
     first: int
     runs: Sequence[Run]
     quarantined: list[Quarantined]
+    mixed: bool  # whether the zoo is one of many architectures
     rows: list[CheckpointRow] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    architectures: dict[str, Architecture] = field(default_factory=dict)  # of a zoo of many, by fingerprint
 
     @property
     def most(self) -> int:
-        return sum(len(run.checkpoints) for run in self.runs)
+        """Rows, or in a zoo of many the values of all."""
+        return sum(
+            checkpoint.architecture.size if self.mixed else 1 for run in self.runs for checkpoint in run.checkpoints
+        )
 
     @property
     def run_rows(self) -> list[RunRow]:
@@ -136,6 +144,7 @@ class _Part:
 
     def weights(self, read: Callable[[str], np.ndarray], advance: Callable[[], None]) -> Iterator[np.ndarray]:
         """The good checkpoints' weights `(P,)`, as their rows are made; the others are quarantined."""
+        start = 0
         for number, run in enumerate(self.runs, self.first):
             for checkpoint in run.checkpoints:
                 advance()
@@ -151,19 +160,26 @@ class _Part:
                     continue
                 metrics: dict[str, Any] = {key: checkpoint.metrics.get(key, float("nan")) for key in METRICS}
                 known = CheckpointRow(content_hash(weights), number, checkpoint.epoch, **metrics)
-                self.rows.append(replace(known, source=source, extras=checkpoint.extras))
+                known = replace(known, source=source, extras=checkpoint.extras)
+                if self.mixed:
+                    fingerprint = checkpoint.architecture.fingerprint
+                    self.architectures.setdefault(fingerprint, checkpoint.architecture)
+                    known = replace(known, architecture=fingerprint, start=start)
+                    start += len(weights)
+                self.rows.append(known)
                 yield weights
 
 
-def _groups(runs: Sequence[Run], rows: int) -> Iterator[list[Run]]:
-    """Runs in groups of up to `rows` checkpoints, a longer run alone."""
+def _groups(runs: Sequence[Run], most: int) -> Iterator[list[Run]]:
+    """Runs in groups of up to `most` values of weights, a longer run alone."""
     group: list[Run] = []
     held = 0
     for run in runs:
-        if group and held + len(run.checkpoints) > rows:
+        values = sum(checkpoint.architecture.size for checkpoint in run.checkpoints)
+        if group and held + values > most:
             yield group
             group, held = [], 0
         group.append(run)
-        held += len(run.checkpoints)
+        held += values
     if group:
         yield group

@@ -46,7 +46,8 @@ def import_zoo(
         layout: None to recognise it.
         sources: where metadata and runs' names come from; not for the Small CNN Zoo, which has its own table.
         dataset: what the networks were trained on, where the files do not say.
-        architecture: the fingerprint of the one to import; None for the commonest. A zoo has one architecture.
+        architecture: the fingerprint of the one to import; None for all. Where all networks are of one architecture,
+            the zoo is one of that, else of many.
         runs: import only the first so many.
 
     Raises:
@@ -75,25 +76,28 @@ def import_zoo(
         return _import_small_cnn(folder, out, dataset, runs, quiet)
     survey = _survey(folder, layout, sources or Sources(), quiet)
     chosen = _choose(survey, architecture, folder)
-    seen = [file for file in survey.files if file.fingerprint == chosen]
+    seen = [file for file in survey.files if chosen in (None, file.fingerprint)]
     known, notes = as_fractions([file.metadata for file in seen])
     notes += stand_ins(known) + survey.skipped.notes
     if layout is Layout.COMVEX and (sources is None or not sources.name_runs):
         names = comvex_runs([file.found.path.name for file in seen], known)
         known = [replace(metadata, run=name) for metadata, name in zip(known, names, strict=True)]
     quarantined = survey.quarantined
-    listed = _runs([file.found for file in seen], known, quarantined)[:runs]
+    kinds = [survey.architectures[file.fingerprint] for file in seen]
+    listed = _runs([file.found for file in seen], known, kinds, quarantined)[:runs]
+    by_source = {checkpoint.source: checkpoint.architecture for run in listed for checkpoint in run.checkpoints}
     told = {metadata.dataset for metadata in known} - {None}
     dataset = dataset or (told.pop() if len(told) == 1 else None) or "unknown"
     if sources is not None and sources.table is not None:
         notes += sources.table.notes
-    info = zoo_info(out, survey.architectures[chosen], layout, dataset, "imported")
+    info = zoo_info(out, survey.architectures[chosen] if chosen else None, layout, dataset, "imported")
 
     def read(source: str) -> np.ndarray:
         if source in survey.weights:
             return survey.weights.pop(source)
-        checkpoint = align(read_checkpoint(source), [info.architecture])
-        if checkpoint.architecture.fingerprint != chosen:
+        expected = by_source[source]
+        checkpoint = align(read_checkpoint(source), [expected])
+        if checkpoint.architecture.fingerprint != expected.fingerprint:
             raise WeightsearchError(f"{source}: it changed while it was imported")
         return checkpoint.weights
 
@@ -102,7 +106,7 @@ def import_zoo(
     others = {
         f"{name}: {survey.architectures[name].describe()}": count
         for name, count in counts.most_common()
-        if name != chosen
+        if chosen is not None and name != chosen
     }
     return _summary(out, layout, info, added, quarantined, others, notes)
 
@@ -173,36 +177,42 @@ def _told(bad: Quarantined) -> str:
     return f"{bad.path}: {bad.reason}"
 
 
-def _choose(survey: _Survey, wanted: str | None, folder: Path) -> str:
+def _choose(survey: _Survey, wanted: str | None, folder: Path) -> str | None:
+    """The one architecture to import; None for all of several."""
     counts = Counter(file.fingerprint for file in survey.files)
     if wanted is None:
-        return counts.most_common(1)[0][0]
+        return next(iter(counts)) if len(counts) == 1 else None
     if wanted not in counts:
         known = ", ".join(f"{name} ({count:,} files)" for name, count in counts.most_common())
         raise UsageError(f"--architecture {wanted}: {folder} has {known}")
     return wanted
 
 
-def _runs(found: Sequence[Found], known: Sequence[Metadata], quarantined: list[Quarantined]) -> list[Run]:
+def _runs(
+    found: Sequence[Found],
+    known: Sequence[Metadata],
+    architectures: Sequence[Architecture],
+    quarantined: list[Quarantined],
+) -> list[Run]:
     """Files by run and epoch. Where a run's files tell no epoch they are counted; of one epoch the first is kept."""
-    members: dict[str, list[tuple[Found, Metadata]]] = {}
-    for file, metadata in zip(found, known, strict=True):
-        members.setdefault(metadata.run or file.run, []).append((file, metadata))
+    members: dict[str, list[tuple[Found, Metadata, Architecture]]] = {}
+    for file, metadata, architecture in zip(found, known, architectures, strict=True):
+        members.setdefault(metadata.run or file.run, []).append((file, metadata, architecture))
     runs = []
     for name in sorted(members, key=natural):
         own = members[name]
-        counted = any(metadata.epoch is None for _, metadata in own)
+        counted = any(metadata.epoch is None for _, metadata, _ in own)
         checkpoints: dict[int, Checkpoint] = {}
-        for i, (file, metadata) in enumerate(own):
+        for i, (file, metadata, architecture) in enumerate(own):
             epoch = i if counted or metadata.epoch is None else metadata.epoch
             if epoch in checkpoints:
                 reason = f"its run {name} has another checkpoint of epoch {epoch}, {checkpoints[epoch].source}"
                 quarantined.append(Quarantined(str(file.path), reason))
                 continue
             metrics = {column: measured.value for column, measured in metadata.metrics.items()}
-            checkpoints[epoch] = Checkpoint(epoch, str(file.path.resolve()), metrics, metadata.extras)
+            checkpoints[epoch] = Checkpoint(epoch, str(file.path.resolve()), metrics, metadata.extras, architecture)
         recipe: dict[str, object] = {}
-        for _, metadata in own:
+        for _, metadata, _ in own:
             recipe |= metadata.recipe
         runs.append(Run(name, recipe, [checkpoints[epoch] for epoch in sorted(checkpoints)]))
     return runs
@@ -218,11 +228,14 @@ def _summary(
     notes: Sequence[str],
 ) -> ImportSummary:
     with connect(out, read_only=True) as connection:
-        [(runs, checkpoints)] = connection.execute(
-            "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM checkpoints)"
+        [(runs, checkpoints, kinds)] = connection.execute(
+            "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM checkpoints), "
+            "(SELECT count(*) FROM architectures)"
         ).fetchall()
+    kinds = max(1, kinds)
+    quarantined = tuple(quarantined)
     return ImportSummary(
-        out, layout, info.architecture, runs, checkpoints, added, tuple(quarantined), others, tuple(notes)
+        out, layout, info.architecture, runs, checkpoints, added, quarantined, kinds, others, tuple(notes)
     )
 
 

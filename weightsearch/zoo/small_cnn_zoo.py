@@ -91,7 +91,7 @@ def open_small_cnn_zoo(
         raise WeightsearchError(
             f"{path} has {len(stored):,} rows and {metrics} {len(table['step']):,}; give files of one zoo"
         )
-    runs, notes = _runs(table, path, limit)
+    runs, notes = _runs(table, path, limit, architecture)
 
     def read(source: str) -> np.ndarray:
         return stored[int(source.rpartition("#")[2])][columns].astype(np.float32)
@@ -116,7 +116,9 @@ def _read_metrics(path: Path) -> dict[str, list[Any]]:
     return columns
 
 
-def _runs(table: dict[str, list[Any]], weights: Path, limit: int | None) -> tuple[list[Run], list[str]]:
+def _runs(
+    table: dict[str, list[Any]], weights: Path, limit: int | None, architecture: Architecture
+) -> tuple[list[Run], list[str]]:
     rows: dict[str, dict[int, int]] = {}  # run -> epoch -> row
     repeated = 0
     for row, (run, step) in enumerate(zip(table["modeldir"], table["step"], strict=True)):
@@ -136,6 +138,7 @@ def _runs(table: dict[str, list[Any]], weights: Path, limit: int | None) -> tupl
                 f"{weights}#{row}",
                 {key: table[key][row] for key in METRICS if isinstance(table[key][row], int | float)},
                 {key: plain(table[key][row]) for key in extras if table[key][row] is not None},
+                architecture,
             )
             for epoch, row in sorted(epochs.items())
         ]

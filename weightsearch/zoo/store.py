@@ -207,7 +207,18 @@ class Zoo:
         return weights
 
     def blocks(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Positions `(b,)` and their weights `(b, P)`, block by block: never more of a zoo than that is in memory."""
+        """Positions `(b,)` and their weights `(b, P)`, block by block: never more of a zoo than that is in memory.
+
+        In the order of `positions`, in a zoo of many architectures those of each together.
+        """
+        if self.is_mixed:
+            positions = np.asarray(positions, int)
+            for architecture, places in self.groups(positions):
+                size = max(1, min(BLOCK_ROWS, RELEASE_BYTES // 4 // (4 * architecture.size)))
+                for start in range(0, len(places), size):
+                    block = positions[places[start : start + size]]
+                    yield block, self.weights(block)
+            return
         size = max(1, min(BLOCK_ROWS, RELEASE_BYTES // 4 // (4 * self.architecture.size)))
         for start in range(0, len(positions), size):
             block = positions[start : start + size]
@@ -378,21 +389,23 @@ def write_part(path: Path, weights: np.ndarray) -> None:
     sync(path)
 
 
-def stream_part(path: Path, weights: Iterable[np.ndarray], most: int, size: int) -> int:
-    """Like `write_part` for up to `most` rows `(size,)` float32, one at a time; returns how many there were."""
+def stream_part(path: Path, weights: Iterable[np.ndarray], most: int, size: int | None) -> int:
+    """Like `write_part` for up to `most` rows `(size,)` float32, one at a time; returns how many there were.
+
+    Where `size` is None they are flat: rows of any length, `most` values in all, and values are what is counted.
+    """
     count = 0
     with path.open("wb") as handle:
 
         def header(rows: int) -> None:  # NumPy leaves room in it for the number of rows to change
-            np.lib.format.write_array_header_1_0(
-                handle, {"descr": "<f4", "fortran_order": False, "shape": (rows, size)}
-            )
+            shape = (rows,) if size is None else (rows, size)
+            np.lib.format.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
         header(most)
         start = handle.tell()
         for row in weights:
             handle.write(np.ascontiguousarray(row, "<f4").data)
-            count += 1
+            count += len(row) if size is None else 1
         handle.seek(0)
         header(count)
         assert handle.tell() == start

@@ -41,6 +41,7 @@ class ZooSummary:
     quartiles: tuple[float, ...]  # minimum, quartiles and maximum, or empty
     choices: dict[str, dict[str, ChoiceAccuracy]]  # e.g. ["optimizer"]["adam"]
     columns: tuple[str, ...] = ()  # the users' own
+    architectures: int = 1
 
 
 def zoo_summary(path: str | Path) -> ZooSummary:
@@ -78,6 +79,7 @@ def zoo_summary(path: str | Path) -> ZooSummary:
             if members
         },
         columns=tuple(table.extras),
+        architectures=len(zoo.architectures),
     )
 
 
@@ -89,7 +91,8 @@ def render_summary(summary: ZooSummary) -> RenderableType:
     info = summary.info
     facts = Grid.grid(padding=(0, 2))
     facts.add_row("zoo", f"{summary.path} ({info.name}, {info.origin}, {info.dtype})")
-    facts.add_row("network", info.architecture.describe())
+    kinds = f"{summary.architectures} architectures"
+    facts.add_row("network", info.architecture.describe() if info.architecture else kinds)
     facts.add_row("runs", f"{summary.runs:,}" + (f", {summary.failed:,} of them failed" if summary.failed else ""))
     facts.add_row("checkpoints", f"{summary.checkpoints:,}")
     facts.add_row("size", f"{summary.size_bytes / 1e6:,.1f} MB")

@@ -76,8 +76,8 @@ def graph(architecture: Architecture) -> Graph | None:
         return None
     head = _head(layers, nodes)
     norms = tuple(i for i, layer in enumerate(layers) if layer.kind is LayerKind.NORM)
-    owner = {norm: node for norm in norms if (node := _normed(layers, place, nodes, norm)) is not None}
-    with_norm = {node: norm for norm, node in reversed(owner.items())}
+    owners = [(norm, _normed(layers, place, nodes, norm)) for norm in reversed(norms)]
+    with_norm = {owner: norm for norm, owner in owners if owner is not None}
     linked = []
     for i, node in enumerate(nodes):
         after, spread = _reader(layers, nodes, i, head)

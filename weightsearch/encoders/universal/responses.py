@@ -259,8 +259,8 @@ def _transformer(names: list[str]) -> Run | None:
                 query, key, value = linear(y, layers[part["qkv"]]).chunk(3, -1)
             else:
                 query, key, value = (linear(y, layers[part[name]]) for name in ("query", "key", "value"))
-            shaped = (z.view(len(x), -1, heads, size // heads).transpose(1, 2) for z in (query, key, value))
-            mixed = F.scaled_dot_product_attention(*shaped).transpose(1, 2).reshape(x.shape)
+            query, key, value = (z.view(len(x), -1, heads, size // heads).transpose(1, 2) for z in (query, key, value))
+            mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
             x = x + linear(mixed, layers[part["proj"]])
             y = F.layer_norm(x, (size,), layers[part["norm2"]]["weight"], layers[part["norm2"]].get("bias"))
             x = x + linear(F.gelu(linear(y, layers[part["fc1"]])), layers[part["fc2"]])

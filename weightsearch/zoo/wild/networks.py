@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -225,7 +226,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, recipe: WildRecipe, size: int) -> None:
         super().__init__()
-        cells: dict[str | None, type[nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+        cells: dict[str | None, Any] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
         both = recipe.norm == "two-way"
         self.rnn = cells[recipe.variant](size, recipe.width, recipe.depth, batch_first=True, bidirectional=both)
         self.dropout = nn.Dropout(recipe.dropout)
