@@ -26,6 +26,7 @@ from weightsearch.checkpoints.folder_layouts import recognise
 from weightsearch.checkpoints.state_dict import to_state_dict
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.zoo.import_zoo import Layout, import_zoo
+from weightsearch.zoo.store import Zoo
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,20 @@ def test_a_sweep_told_apart_by_folder(tmp_path: Path):
     write_sweep(tmp_path / "sweep")
     (tmp_path / "sweep" / "lr-1" / "broken.pt").write_bytes(b"PK\x03\x04 no zip")
     torch.save({"model": network(0, width=5).state_dict()}, tmp_path / "sweep" / "lr-2" / "wider.pt")
-    zoo, summary = imported(tmp_path / "sweep", tmp_path)
+    folder = tmp_path / "sweep"
+    everything = import_zoo(folder, tmp_path / "everything", quiet=True)
+    assert (everything.architecture, everything.architectures, everything.checkpoints) == (None, 2, 7)
+    assert everything.others == {}
+    mixed = Zoo.open(tmp_path / "everything")
+    (wide, one), (narrow, six) = sorted(mixed.groups(np.arange(7)), key=lambda group: len(group[1]))
+    assert (len(one), len(six)) == (1, 6)
+    state = torch.load(folder / "lr-2" / "wider.pt")["model"]
+    named = to_state_dict(mixed.weights(one)[0], wide)
+    assert named.keys() == state.keys()
+    assert all(np.array_equal(named[name], state[name].numpy()) for name in named)
+    with pytest.raises(WeightsearchError, match="holds networks of 2 architectures, and this needs a zoo of one"):
+        _ = mixed.architecture
+    zoo, summary = imported(folder, tmp_path, architecture=narrow.fingerprint)
     assert summary.layout is Layout.FOLDER
     where = positions(zoo)
     assert sorted(where) == [(f"lr-{run}", epoch) for run in range(3) for epoch in range(2)]

@@ -182,7 +182,7 @@ def test_no_zoo_is_one_line(tmp_path, zoo_path):
         (lambda: write("{"), "zoo.json is damaged"),
         (lambda: write("[]"), "zoo.json is damaged"),
         (lambda: write('{"format": 1}'), "zoo.json is damaged"),
-        (lambda: write(json.dumps({**content, "format": 2})), "has zoo format 2, this version reads up to 1"),
+        (lambda: write(json.dumps({**content, "format": 3})), "has zoo format 3, this version reads up to 2"),
     ):
         with pytest.raises(WeightsearchError) as caught:
             Zoo.open(path())
@@ -325,7 +325,7 @@ def test_a_zoo_from_before_users_columns_opens_and_grows(zoo_path, rng):
         connection.execute("ALTER TABLE runs RENAME TO new_runs; ALTER TABLE checkpoints RENAME TO new_checkpoints")
         connection.execute(OLD_SCHEMA)
         connection.execute("INSERT INTO runs SELECT * EXCLUDE (name, extras) FROM new_runs")
-        connection.execute("INSERT INTO checkpoints SELECT * EXCLUDE (source, extras) FROM new_checkpoints")
+        connection.execute("INSERT INTO checkpoints SELECT * EXCLUDE (source, extras, architecture, start) FROM new_checkpoints")
         connection.execute("DROP TABLE new_runs; DROP TABLE new_checkpoints")
     old = Zoo.open(zoo_path).table()
     np.testing.assert_array_equal(old.id, expected.id)

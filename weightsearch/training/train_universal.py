@@ -39,9 +39,9 @@ from weightsearch.uncertainty.novelty import far
 from weightsearch.zoo.splits import FEWEST, Split, make_split
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
-MEMBERS = 4
+MEMBERS = 3
 UNKNOWN_SHARE = 0.25  # of a sweep flagged as unknown kinds, beyond which its values are only ranks
-DAMAGED_FITTED = 3000  # networks that damage is learned from, at most
+DAMAGED_FITTED = 2000  # networks that damage is learned from, at most
 
 
 def suits(zoo: str | Path, target: Target) -> bool:

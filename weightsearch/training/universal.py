@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weightsearch.encoders.universal.described import Described, concatenate, describe
 from weightsearch.encoders.universal.encoder import SQUASH, Detector, UniversalEncoder
-from weightsearch.encoders.universal.network import Batch, Network, NetworkConfig
+from weightsearch.encoders.universal.network import Network, NetworkConfig, centre_and_scale
 from weightsearch.encoders.universal.trees import Trees
 from weightsearch.training.damage import Damage, damaged
 from weightsearch.zoo.store import Zoo
@@ -25,26 +25,26 @@ BLOCK_VALUES = 2**23  # weights that are described together
 class UniversalSettings:
     """How one member of the ensemble is fitted."""
 
-    epochs: int = 60
+    epochs: int = 40
     batch_size: int = 128
     learning_rate: float = 2e-3
-    weight_decay: float = 2e-2
-    input_noise: float = 0.05  # standard deviations, on standardised features
+    weight_decay: float = 5e-2
+    input_noise: float = 0.1  # standard deviations, on standardised features
     neighbours: float = 0.5  # weight of the loss by which near embeddings have like accuracies
     temperature: float = 0.05
 
 
 def fit_member(
-    described: Described,
+    pooled: np.ndarray,
+    chance: np.ndarray,
     accuracy: np.ndarray,
     run: np.ndarray,
     settings: UniversalSettings,
-    config: NetworkConfig,
     *,
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Network:
-    """Fit on n described networks, their accuracies `(n,)` and runs `(n,)`.
+    """Fit on n networks' pooled features `(n, F)`, chance levels, accuracies and runs, `(n,)` each.
 
     The loss is the squared error of the prediction, and of a prediction from the other networks of the batch, of other
     runs, by their distances (neighbourhood components: Goldberger et al. 2004).
@@ -52,51 +52,30 @@ def fit_member(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(config)
-        network.layer_standard.fit(described.layers)
-        network.whole_standard.fit(described.whole)
-        everything = network.batch(described)
-        starts = torch.from_numpy(np.asarray(described.starts))
+        network = Network(NetworkConfig(pooled.shape[1]))
+        network.calibrate(pooled)
+        features, guess = network.normalise(pooled), torch.from_numpy(chance.astype(np.float32))
         targets, runs = torch.from_numpy(accuracy.astype(np.float32)), torch.from_numpy(np.asarray(run, np.int64))
-        steps = settings.epochs * math.ceil(len(described) / settings.batch_size)
+        steps = settings.epochs * math.ceil(len(pooled) / settings.batch_size)
         optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
+        network.train()
         for epoch in range(settings.epochs):
-            network.train()
             total = 0.0
-            for chosen in torch.randperm(len(described), generator=generator).split(settings.batch_size):
-                batch = _take(everything, starts, chosen)
-                noisy = Batch(
-                    batch.layers + settings.input_noise * torch.randn(batch.layers.shape, generator=generator),
-                    batch.owner, batch.first, batch.head,
-                    batch.whole + settings.input_noise * torch.randn(batch.whole.shape, generator=generator),
-                    batch.chance,
-                )  # fmt: skip
-                embedding = network.embed(noisy)
-                loss = F.mse_loss(network.predict(embedding, batch.chance), targets[chosen])
-                if settings.neighbours:
-                    loss = loss + settings.neighbours * _neighbour_loss(
-                        embedding, targets[chosen], runs[chosen], settings.temperature
-                    )
+            for chosen in torch.randperm(len(pooled), generator=generator).split(settings.batch_size):
+                noise = torch.randn(len(chosen), features.shape[1], generator=generator)
+                embedding = network.embed(features[chosen] + settings.input_noise * noise)
+                loss = F.mse_loss(network.predict(embedding, guess[chosen]), targets[chosen])
+                near = _neighbour_loss(embedding, targets[chosen], runs[chosen], settings.temperature)
+                loss = loss + settings.neighbours * near
                 optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
                 total += loss.item() * len(chosen)
             if on_epoch is not None:
-                on_epoch(epoch, total / len(described))
+                on_epoch(epoch, total / len(pooled))
     return network.eval()
-
-
-def _take(everything: Batch, starts: Tensor, chosen: Tensor) -> Batch:
-    lengths = starts.diff()[chosen]
-    ends = lengths.cumsum(0)
-    begins = ends - lengths
-    owner = torch.repeat_interleave(torch.arange(len(chosen)), lengths)
-    rows = torch.arange(int(ends[-1])) - begins[owner] + starts[:-1][chosen][owner]
-    head = everything.head[chosen] - everything.first[chosen] + begins
-    return Batch(everything.layers[rows], owner, begins, head, everything.whole[chosen], everything.chance[chosen])
 
 
 def _neighbour_loss(embedding: Tensor, targets: Tensor, runs: Tensor, temperature: float) -> Tensor:
@@ -109,8 +88,8 @@ def _neighbour_loss(embedding: Tensor, targets: Tensor, runs: Tensor, temperatur
 class TreeSettings:
     """LightGBM's, for trees on pooled features."""
 
-    count: int = 500
-    learning_rate: float = 0.04
+    count: int = 350
+    learning_rate: float = 0.06
     leaves: int = 15
     leaf_networks: int = 12
     feature_share: float = 0.2
@@ -148,13 +127,11 @@ def fit_detector(pooled: np.ndarray, held_out: np.ndarray, runs: np.ndarray, axe
 
     The limit is the 95th percentile of held-out runs' largest residuals.
     """
-    low, centre, high = np.quantile(pooled, [0.1, 0.5, 0.9], axis=0)
-    scale = np.maximum((high - low) / 2.56, 0.3 * pooled.std(0))
-    scale = np.where(scale > 1e-4, scale, 1.0)
+    centre, scale = centre_and_scale(pooled)
     z = SQUASH * np.tanh((pooled - centre) / (SQUASH * scale))
     _, directions = np.linalg.eigh(z.T @ z / len(z))
     kept = directions[:, ::-1][:, : min(axes, len(z) // 4, z.shape[1])]
-    detector = Detector(centre.astype(np.float32), scale.astype(np.float32), kept.astype(np.float32), limit=1.0)
+    detector = Detector(centre, scale, kept.astype(np.float32), limit=1.0)
     residual = detector.residual(held_out)
     worst = np.array([residual[runs == run].max() for run in np.unique(runs)])
     return replace(detector, limit=float(np.quantile(worst, 0.95)))
@@ -167,7 +144,7 @@ def fit_universal(
     held_out: Described,
     held_out_run: np.ndarray,
     *,
-    members: int = 4,
+    members: int = 3,
     seed: int = 0,
     settings: UniversalSettings | None = None,
     trees: TreeSettings | None = None,
@@ -181,7 +158,7 @@ def fit_universal(
         on_epoch: called with the number of an epoch, over all members, and its loss.
     """
     settings = settings or UniversalSettings()
-    config = NetworkConfig(described.layers.shape[1], described.whole.shape[1])
+    pooled = described.pooled()
     fitted = []
     for i in range(members):
         before = i * settings.epochs
@@ -190,8 +167,7 @@ def fit_universal(
             if on_epoch is not None:
                 on_epoch(before + epoch, loss)
 
-        fitted.append(fit_member(described, accuracy, run, settings, config, seed=seed + i, on_epoch=advance))
-    pooled = described.pooled()
+        fitted.append(fit_member(pooled, described.chance, accuracy, run, settings, seed=seed + i, on_epoch=advance))
     share = (accuracy - described.chance) / (1 - described.chance)
     grown = fit_trees(pooled, share, trees or TreeSettings(), seed=seed)
     return UniversalEncoder(fitted, grown, fit_detector(pooled, held_out.pooled(), held_out_run), None)
@@ -212,7 +188,7 @@ def fit_damage(
     """
     features = np.concatenate([sound.pooled(), broken.pooled()])
     labels = np.concatenate([np.zeros(len(sound)), np.ones(len(broken))])
-    settings = TreeSettings(count=300, learning_rate=0.06)
+    settings = TreeSettings(count=200, learning_rate=0.1)
     trees = fit_trees(features, labels, settings, seed=seed, classify=True)
     score = 1 / (1 + np.exp(-trees.predict(held_out.pooled())))
     worst = np.array([score[held_out_run == run].max() for run in np.unique(held_out_run)])

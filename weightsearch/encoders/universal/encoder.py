@@ -100,15 +100,15 @@ class UniversalEncoder:
         return Known(*(np.concatenate([getattr(part, name) for part in parts]) for name in Known.__annotations__))
 
     def _know(self, described: Described) -> Known:
+        pooled = described.pooled()
+        guess = torch.from_numpy(described.chance)
         embeddings, predictions = [], []
         for member in self.members:
-            batch = member.batch(described)
-            embedding = member.embed(batch)
+            embedding = member.embed(member.normalise(pooled))
             embeddings.append(embedding.numpy())
-            predictions.append(member.predict(embedding, batch.chance).double().numpy())
+            predictions.append(member.predict(embedding, guess).double().numpy())
         predicted = np.mean(predictions, axis=0)
         chance = described.chance.astype(np.float64)
-        pooled = described.pooled()
         if self.trees is not None:
             grown = chance + (1 - chance) * self.trees.predict(pooled)
             predicted = (1 - TREES_SHARE) * predicted + TREES_SHARE * grown

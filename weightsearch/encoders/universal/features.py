@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weightsearch.encoders.universal.graph import CONVOLUTIONS, Graph, Node, graph
+from weightsearch.encoders.universal.inputs import INPUT, inputs
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, LayerKind
 
@@ -36,14 +37,15 @@ NORMS = tuple(f"{side}_norm_{name}" for side in ("row", "input") for name in ("s
 SPATIAL = ("smooth_x", "smooth_y", "even_share", "is_spatial")
 BIAS = ("bias_rms", "bias_mean", "bias_low", "bias_high", "bias_share", "has_bias")
 NORM = ("gain_mean", "gain_spread", "gain_low", "gain_high", "shift_mean", "shift_spread", "log_variance",
-        "variance_spread", "running_mean", "has_norm")  # fmt: skip
+        "variance_spread", "running_mean", "seen_log", "seen_spread", "has_norm")  # fmt: skip
 PAIR = ("pair_log", "pair_spread", "pair_correlation", "gram_correlation", "gram_off_correlation", "product_log",
         "has_pair")  # fmt: skip
 PLACE = ("depth", "from_end", "is_first", "is_head", "is_conv", "is_dense", "log_rows", "log_columns", "log_kernel",
          "log_aspect")  # fmt: skip
 TOKEN = (*MOMENTS, *SPECTRUM, *COSINES, *NORMS, *SPATIAL, *BIAS, *NORM, *PAIR, *PLACE)
-WHOLE = ("log_layers", "log_parameters", "log_classes", "chance", "norms_gain", "norms_shift", "norms_gain_spread",
+WHOLE_OWN = ("log_layers", "log_parameters", "log_classes", "chance", "norms_gain", "norms_shift", "norms_gain_spread",
          "norms_count", "share_conv", "share_normed")  # fmt: skip
+WHOLE = (*WHOLE_OWN, *INPUT)
 
 
 def tokens(weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +87,8 @@ def _block(weights: Tensor, architecture: Architecture, found: Graph) -> tuple[T
         for i, (column, pair) in enumerate(zip(columns, pairs, strict=True))
     ]
     layers = torch.stack(rows, 1)  # (B, L, F)
-    return layers.clamp_(-50, 50), _whole(weights, architecture, found).clamp_(-50, 50)
+    whole = torch.cat([_whole(weights, architecture, found), inputs(weights, architecture, found)], 1)
+    return layers.clamp_(-50, 50), whole.clamp_(-50, 50)
 
 
 def _folded(weights: Tensor, architecture: Architecture, node: Node) -> tuple[Tensor, Tensor | None]:
@@ -272,6 +275,10 @@ def _norm(weights: Tensor, architecture: Architecture, node: Node) -> Tensor:
         return weights.new_zeros(len(weights), len(NORM))
     gain, shift, mean, variance = _norm_columns(weights, architecture, node.norm)
     logs = (variance.clamp_min(0) + EPSILON).log()
+    layer = architecture.layers[node.layer]
+    raw = weights[:, architecture.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
+    raw = raw[:, node.first : node.first + node.rows, : node.columns]
+    seen = logs - (raw.square().sum(2) + EPSILON).log()  # how much each row's inputs vary
     return torch.stack(
         [
             gain.mean(1),
@@ -283,6 +290,8 @@ def _norm(weights: Tensor, architecture: Architecture, node: Node) -> Tensor:
             logs.mean(1),
             logs.std(1, correction=0),
             _signed_log(mean.square().mean(1).sqrt()),
+            seen.mean(1),
+            seen.std(1, correction=0),
             torch.ones_like(gain[:, 0]),
         ],
         1,
