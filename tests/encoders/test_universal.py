@@ -133,7 +133,6 @@ def test_networks_taken_apart_and_together():
 @pytest.fixture(scope="module")
 def learned():
     """An encoder of features that tell the accuracy, some of which are those of `cnn`'s twins."""
-    rng = np.random.default_rng(0)
     parts = [described(cnn(seed)) for seed in range(60)]
     many = concatenate(parts)
     pooled = many.pooled()

@@ -325,7 +325,9 @@ def test_a_zoo_from_before_users_columns_opens_and_grows(zoo_path, rng):
         connection.execute("ALTER TABLE runs RENAME TO new_runs; ALTER TABLE checkpoints RENAME TO new_checkpoints")
         connection.execute(OLD_SCHEMA)
         connection.execute("INSERT INTO runs SELECT * EXCLUDE (name, extras) FROM new_runs")
-        connection.execute("INSERT INTO checkpoints SELECT * EXCLUDE (source, extras, architecture, start) FROM new_checkpoints")
+        connection.execute(
+            "INSERT INTO checkpoints SELECT * EXCLUDE (source, extras, architecture, start) FROM new_checkpoints"
+        )
         connection.execute("DROP TABLE new_runs; DROP TABLE new_checkpoints")
     old = Zoo.open(zoo_path).table()
     np.testing.assert_array_equal(old.id, expected.id)

@@ -14,7 +14,7 @@ from weightsearch.zoo.wild.build import _info
 from weightsearch.zoo.wild.group import dataset_key, train_group
 from weightsearch.zoo.wild.recipes import CHECKPOINTS, DATASETS, LEARNING_RATES, Family, WildRecipe, sample
 from weightsearch.zoo.wild.train import reduced, train
-from weightsearch.zoo.workers.messages import Group, Job
+from weightsearch.zoo.workers.messages import Group, TrainingJob
 
 
 def small(name: str = "digits", size: int = 8) -> ImageDataset:
@@ -49,7 +49,7 @@ def test_a_group_of_runs_repeats_and_is_stored_by_architecture(tmp_path):
     runs = [run for run in range(300) if sample(0, run).family in (Family.MLP, Family.CNN)][:3]
 
     def trained(name: str) -> tuple[Group, bytes]:
-        job = Job(runs[0], runs, [sample(0, run).to_dict() for run in runs], str(tmp_path / name))
+        job = TrainingJob(runs[0], runs, [sample(0, run).to_dict() for run in runs], str(tmp_path / name))
         torch.manual_seed(len(name))
         before = torch.random.get_rng_state()
         group = train_group(job, datasets, dtype="float32", on_run=lambda: None)

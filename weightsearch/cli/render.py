@@ -138,14 +138,14 @@ def universal_summary(summary: UniversalSummary) -> RenderableType:
     adapted = summary.adapted
     parts: list[RenderableType] = []
     if adapted.scores:
-        title = "Predictions of labelled runs, each left out in turn"
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for column in ("from", "R²", "tau", "mean abs. error", "weight"):
-            table.add_column(column, justify="left" if column == "from" else "right")
-        for name, scores in adapted.scores.items():
-            weight = adapted.weights.get(name)
-            table.add_row(name, *_scores(scores), "" if weight is None else f"{weight:.2f}")
-        parts.append(table)
+        weights = {name: f"{weight:.2f}" for name, weight in adapted.weights.items()}
+        table = Table(
+            "Predictions of labelled runs, each left out in turn",
+            ("from", "R²", "tau", "mean abs. error", "weight"),
+            tuple((name, *_scores(scores), weights.get(name, "")) for name, scores in adapted.scores.items()),
+            right=(1, 2, 3, 4),
+        )
+        parts += [table.to_rich(), Text()]
     lines = [f"{summary.runs:,} runs of {summary.architectures:,} architectures, {adapted.labelled_runs:,} labelled"]
     if summary.test is not None:
         lines.append(

@@ -24,6 +24,7 @@ from weightsearch.progress import progress_bar
 from weightsearch.training.adapt import Adapted, adapt
 from weightsearch.training.baselines import recipe_features
 from weightsearch.training.data import finite_weights, target_values
+from weightsearch.training.options import TrainOptions
 from weightsearch.training.summary import Example, UniversalSummary
 from weightsearch.training.universal import (
     UniversalSettings,
@@ -32,7 +33,7 @@ from weightsearch.training.universal import (
     fit_damage,
     fit_universal,
 )
-from weightsearch.types import ANY, Metric, Target
+from weightsearch.types import ANY, Metric, SplitBy, Target
 from weightsearch.uncertainty.calibration import Calibration, nearest_distances
 from weightsearch.uncertainty.conformal import Conformal, calibrate
 from weightsearch.uncertainty.novelty import far
@@ -67,35 +68,36 @@ def shipped_encoder() -> UniversalEncoder:
 def train_universal(
     zoo: str | Path,
     out: str | Path,
+    options: TrainOptions | None = None,
     *,
     from_scratch: bool = False,
-    target: Target | None = None,
-    seed: int = 0,
-    examples: int = 0,
-    per_run: int | None = None,
+    rows_per_run: int | None = None,
     runs_kept: int | None = None,
-    replace: bool = False,
-    add: bool = False,
-    metric: Metric = Metric.COSINE,
-    factory: str | None = None,
     quiet: bool = False,
 ) -> UniversalSummary:
     """Index a zoo of any architectures in the space of all.
 
     Predictions are the shipped encoder's, calibrated to the zoo's own labelled runs (see `adapt`). With
     `from_scratch`, an encoder is fitted on 85 % of the zoo's runs instead, and its predictions stay as they are; with
-    `examples`, that many held-out checkpoints of each family, or of all, are written beside it. `per_run` and
+    `examples`, that many held-out checkpoints of each family, or of all, are written beside it. `rows_per_run` and
     `runs_kept` limit which rows are kept: the last so many checkpoints of each of so many runs.
+
+    Raises UsageError for options that only encoders of one architecture know.
     """
+    options = options or TrainOptions()
+    fixed = {"--trials": options.trials, "--per-run": options.per_run, "--device": options.device != "cpu"}
+    fixed["--split checkpoint"] = options.split_by is SplitBy.CHECKPOINT
+    if named := [flag for flag, given in fixed.items() if given]:
+        raise UsageError(f"{named[0]} does not go with the encoder of all architectures; leave it out")
+    target, seed, metric = options.target, options.seed, options.metric
     start = time.monotonic()
     opened, directory = Zoo.open(zoo), Path(out)
-    target = target or Target()
     if not target.is_accuracy:
         raise UsageError(f"--target {target.column}: the encoder of all architectures predicts accuracies only")
-    if add:
+    if options.add:
         check_addition(directory, ANY, target, metric)
     else:
-        check_target(directory, replace)
+        check_target(directory, options.replace)
     table = opened.table()
     values = target_values(table, target)
     everything = np.arange(len(table))
@@ -111,8 +113,8 @@ def train_universal(
     known = encoder.know(described)
     adapted, test = _adapted(table, usable, known, values, split, seed)
     names = np.full(len(table), "", object) if split is None else split.names(table)
-    held_out = _examples(table, usable, values, names, examples)
-    kept = _kept(table, usable, held_out, names, per_run, runs_kept, seed)
+    held_out = _examples(table, usable, values, names, options.examples)
+    kept = _kept(table, usable, held_out, names, rows_per_run, runs_kept, seed)
     calibration = _calibration(table, usable, known, adapted, values, names, kept, metric, seed)
     rows = _rows(opened, usable[kept], known, adapted, kept, names)
     flagged = float(np.mean(known.strangeness > 1))
@@ -129,7 +131,7 @@ def train_universal(
         test=test,
         examples=tuple(
             Example(
-                (directory / ANY.fingerprint if add else directory) / "examples" / f"{name}.pt",
+                (directory / ANY.fingerprint if options.add else directory) / "examples" / f"{name}.pt",
                 int(table.run[position]),
                 int(table.epoch[position]),
                 float(values[position]),
@@ -166,7 +168,7 @@ def train_universal(
             weights = opened.weights(np.array([position]))[0]
             write_checkpoint(root / "examples" / example.path.name, weights, architecture, metadata)
 
-    make: Any = add_architecture if add else partial(create_index, replace=replace)
+    make: Any = add_architecture if options.add else partial(create_index, replace=options.replace)
     index_notes = {"dataset": opened.info.dataset, "method": METHOD, "version": version("weightsearch")}
     make(
         directory,
@@ -174,7 +176,7 @@ def train_universal(
         rows,
         write_extras=write_extras,
         metric=metric,
-        factory=factory,
+        factory=options.factory,
         notes={**index_notes, "target": asdict(target)},
     )
     return summary

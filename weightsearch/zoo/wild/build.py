@@ -18,7 +18,7 @@ from weightsearch.zoo.store import ZooInfo, ZooWriter, open_writer
 from weightsearch.zoo.wild.group import SIZES, dataset_key
 from weightsearch.zoo.wild.recipes import ACTIVATIONS, CHECKPOINTS, DATASETS, GROWTH, LEARNING_RATES, SHARES, sample
 from weightsearch.zoo.wild.train import SECONDS, reduced
-from weightsearch.zoo.workers.messages import ARRAYS, Group, Job, Setup
+from weightsearch.zoo.workers.messages import ARRAYS, Group, Setup, TrainingJob
 from weightsearch.zoo.workers.pool import train_jobs
 
 RUNS_PER_PART = 20
@@ -54,7 +54,7 @@ def build_wild(
                 if progress is not None:
                     progress(done, missing)
 
-            def on_group(job: Job, group: Group) -> None:
+            def on_group(job: TrainingJob, group: Group) -> None:
                 written = Path(job.path) if group.checkpoints else None
                 writer.publish(job.part, written, group.runs, group.checkpoints, group.architectures)
 
@@ -90,14 +90,14 @@ def _info(seed: int, dtype: str) -> ZooInfo:
     )
 
 
-def _jobs(writer: ZooWriter, seed: int, runs: int) -> list[Job]:
+def _jobs(writer: ZooWriter, seed: int, runs: int) -> list[TrainingJob]:
     """The runs that are missing, in groups whose bounds do not depend on what is there already."""
     jobs = []
     for first in range(0, runs, RUNS_PER_PART):
         missing = [run for run in range(first, min(first + RUNS_PER_PART, runs)) if run not in writer.runs]
         if missing:
             drawn = [sample(seed, run).to_dict() for run in missing]
-            jobs.append(Job(missing[0], missing, drawn, str(writer.temporary(missing[0]))))
+            jobs.append(TrainingJob(missing[0], missing, drawn, str(writer.temporary(missing[0]))))
     return jobs
 
 

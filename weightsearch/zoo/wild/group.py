@@ -16,7 +16,7 @@ from weightsearch.zoo.schema import CheckpointRow, RunRow
 from weightsearch.zoo.store import write_part
 from weightsearch.zoo.wild.recipes import CHECKPOINTS, WildRecipe
 from weightsearch.zoo.wild.train import train
-from weightsearch.zoo.workers.messages import Group, Job
+from weightsearch.zoo.workers.messages import Group, TrainingJob
 
 SIZES = {"coarse": 8, "fine": 16}  # at most so many pixels wide, by a recipe's resolution
 
@@ -26,7 +26,9 @@ def dataset_key(name: str, resolution: str) -> str:
     return f"{name}-{resolution}"
 
 
-def train_group(job: Job, datasets: Mapping[str, ImageDataset], *, dtype: str, on_run: Callable[[], None]) -> Group:
+def train_group(
+    job: TrainingJob, datasets: Mapping[str, ImageDataset], *, dtype: str, on_run: Callable[[], None]
+) -> Group:
     """Train a job's runs and write the good checkpoints' weights, flat and one after another, to its file.
 
     `datasets` are the reduced ones by `dataset_key`. A run that diverges fails; its checkpoints before that are kept.

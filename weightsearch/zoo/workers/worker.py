@@ -140,7 +140,7 @@ def _serve_wild(setup: Setup, lines: queue.Queue[str], answer: Callable[..., Non
             datasets[key] = ImageDataset(name=name, classes=setup.classes, **arrays)
     answer(kind="ready")
     while True:
-        job = Job(**json.loads(lines.get()))
+        job = TrainingJob(**json.loads(lines.get()))
         group = train_wild_group(job, datasets, dtype=setup.dtype, on_run=lambda: answer(kind="epoch", networks=1))
         answer(kind="done", group=group.to_dict())
 
