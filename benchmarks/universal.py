@@ -1,0 +1,239 @@
+"""What the encoder of all architectures is worth: by run, without labels, with few, and what it refuses.
+
+    python benchmarks/universal.py runs/zoos/wild --sweep NAME=FOLDER ... --out benchmarks/results/universal.json
+
+The zoo is made by `weightsearch build-zoo --preset wild --runs 2000`. A sweep is a zoo imported from elsewhere,
+with accuracies. Every split is by run; nothing is tuned on the test runs. Leaving out a dataset or a family fits one
+member of the ensemble instead of three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from weightsearch.encoders.universal.described import Described
+from weightsearch.encoders.universal.encoder import UniversalEncoder
+from weightsearch.metrics import score
+from weightsearch.training.adapt import MEAN, RECIPE, adapt
+from weightsearch.training.baselines import recipe_features
+from weightsearch.training.data import finite_weights
+from weightsearch.training.universal import (
+    TreeSettings,
+    describe_damaged,
+    describe_zoo_networks,
+    fit_damage,
+    fit_trees,
+    fit_universal,
+)
+from weightsearch.zoo.splits import make_split
+from weightsearch.zoo.store import CheckpointTable, Zoo
+
+SEEDS = (0, 1, 2)
+QUICK = TreeSettings(count=200, learning_rate=0.1)
+CURVE = (100, 200, 400, 800)
+PLAIN = ("mlp", "cnn")
+
+
+def scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    found = score(predicted, truth)
+    return {"r2": round(found.r2, 3), "tau": round(found.tau, 3), "mae": round(found.mae, 4), "n": found.count}
+
+
+def nearest(
+    rows: np.ndarray, queries: np.ndarray, runs: np.ndarray, values: np.ndarray, truth: np.ndarray
+) -> dict[str, float]:
+    """Of the ten nearest, one a run: the mean's scores, and how many of a good query's are good, a bad one's bad."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    means, good, bad = [], [], []
+    for query, own in zip(queries, truth, strict=True):
+        order = np.argsort(-(rows @ query))
+        _, first = np.unique(runs[order], return_index=True)
+        ten = values[order[np.sort(first)[:10]]]
+        means.append(ten.mean())
+        if own >= high:
+            good.append(np.mean(ten >= high))
+        elif own <= low:
+            bad.append(np.mean(ten <= low))
+    found = scores(np.array(means), truth)
+    return {**found, "precision_good": round(float(np.mean(good)), 3), "precision_bad": round(float(np.mean(bad)), 3)}
+
+
+class Bench:
+    def __init__(self, path: Path) -> None:
+        self.zoo = Zoo.open(path)
+        self.table: CheckpointTable = self.zoo.table()
+        everything = np.arange(len(self.table))
+        self.usable = everything[finite_weights(self.zoo, everything) & np.isfinite(self.table.test_accuracy)]
+        start = time.process_time()
+        self.described: Described = describe_zoo_networks(self.zoo, self.usable)
+        self.seconds_each = (time.process_time() - start) / len(self.usable)
+        self.values = self.table.test_accuracy[self.usable]
+        self.run = self.table.run[self.usable]
+        recipes = [self.table.recipes[int(run)] for run in self.run]
+        self.family = np.array([recipe["family"] for recipe in recipes])
+        self.dataset = np.array([recipe["dataset"] for recipe in recipes])
+        self.recipe = np.nan_to_num(recipe_features(self.table)[self.usable], nan=-1)
+
+    def fit(self, inside: np.ndarray, outside: np.ndarray, *, seed: int, quick: bool = False) -> UniversalEncoder:
+        return fit_universal(
+            self.described.take(np.flatnonzero(inside)), self.values[inside], self.run[inside],
+            self.described.take(np.flatnonzero(outside)), self.run[outside],
+            members=1 if quick else 3, seed=seed, trees=QUICK if quick else None,
+        )  # fmt: skip
+
+    def parts(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        split = make_split(self.table, seed=seed, usable=self.usable)
+        held = np.isin(self.usable, split.test)
+        return ~held, held
+
+    def groups(self, predicted: np.ndarray, held: np.ndarray) -> dict[str, dict[str, float]]:
+        families, truth = self.family[held], self.values[held]
+        chosen = {
+            "all": np.ones(len(truth), bool),
+            "plain (MLP, CNN)": np.isin(families, PLAIN),
+            "residual nets and transformers": np.isin(families, ("resnet", "vit")),
+            **{family: families == family for family in sorted(set(families))},
+        }
+        return {name: scores(predicted[mask], truth[mask]) for name, mask in chosen.items() if mask.sum() > 5}
+
+    def by_run(self, seed: int) -> dict[str, object]:
+        inside, held = self.parts(seed)
+        encoder = self.fit(inside, held, seed=seed)
+        known, rows = (
+            encoder.know(self.described.take(np.flatnonzero(held))),
+            encoder.know(self.described.take(np.flatnonzero(inside))),
+        )
+        trees = fit_trees(self.recipe[inside], self.values[inside], QUICK, seed=seed)
+        result: dict[str, object] = {
+            "predicted": self.groups(known.predicted, held),
+            "recipe trees": self.groups(trees.predict(self.recipe[held].astype(np.float32)), held),
+            "ten nearest": nearest(
+                rows.embedding, known.embedding, self.run[inside], self.values[inside], self.values[held]
+            ),
+        }
+        result["damage"] = self.damage(encoder, inside, held, seed)
+        return result
+
+    def damage(self, encoder: UniversalEncoder, inside: np.ndarray, held: np.ndarray, seed: int) -> dict[str, float]:
+        """Limits from half of the held-out runs; false alarms and the share that is found on the other half."""
+        rng = np.random.default_rng(seed)
+        fitted = rng.permutation(np.flatnonzero(inside))[:2000]
+        broken, _ = describe_damaged(self.zoo, self.usable[fitted], seed=seed)
+        halves = rng.permutation(np.unique(self.run[held]))
+        first = np.isin(self.run, halves[: len(halves) // 2]) & held
+        second = np.flatnonzero(held & ~first)
+        encoder = fit_damage(
+            encoder, self.described.take(fitted), broken, self.described.take(np.flatnonzero(first)), self.run[first],
+            seed=seed,
+        )  # fmt: skip
+        sound = encoder.know(self.described.take(second))
+        hurt, kinds = describe_damaged(self.zoo, self.usable[second], seed=seed + 1)
+        found = encoder.know(hurt).damage > 1
+        rates = {str(kind): round(float(found[kinds == kind].mean()), 3) for kind in sorted(set(kinds))}
+        return {"false alarms": round(float(np.mean(sound.damage > 1)), 3), **rates}
+
+    def left_out(self, column: np.ndarray, name: str) -> dict[str, object]:
+        """Fitted without one dataset or family; limits of the unknown from runs of the others."""
+        out = column == name
+        inside, held = self.parts(0)
+        encoder = self.fit(inside & ~out, held & ~out, seed=0, quick=True)
+        known = encoder.know(self.described.take(np.flatnonzero(out)))
+        others = encoder.know(self.described.take(np.flatnonzero(held & ~out)))
+        return {
+            **scores(known.predicted, self.values[out]),
+            "flagged": round(float(np.mean(known.strangeness > 1)), 3),
+            "flagged of known ones": round(float(np.mean(others.strangeness > 1)), 3),
+        }
+
+    def curve(self) -> dict[int, dict[str, float]]:
+        inside, held = self.parts(0)
+        order = np.random.default_rng(0).permutation(np.unique(self.run[inside]))
+        found = {}
+        for count in CURVE:
+            encoder = self.fit(inside & np.isin(self.run, order[:count]), held, seed=0, quick=True)
+            known = encoder.know(self.described.take(np.flatnonzero(held)))
+            found[count] = scores(known.predicted, self.values[held])
+        return found
+
+
+def few_labels(encoder: UniversalEncoder, path: Path) -> dict[str, object]:
+    """A sweep from elsewhere: no label, then 3, 5 and 10 labelled runs, ten draws each, judged on the other runs."""
+    zoo = Zoo.open(path)
+    table = zoo.table()
+    usable = np.flatnonzero(np.isfinite(table.test_accuracy))
+    known = encoder.know(describe_zoo_networks(zoo, usable))
+    values, run = table.test_accuracy[usable], table.run[usable]
+    recipe = recipe_features(table)[usable]
+    runs = np.unique(run)
+    result: dict[str, object] = {
+        "runs": len(runs),
+        "architectures": len(zoo.architectures),
+        "flagged": round(float(np.mean(known.strangeness > 1)), 3),
+        "no label": scores(known.predicted, values),
+        "epoch alone, tau": scores(table.epoch[usable].astype(float), values)["tau"],
+    }
+    for count in (3, 5, 10):
+        if count > len(runs) - 2:
+            continue
+        drawn: dict[str, list[float]] = {"calibrated": [], MEAN: [], RECIPE: [], "tau": []}
+        for seed in range(10):
+            labelled = np.random.default_rng([seed, count]).permutation(runs)[:count]
+            asked = ~np.isin(run, labelled)
+            found = adapt(known.predicted, known.chance, recipe, np.where(asked, np.nan, values), run, seed=seed)
+            from sklearn.ensemble import RandomForestRegressor
+
+            forest = RandomForestRegressor(60, min_samples_leaf=2, max_features=0.6, random_state=seed)
+            forest.fit(np.nan_to_num(recipe[~asked], nan=-1), values[~asked])
+            spread = np.sum((values[asked] - values[asked].mean()) ** 2)
+
+            def r2(predicted: np.ndarray, asked: np.ndarray = asked, spread: float = spread) -> float:
+                return float(1 - np.sum((predicted - values[asked]) ** 2) / spread)
+
+            drawn["calibrated"].append(r2(found.predicted[asked]))
+            drawn["tau"].append(scores(found.predicted[asked], values[asked])["tau"])
+            drawn[MEAN].append(r2(np.full(int(asked.sum()), values[~asked].mean())))
+            drawn[RECIPE].append(r2(forest.predict(np.nan_to_num(recipe[asked], nan=-1))))
+        result[f"{count} labelled runs"] = {name: round(float(np.median(each)), 3) for name, each in drawn.items()}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("--sweep", action="append", default=[], metavar="NAME=ZOO")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    results: dict[str, object] = json.loads(given.out.read_text()) if given.out.exists() else {}
+
+    def keep(name: str, value: object) -> None:
+        results[name] = value
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(name, json.dumps(value), flush=True)
+
+    bench = Bench(given.zoo)
+    about = {"runs": len(np.unique(bench.run)), "checkpoints": len(bench.run)}
+    keep("zoo", {**about, "architectures": len(bench.zoo.architectures),
+                 "milliseconds to describe a network": round(1000 * bench.seconds_each, 1)})  # fmt: skip
+    keep("by run, seed 0", bench.by_run(0))
+    if given.sweep:
+        inside, held = bench.parts(0)
+        encoder = bench.fit(inside, held, seed=0)
+        for text in given.sweep:
+            name, _, path = text.partition("=")
+            keep(f"sweep {name}", few_labels(encoder, Path(path)))
+    for seed in SEEDS[1:]:
+        keep(f"by run, seed {seed}", bench.by_run(seed))
+    for dataset in sorted(set(bench.dataset)):
+        keep(f"without dataset {dataset}", bench.left_out(bench.dataset, dataset))
+    for family in sorted(set(bench.family)):
+        keep(f"without family {family}", bench.left_out(bench.family, family))
+    keep("learning curve", bench.curve())
+
+
+if __name__ == "__main__":
+    main()
