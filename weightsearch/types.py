@@ -171,6 +171,8 @@ class Architecture:
 
     def describe(self) -> str:
         """For people, e.g. `conv2d 16x1x3x3 - conv2d 16x16x3x3 - dense 10x16 (4,970 parameters)`."""
+        if self.is_any:
+            return "any architecture"
         parts = [f"{layer.kind} {'x'.join(map(str, layer.shape))}" for layer in self.layers]
         return f"{' - '.join(parts)} ({self.size:,} parameters)"
 

@@ -163,7 +163,7 @@ def universal_summary(summary: UniversalSummary) -> RenderableType:
         few = "" if adapted.is_calibrated or summary.flagged <= 0.25 else ": trust the order of predictions, not values"
         lines.append(f"{summary.flagged:.0%} of the checkpoints are of kinds that the encoder does not know{few}")
     if summary.damaged:
-        lines.append(f"{summary.damaged:,} checkpoints look damaged: shuffled, noised or partly random weights")
+        lines.append(f"look damaged (shuffled, noised or partly random weights): {summary.damaged:,} checkpoints")
     lines.append(f"{summary.checkpoints:,} checkpoints indexed in {summary.index}")
     lines += [f"held out: {example.path} (test accuracy {example.test_accuracy:.3f})" for example in summary.examples]
     return Group(*parts, *(Text(line) for line in lines))

@@ -22,7 +22,9 @@ def build_zoo(
     dataset: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, svhn, usps, or a path (.npz, folder of images).")
     ] = "digits",
-    preset: Annotated[str, typer.Option(help="v1 (16 filters, 86 epochs) or v2 (64 filters, 20 epochs).")] = "v1",
+    preset: Annotated[
+        str, typer.Option(help="v1 (16 filters, 86 epochs), v2 (64 filters, 20 epochs) or wild (many architectures).")
+    ] = "v1",
     runs_: Annotated[int, typer.Option("--runs", help="Networks to train, each by a random recipe.")] = 100,
     out: Annotated[
         Path | None,

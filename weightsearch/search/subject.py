@@ -89,9 +89,7 @@ def damage_note(damage: float | None) -> tuple[str, ...]:
 
 def activation_note(encoder: AnyEncoder, stated: object) -> tuple[str, ...]:
     """What is to be said where an encoder that goes by the activation has not learned the one that is stated."""
-    from weightsearch.encoders.universal.encoder import UniversalEncoder
-
-    if stated is None or isinstance(encoder, UniversalEncoder) or not encoder.activations:
+    if stated is None or not encoder.activations:
         return ()
     learned = " and ".join(encoder.activations)
     activation = activation_named(stated)

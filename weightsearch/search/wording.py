@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightsearch.html_template import render_html
 from weightsearch.text_table import Table
-from weightsearch.types import Neighbour, Target
+from weightsearch.types import ANY, Neighbour, Target
 
 if TYPE_CHECKING:
     from weightsearch.search.answer import Answer
@@ -330,6 +330,8 @@ def layers_table(answer: Answer) -> Table:
 def _unlike(answer: Answer) -> str:
     novelty = answer.novelty
     assert novelty is not None
+    if answer.fingerprint == ANY.fingerprint:
+        return "its layers are less like known networks' than those of 95 in 100 held-out ones"
     layers = novelty.layers_distance is not None and novelty.layers_limit is not None
     if layers and novelty.layers_distance > novelty.layers_limit:  # type: ignore[operator]
         return "its layers are further from known networks' than those of 99 in 100 held-out ones"

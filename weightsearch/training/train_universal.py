@@ -113,7 +113,7 @@ def train_universal(
     known = encoder.know(described)
     adapted, test = _adapted(table, usable, known, values, split, seed)
     names = np.full(len(table), "", object) if split is None else split.names(table)
-    held_out = _examples(table, usable, values, names, options.examples)
+    held_out = _examples(opened, usable, values, names, options.examples)
     kept = _kept(table, usable, held_out, names, rows_per_run, runs_kept, seed)
     calibration = _calibration(table, usable, known, adapted, values, names, kept, metric, seed)
     rows = _rows(opened, usable[kept], known, adapted, kept, names)
@@ -248,12 +248,16 @@ def _calibration(
     return Calibration(interval, None, runs, limit)
 
 
-def _examples(
-    table: CheckpointTable, usable: np.ndarray, values: np.ndarray, names: np.ndarray, count: int
-) -> dict[str, int]:
-    """Positions of `count` held-out checkpoints of each family by name, of different runs and spread over accuracy."""
+def _examples(zoo: Zoo, usable: np.ndarray, values: np.ndarray, names: np.ndarray, count: int) -> dict[str, int]:
+    """Positions of `count` held-out checkpoints of each family by name, of different runs and spread over accuracy.
+
+    Of the smaller half of the networks, so that they are quickly read.
+    """
     chosen: dict[str, int] = {}
+    table = zoo.table()
     held = usable[(names[usable] == "test") & np.isfinite(values[usable])]
+    sizes = np.array([zoo.architectures[name].size for name in zoo.fingerprints[held].tolist()])
+    held = held[sizes <= np.median(sizes)] if len(sizes) else held
     families = np.array([str(table.recipes[int(run)].get("family", "network")) for run in table.run[held]], object)
     for family in sorted(set(families)):
         own = held[families == family]
@@ -294,13 +298,14 @@ def _rows(zoo: Zoo, positions: np.ndarray, known: Known, adapted: Adapted, kept:
 
 def _card(summary: UniversalSummary, zoo: Zoo) -> str:
     info = zoo.info
-    made = f"weightsearch build-zoo --preset {info.preset} --runs {summary.runs} --seed {info.seed}"
+    runs = len(zoo.table().recipes)
+    made = f"weightsearch build-zoo --preset {info.preset} --runs {runs} --seed {info.seed}"
     test = summary.test
     scores = f"On runs held out: R² {test.r2:.3f}, tau {test.tau:.3f} ({test.count:,} checkpoints).\n" if test else ""
     return (
         "# An index of any architecture\n\n"
-        f"{summary.checkpoints:,} checkpoints of {summary.architectures:,} architectures in one space, embedded by the "
-        f"encoder `{METHOD}`.\n\n"
+        f"{summary.checkpoints:,} checkpoints in one space, embedded by the encoder `{METHOD}`, of a zoo of "
+        f"{summary.architectures:,} architectures.\n\n"
         + (f"Zoo: `{made}`\n\n" if info.preset == "wild" else f"Zoo: {info.name} ({info.origin})\n\n")
         + scores
     )

@@ -15,7 +15,7 @@ from weightsearch.encoders.universal.described import Described, describe
 from weightsearch.encoders.universal.network import Network, NetworkConfig
 from weightsearch.encoders.universal.trees import Trees
 from weightsearch.errors import WeightsearchError
-from weightsearch.types import Architecture
+from weightsearch.types import Activation, Architecture
 
 METHOD = "universal"
 FORMAT = 1
@@ -62,6 +62,8 @@ class Known:
 
 class UniversalEncoder:
     """An ensemble of networks on layers' features, with trees beside it, and two detectors."""
+
+    activations: tuple[Activation, ...] = ()  # it goes by none
 
     def __init__(
         self,
