@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from weightsearch import encoders
 from weightsearch.devices import fast_processor
-from weightsearch.encoders import Encoder, activation_code, load_encoder
+from weightsearch.encoders import Encoder, activation_code
 from weightsearch.encoders.universal.encoder import UniversalEncoder, is_universal, load_universal
 from weightsearch.training.adapt import calibrated
 from weightsearch.types import Architecture
@@ -32,7 +33,7 @@ AnyEncoder = Encoder | UniversalEncoder
 
 def load_any_encoder(directory: Path) -> AnyEncoder:
     """The encoder in an index's sub-directory, of one architecture or of all."""
-    return load_universal(directory) if is_universal(directory) else load_encoder(directory)
+    return load_universal(directory) if is_universal(directory) else encoders.load_encoder(directory)
 
 
 @dataclass(frozen=True, eq=False)
