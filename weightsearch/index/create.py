@@ -82,7 +82,7 @@ def create_empty(path: Path, metric: Metric = Metric.COSINE) -> IndexStore:
         with Database(staging / DATABASE).open(read_only=False) as connection:
             connection.execute(SCHEMA)
             identity = database.state(connection).identity
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT, "identity": identity, "metric": metric.value, "architectures": {}, "files": {}
         }  # fmt: skip
         write_manifest(staging, manifest)
