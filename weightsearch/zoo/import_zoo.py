@@ -15,6 +15,7 @@ from weightsearch.checkpoints.formats import natural
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.checkpoints.state_dict import align, read_checkpoint
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
+from weightsearch.files import clean_text
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture
 from weightsearch.zoo.import_writer import Checkpoint, ImportSummary, Run, write_runs, zoo_info
@@ -204,7 +205,7 @@ def _runs(found: Sequence[Found], known: Sequence[Metadata], quarantined: list[Q
         recipe: dict[str, object] = {}
         for _, metadata in own:
             recipe |= metadata.recipe
-        runs.append(Run(name, recipe, [checkpoints[epoch] for epoch in sorted(checkpoints)]))
+        runs.append(Run(clean_text(name), recipe, [checkpoints[epoch] for epoch in sorted(checkpoints)]))
     return runs
 
 
