@@ -19,10 +19,8 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-try:
+if sys.platform != "win32":  # where writers and readers wait for one another by chance
     import fcntl
-except ImportError:  # Windows, where writers and readers wait for one another by chance
-    fcntl = None  # type: ignore[assignment]
 
 from weightsearch.errors import UsageError, WeightsearchError
 
@@ -92,6 +90,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step. False where the system cannot: only Linux can, on most of its file systems.
+
+    https://man7.org/linux/man-pages/man2/rename.2.html, RENAME_EXCHANGE
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_here, swap = -100, 2
+    return rename is not None and rename(at_here, os.fsencode(one), at_here, os.fsencode(other), swap) == 0
+
+
 def sha256(path: Path) -> str:
     """The checksum of a file's content, in hexadecimal."""
     with path.open("rb") as file:
@@ -133,10 +145,10 @@ def turnstile(path: Path, *, first: bool, wait_seconds: float) -> Iterator[None]
     The system frees it however the process ends. Where there is no such file and none can be made, nobody waits.
     """
     descriptor = None
-    if fcntl is not None:
+    if sys.platform != "win32":
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT if first else os.O_RDONLY, 0o644)
-    if descriptor is None:
+    if sys.platform == "win32" or descriptor is None:
         yield
         return
     try:

@@ -27,6 +27,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
+        for old in path.parent.glob(f".{path.name}.*.old"):
+            if (old / MANIFEST).exists():
+                raise WeightsearchError(
+                    f"{path} is missing: its replacement was interrupted; rename {old} to {path} and try again"
+                ) from None
         half = path.is_dir() and ((path / DATABASE).exists() or path.name.startswith("."))
         what = "was only half written" if half else "is no index" if path.exists() else "does not exist"
         raise WeightsearchError(
