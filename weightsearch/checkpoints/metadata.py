@@ -169,7 +169,9 @@ def _cleaned(values: Mapping[Any, Any], source: str) -> tuple[dict[str, Any], tu
         for key, value in values.items():
             try:
                 if isinstance(value, Mapping) and depth < MAX_METADATA_DEPTH:
-                    kept.setdefault(cleaner.clean(key, None)[0], clean(value, f"{prefix}{key}.", depth + 1))
+                    name, inner = cleaner.clean(key, None)[0], clean(value, f"{prefix}{key}.", depth + 1)
+                    if inner or not value:
+                        kept.setdefault(name, inner)
                 else:
                     kept.setdefault(*cleaner.clean(key, value))
             except WeightsearchError as error:

@@ -53,9 +53,9 @@ class PlainValues:
         return self._text(name)
 
     def _spend(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
+        if size > self._left:
             raise WeightsearchError(f"over {MAX_METADATA_SIZE:,} values and characters beside the weights")
+        self._left -= size
 
     def _text(self, text: str) -> str:
         """Without lone surrogates, which no database or terminal can encode, and NUL, where C's strings end."""

@@ -100,13 +100,13 @@ def _files(path: Path) -> Iterator[Finding]:
 def _database(path: Path) -> list[Finding]:
     """Reads every block of every table, whose checksums DuckDB verifies, and looks at every row."""
     try:
-        index = IndexStore.open(path)
-        with index.database.open() as connection:
+        with database.Database(path / DATABASE).open() as connection:
             tables = connection.execute(
                 "SELECT table_name FROM duckdb_tables() WHERE database_name = 'ix' ORDER BY table_name"
             ).fetchall()
             for (table,) in tables:
                 connection.execute(f'SELECT count(*), bit_xor(hash(t)) FROM ix."{table}" t').fetchall()
+            database.key_types(connection)
             generation = database.generation(connection)
             rows = database.rows_sql(connection)
             count = connection.execute(f"SELECT count(*), bit_xor(hash(r)) FROM {rows} r").fetchall()[0][0]
@@ -130,7 +130,7 @@ def _database(path: Path) -> list[Finding]:
                         Finding(DATABASE, State.BROKEN, f"{len(bad):,} rows with {what}: {bad[0][-1]}, ...")
                     )
             if not findings:
-                for fingerprint in index.architectures:
+                for fingerprint in read_manifest(path)["architectures"]:
                     findings += _finite(*database.embeddings(connection, fingerprint))
     except WeightsearchError as error:
         return [Finding(DATABASE, State.BROKEN, str(error))]
