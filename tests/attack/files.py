@@ -18,7 +18,7 @@ from weightsearch.checkpoints.folder_layouts import _trainer_state
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, interpret, stand_ins
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
 from weightsearch.errors import WeightsearchError
-from weightsearch.search.answer import recipe_text
+from weightsearch.search.wording import recipe_text
 from weightsearch.text_table import Table
 from weightsearch.zoo.small_cnn_zoo import read_layout
 

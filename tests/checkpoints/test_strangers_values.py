@@ -16,7 +16,7 @@ from weightsearch.checkpoints.metadata import interpret, stand_ins
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json, read_table
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import WeightsearchError
-from weightsearch.search.answer import recipe_text
+from weightsearch.search.wording import recipe_text
 from weightsearch.zoo.small_cnn_zoo import read_layout
 
 STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)}

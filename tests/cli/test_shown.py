@@ -15,7 +15,7 @@ from weightsearch.cli import _Escaping, render
 from weightsearch.cli.common import complain, say, show
 from weightsearch.index import Finding, State
 from weightsearch.index.info import ArchitectureInfo, IndexInfo
-from weightsearch.search import answer as words
+from weightsearch.search import wording as words
 from weightsearch.search.answer import Answer
 from weightsearch.text_table import Table, printable
 from weightsearch.types import Neighbour, Plan
@@ -31,7 +31,7 @@ def answer(text: str) -> Answer:
     row = Neighbour(text, 0.1, 0.5, 3, text, {text: text, "optimizer": text, "learning_rate": text}, 0.5, text)
     return Answer(
         text, text, text, text, 0.5, 50.0, 0.5, 0.5, (row,), (row,), (row,), 0.75, 0.25, Plan("exact", 1, 1, 0.0),
-        run=text, notes=(text,), verdict="Unsure.",
+        run=text, notes=(text,), verdict="Unsure.", runs=(row,), recipe={text: text}, activation=text, network=text,
     )  # fmt: skip
 
 
@@ -56,7 +56,12 @@ def test_printable_text_is_one_line_and_loses_nothing_printable(text: str):
 def test_everything_that_prints_is_fit_for_a_terminal(text: str, capfd: pytest.CaptureFixture, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     finding = Finding(text, State.BROKEN, text)
-    for shown in (render.answer(answer(text)), render.index_info(info(text)), render.findings([finding]), Text(text)):
+    for shown in (
+        render.answer(answer(text), True, layers=True, lists=True),
+        render.index_info(info(text)),
+        render.findings([finding]),
+        Text(text),
+    ):
         show(shown)
     grid = Grid.grid()
     grid.add_row(text)
@@ -65,7 +70,7 @@ def test_everything_that_prints_is_fit_for_a_terminal(text: str, capfd: pytest.C
     for line in render.left_out([Quarantined(text, text)], {text: 1}, [text]):
         say(line)
     complain(ValueError(text))
-    print(words.as_text(answer(text), explain=True))
+    print(words.as_text(answer(text)))
     print(_Escaping("%(message)s").format(logging.makeLogRecord({"msg": "%s", "args": (text,)})))
     out, err = capfd.readouterr()
     assert is_fit(out), [line for line in out.split("\n") if not line.isprintable()]

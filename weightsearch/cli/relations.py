@@ -100,7 +100,9 @@ def lineage(
     if as_json or cyclonedx:
         print(json.dumps(graph.to_dict() if as_json else graph.to_cyclonedx(), indent=1))
     else:
-        (print if html or dot else tell)(graph.to_html() if html else graph.to_dot() if dot else graph.to_text().rstrip("\n"))
+        (print if html or dot else tell)(
+            graph.to_html() if html else graph.to_dot() if dot else graph.to_text().rstrip("\n")
+        )
 
 
 @app.command(
