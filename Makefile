@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all test-fast lint docs bench zoos reference-index
+.PHONY: help setup demo test test-all test-fast attack lint docs bench zoos reference-index
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -26,6 +26,11 @@ test-all: .venv/ready ## The whole test suite with all kills, damages, mutations
 
 test-fast: .venv/ready ## The tests that take no time
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+MINUTES ?= 10
+SEED ?= 0
+attack: .venv/ready ## Hostile files, kills, damages for MINUTES from SEED; figures and minimal inputs in runs/attack
+	$(BIN)/python -m tests.attack --minutes $(MINUTES) --seed $(SEED)
 
 lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff check .

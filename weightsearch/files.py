@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,7 +19,10 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from weightsearch.errors import WeightsearchError
+if sys.platform != "win32":  # where writers and readers wait for one another by chance
+    import fcntl
+
+from weightsearch.errors import UsageError, WeightsearchError
 
 DISK_FULL = "the disk is full; what is there stays good: free some space and run the same command again"
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -62,6 +66,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_to_overwrite(path: str | Path, overwrite: bool) -> None:
+    """Raises UsageError where a result's file is there already, or its name is a link."""
+    path = Path(path)
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise UsageError(f"{path} exists; choose another name, or --force to write over it")
+
+
 def write_whole(path: str | Path, content: bytes | memoryview | str) -> None:
     """Writes bytes, or text as UTF-8, to `path` by `replacing`."""
     with replacing(path) as temporary:
@@ -77,6 +88,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step. False where the system cannot: only Linux can, on most of its file systems.
+
+    https://man7.org/linux/man-pages/man2/rename.2.html, RENAME_EXCHANGE
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_here, swap = -100, 2
+    return rename is not None and rename(at_here, os.fsencode(one), at_here, os.fsencode(other), swap) == 0
 
 
 def sha256(path: Path) -> str:
@@ -112,11 +137,46 @@ def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
         raise WeightsearchError(busy.format(pid=pid or "unknown")) from None
 
 
+@contextmanager
+def turnstile(path: Path, *, first: bool, wait_seconds: float) -> Iterator[None]:
+    """Lets whoever comes `first` pass before all others, who wait for up to `wait_seconds` and then go on anyway.
+
+    A writer holds the lock file `path` while it waits for readers to let go; readers only touch it before they begin.
+    The system frees it however the process ends. Where there is no such file and none can be made, nobody waits.
+    """
+    descriptor = None
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT if first else os.O_RDONLY, 0o644)
+    if sys.platform == "win32" or descriptor is None:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_EX if first else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.001 if first else 0.005)
+        if not first:
+            os.close(descriptor)
+            descriptor = None
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 T = TypeVar("T")
 
 
-def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float) -> T:
+def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float, use: str = "is being written by") -> T:
     """What `attempt` returns, which opens DuckDB's file `path`; tried again while somebody else holds it.
+
+    `use` is what others do with it, for the error.
 
     Raises:
         WeightsearchError: somebody holds it still. Other errors of DuckDB pass.
@@ -135,9 +195,19 @@ def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float) -> 
             if time.monotonic() > deadline:
                 pid = re.search(r"PID (\d+)", text)
                 holder = f"another process (PID {pid[1]})" if pid else "another process or thread"
-                raise WeightsearchError(f"{path} is being written by {holder}; try again when it is done") from None
+                raise WeightsearchError(f"{path} {use} {holder}; try again when it is done") from None
         time.sleep(pause)
         pause = min(1.5 * pause, 0.02)  # shorter than the gaps between a build's commits
+
+
+def clean_text(text: str) -> str:
+    """As a database can hold it: without lone surrogates, which a file's name may have, and NUL.
+
+    Example:
+        >>> clean_text("run-\\udcff")
+        'run-?'
+    """
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""One table of texts, as a terminal, Markdown and HTML show it."""
+"""One table of texts, as a terminal, Markdown and HTML show it, and strangers' text made fit to be shown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,29 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+def printable(text: str) -> str:
+    """A stranger's text in one line that a terminal shows and does not obey.
+
+    Control characters, escape sequences, line breaks and marks that turn the direction of writing are escaped as
+    Python writes them; other spaces become one of the usual kind.
+
+    Example:
+        >>> printable("run\\x1b[2J")
+        'run\\\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else " " if letter == "\u00a0" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of one text a column, under a title. Without rows, only its title is shown.
+
+    Texts of rows and the title may be a stranger's: they are made `printable`.
 
     Args:
         right: the positions of columns that hold numbers, which are aligned at the right.
@@ -37,13 +57,18 @@ class Table:
     meaning: str = ""
     caption: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
+
     def to_markdown(self, heading: str = "###") -> str:
         """A heading and a table as GitHub writes it, https://github.github.com/gfm/#tables-extension-."""
         parts = [f"{heading} {self.title}"] if self.title else []
         parts.append(self.meaning)
         if self.rows:
             rule = "|".join("---:" if position in self.right else "---" for position in range(len(self.columns)))
-            lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, *self.rows)]
+            rows = [[text.replace("|", "\\|") for text in row] for row in self.rows]
+            lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, *rows)]
             parts.append("\n".join([lines[0], f"|{rule}|", *lines[1:]]))
         parts.append(self.caption)
         return "\n\n".join(filter(None, parts))

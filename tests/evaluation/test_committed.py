@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from weightsearch.evaluation import comparison, report
-from weightsearch.evaluation.scores import Row
+from weightsearch.evaluation.scores import MetricRow
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -26,7 +26,7 @@ def spread(values: dict[str, float | None]) -> comparison.Spread:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("evaluation*/evaluation.json")), ids=lambda path: path.parent.name)
 def test_evaluations(path: Path):
     content = json.loads(path.read_text())
-    made = report.markdown([Row(**row) for row in content["rows"]], content["settings"])
+    made = report.markdown([MetricRow(**row) for row in content["rows"]], content["settings"])
     assert without_version(made) == without_version(path.with_suffix(".md").read_text())
 
 
@@ -34,7 +34,7 @@ def zoo_tables(zoo: dict[str, Any]) -> comparison.ZooTables:
     spreads = ("test_loss", "test_r2", "tau")
     tables = {
         comparison.ProtocolName(name): [
-            comparison.Row(**{key: spread(value) if key in spreads else value for key, value in row.items()})
+            comparison.MethodScores(**{key: spread(value) if key in spreads else value for key, value in row.items()})
             for row in rows
         ]
         for name, rows in zoo["tables"].items()

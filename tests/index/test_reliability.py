@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays_good(limit: int, tmp_p
     ended = subprocess.run(command, capture_output=True, text=True)
     assert "Traceback" not in ended.stderr
     count, _, message = ended.stdout.rstrip("\n").partition(" ")
-    assert "the disk is full; what the index holds stays good" in message, (ended.stdout, ended.stderr)
+    assert "the disk is full; what is there stays good" in message, (ended.stdout, ended.stderr)
     assert "\n" not in message
     expected = by_id(rows)
     for i in range(int(count)):

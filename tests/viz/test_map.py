@@ -20,7 +20,7 @@ from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
 from weightsearch.html_template import render_html
 from weightsearch.metrics import score
-from weightsearch.search.answer import recipe_text
+from weightsearch.search.wording import recipe_text
 from weightsearch.training.summary import TrainSummary
 from weightsearch.viz import Projection, draw_map, report
 from weightsearch.viz.figures import Options

@@ -18,6 +18,7 @@ from weightsearch.checkpoints.metadata import Metadata, interpret, merge
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import clean_text
 from weightsearch.types import Checkpoint
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")
@@ -222,7 +223,20 @@ def write_quarantine(path: Path, quarantined: Sequence[Quarantined]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
-        writer.writerows([(bad.path, bad.reason) for bad in quarantined])
+        writer.writerows([(as_cell(bad.path), as_cell(bad.reason)) for bad in quarantined])
+
+
+def as_cell(text: str) -> str:
+    """A stranger's text as a cell of a CSV file that no spreadsheet computes: a formula gets an apostrophe before it.
+
+    https://owasp.org/www-community/attacks/CSV_Injection
+
+    Example:
+        >>> as_cell("=HYPERLINK(...)")
+        "'=HYPERLINK(...)"
+    """
+    text = clean_text(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 
 
 class Skipped:

@@ -210,9 +210,16 @@ def _huggingface(folder: Path, quarantined: list[Quarantined]) -> Iterator[Found
 def _trainer_state(path: Path) -> dict[str, Any]:
     """What a Trainer measured last before it saved; its epochs are fractions, its steps whole."""
     state = read_json(path)
-    log = [row for row in state.get("log_history") or () if isinstance(row, Mapping)]
+    history = state.get("log_history")
+    log = [row for row in history if isinstance(row, Mapping)] if isinstance(history, list) else []
+    saved = _step(state.get("global_step"))
     measured: dict[str, Any] = {}
     for row in log:
-        if row.get("step", 0) <= state.get("global_step", 0):
+        if _step(row.get("step")) <= saved:
             measured |= {key: value for key, value in row.items() if str(key).startswith("eval_")}
     return {**measured, "epoch": state.get("epoch"), "step": state.get("global_step")}
+
+
+def _step(value: Any) -> int:
+    """A Trainer's count of steps; 0 for whatever else stands in its place."""
+    return value if isinstance(value, int) else 0

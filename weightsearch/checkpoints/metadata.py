@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from weightsearch.checkpoints.pickle_scanner import shown
+from weightsearch.checkpoints.plain_values import MAX_METADATA_DEPTH, PlainValues
+from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
 
 RECIPE_KEYS = ("recipe", "hyper_parameters", "hyperparameters", "hparams", "config", "params", "args")
@@ -33,6 +37,7 @@ HYPERPARAMETERS = frozenset(  # of the recipe wherever they stand
         ),
     }
 )
+LEFT_OUT_LISTED = 8
 GROUP_KEYS = ("metrics", "results", "result", "evaluation", "eval", "scores")  # of metrics, maybe of more groups
 
 # A column and its other names, the surest first; compared in lower case, all but letters and digits as one `_`.
@@ -87,6 +92,7 @@ class Metadata:
     dataset: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # cells that nobody could keep, and why
 
     def value(self, column: str) -> float:
         """A metric's value, NaN where it is unknown."""
@@ -94,7 +100,11 @@ class Metadata:
 
 
 def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
-    """Sorts one mapping's items; `source` names its kind (`file`, `sidecar`, `table`) in a metric's origin."""
+    """Sorts one mapping's items; `source` names its kind (`file`, `sidecar`, `table`) in a metric's origin.
+
+    What a stranger wrote is cleaned first: a cell that is too deep, too long or no plain value costs that cell.
+    """
+    values, left_out = _cleaned(values, source)
     numbers: dict[str, list[tuple[int, str, float]]] = {}  # column -> rank, name and value of its candidates
     epoch: int | None = None
     run = dataset = None
@@ -109,7 +119,7 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
         else:
             extras.setdefault(key, value)
 
-    for key, value in ((str(key), value) for key, value in values.items()):
+    for key, value in values.items():
         name = _normal(key)
         prefix, _, rest = key.replace("/", ".").partition(".")
         if name in RECIPE_KEYS and isinstance(value, Mapping):
@@ -145,7 +155,30 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
         metrics, epoch, run, dataset,
         recipe={key: plain(value) for key, value in recipe.items()},
         extras={key: value for key, value in named.items() if value is not None},
+        left_out=left_out,
     )  # fmt: skip
+
+
+def _cleaned(values: Mapping[Any, Any], source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What can be kept, and of what cannot its name and why."""
+    cleaner = PlainValues()
+    left_out = []
+
+    def clean(values: Mapping[Any, Any], prefix: str, depth: int) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, value in values.items():
+            try:
+                if isinstance(value, Mapping) and depth < MAX_METADATA_DEPTH:
+                    name, inner = cleaner.clean(key, None)[0], clean(value, f"{prefix}{key}.", depth + 1)
+                    if inner or not value:
+                        kept.setdefault(name, inner)
+                else:
+                    kept.setdefault(*cleaner.clean(key, value))
+            except WeightsearchError as error:
+                left_out.append(f"{source}'s {shown(f'{prefix}{key}')} ({error})")
+        return kept
+
+    return clean(values, "", 0), tuple(left_out)
 
 
 def merge(known: Sequence[Metadata]) -> Metadata:
@@ -164,6 +197,7 @@ def merge(known: Sequence[Metadata]) -> Metadata:
             other.dataset if merged.dataset is None else merged.dataset,
             {**other.recipe, **merged.recipe},
             {**other.extras, **merged.extras},
+            (*merged.left_out, *other.left_out),
         )
     return merged
 
@@ -207,13 +241,17 @@ def as_fractions(known: Sequence[Metadata]) -> tuple[list[Metadata], list[str]]:
 
 
 def stand_ins(known: Iterable[Metadata]) -> list[str]:
-    """What to tell people about test metrics that are validation ones."""
+    """What to tell people about test metrics that are validation ones, and about cells that were left out."""
     counts: dict[tuple[str, str], int] = {}
     for metadata in known:
         for column, metric in metadata.metrics.items():
             if _stands_in(metric):
                 counts[column, metric.origin] = counts.get((column, metric.origin), 0) + 1
-    return [f"{origin} stands in for {column} ({count:,} files)" for (column, origin), count in counts.items()]
+    notes = [f"{origin} stands in for {column} ({count:,} files)" for (column, origin), count in counts.items()]
+    left_out = Counter(text for metadata in known for text in metadata.left_out)
+    listed = [f"left out {text} ({count:,} files)" for text, count in left_out.most_common(LEFT_OUT_LISTED)]
+    more = len(left_out) - len(listed)
+    return notes + listed + ([f"left out {more:,} more cells"] if more else [])
 
 
 def flat(values: Mapping[Any, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:

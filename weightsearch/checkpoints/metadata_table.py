@@ -12,6 +12,10 @@ from weightsearch.checkpoints.metadata import Metadata, interpret
 from weightsearch.errors import UsageError, WeightsearchError
 
 MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_VALUES = 1_000_000
+MAX_TABLE_BYTES = 2**28  # of a table's cells, as they are in memory
+CELL_BYTES = 64
+TABLE_MEMORY = "1GB"  # that DuckDB may take for reading a table
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -21,12 +25,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def json_object(text: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        if sum(map(text.count, ",[{")) > MAX_JSON_VALUES:
+            raise WeightsearchError(f"{name} holds over {MAX_JSON_VALUES:,} values")
+        content = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise WeightsearchError(f"{name} is no JSON ({error})") from None
     if not isinstance(content, dict):
         raise WeightsearchError(f"{name} holds a {type(content).__name__}, not an object of names and values")
     return content
+
+
+def _integer(digits: str) -> int | str:
+    """A number; as text where it is longer than Python turns into one."""
+    return int(digits) if len(digits) < 4000 else digits
 
 
 def read_text(path: Path) -> str:
@@ -51,16 +62,30 @@ def read_table(path: Path, key: str) -> list[dict[str, Any]]:
     if function is None:
         raise UsageError(f"{path}: give a .csv, .json or .parquet file")
     try:
-        with duckdb.connect() as connection:
+        with duckdb.connect(config={"memory_limit": TABLE_MEMORY, "threads": 2}) as connection:
             found = connection.execute(f"SELECT * FROM {function}(?)", [str(path)])
             names = [column[0] for column in found.description or ()]
-            content = found.fetchall()
+            content = _fetch(found, path)
     except duckdb.Error as error:
         reason = "there is no such file" if not path.exists() else str(error).splitlines()[0]
         raise WeightsearchError(f"{path} cannot be read: {reason}") from None
     if key not in names:
         raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
     return [dict(zip(names, values, strict=True)) for values in content]
+
+
+def _fetch(found: Any, path: Path) -> list[tuple[Any, ...]]:
+    """All rows, as long as they are no more than `MAX_TABLE_BYTES`: a small Parquet file may hold any number."""
+    rows: list[tuple[Any, ...]] = []
+    left = MAX_TABLE_BYTES
+    while batch := found.fetchmany(1000):
+        left -= sum(CELL_BYTES + (len(cell) if isinstance(cell, str | bytes) else 0) for row in batch for cell in row)
+        if left < 0:
+            raise WeightsearchError(
+                f"{path} holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; leave out columns or rows that say nothing"
+            )
+        rows += batch
+    return rows
 
 
 class MetadataTable:

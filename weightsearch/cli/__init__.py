@@ -20,6 +20,7 @@ from weightsearch.cli import zoo as zoos
 from weightsearch.cli.common import complain
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full
+from weightsearch.text_table import printable
 
 app = typer.Typer(
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
@@ -52,9 +53,18 @@ def _options(
     pass
 
 
+class _Escaping(logging.Formatter):
+    """One line a record, whatever names of strangers it tells."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def main() -> None:
     """The console script: whatever goes wrong ends in one line on stderr and a non-zero exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Escaping("%(levelname)s: %(message)s"))
     logging.addLevelName(logging.WARNING, "warning")
     try:
         code = app(prog_name="weightsearch", standalone_mode=False)

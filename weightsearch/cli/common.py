@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from weightsearch.text_table import printable
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Device = Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1.", metavar="DEVICE")]
@@ -42,17 +45,38 @@ def example(*commands: str) -> str:
 
 
 def show(renderable: Any) -> None:
+    """Prints with rich, which neither obeys markup in strangers' text nor passes on what a terminal would obey."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=120)  # a pipe or a file has no width of its own
-    console.print(renderable)
+        console = Console(markup=False, emoji=False, highlight=False, width=120)  # a pipe or a file has no width
+    console.print(Escaped(renderable))
+
+
+class Escaped:
+    """A renderable whose text has its control characters escaped."""
+
+    def __init__(self, renderable: Any) -> None:
+        self.renderable = renderable
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        for segment in console.render(self.renderable, options):
+            if segment.control or segment.text == "\n" or segment.text.isprintable():
+                yield segment
+            else:
+                lines = segment.text.split("\n")
+                yield segment._replace(text="\n".join(map(printable, lines)))
+
+
+def tell(text: str) -> None:
+    """Prints lines to stdout, with whatever a terminal would obey in strangers' text escaped."""
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def complain(error: object) -> None:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)

@@ -128,6 +128,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="OUT.parquet")],
     where: Annotated[str | None, typer.Option(help="Only checkpoints for which this holds.")] = None,
     index: IndexOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write an index's rows, embeddings included, to a Parquet file."""
     path = index or runs.newest_index()
@@ -135,7 +136,7 @@ def export(
 
     from weightsearch.index import export
 
-    print(f"{export(path, out, where=where):,} rows written to {out}")
+    print(f"{export(path, out, where=where, overwrite=force):,} rows written to {out}")
 
 
 def _value(text: str) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import IndexOption, complain, example, say
+from weightsearch.cli.common import Escaped, IndexOption, complain, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def get(
     id: Annotated[str, typer.Argument(help="Of an indexed checkpoint, or how it begins; queries show it.")],
     out: Annotated[Path, typer.Option(help="File to write: .pt, .pth, .ckpt, .bin or .safetensors.")],
     index: IndexOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write an indexed checkpoint's weights back as a state dict, from the zoo or the file that they came from."""
     path = index or runs.newest_index()
@@ -140,7 +141,7 @@ def get(
 
     from weightsearch.search.index import Index
 
-    print(Index.open(path).get(id, out))
+    print(Index.open(path).get(id, out, overwrite=force))
 
 
 def _signatures(path: Path) -> SignatureIndex | None:
@@ -162,13 +163,13 @@ def _relatives(signatures: SignatureIndex | None, model: Path | None) -> Relativ
 
 
 def _show_relatives(related: Relatives) -> None:
-    print(f"{related.path}: {related.summary}")
+    tell(f"{related.path}: {related.summary}")
     for relative in related.relatives[1:RELATIVES_SHOWN]:
-        print(f"  {relative.comparison.relation} of {relative.source}: {relative.comparison.summary}")
+        tell(f"  {relative.comparison.relation} of {relative.source}: {relative.comparison.summary}")
     if len(related.relatives) > RELATIVES_SHOWN:
-        print(f"  and {len(related.relatives) - RELATIVES_SHOWN} more")
+        tell(f"  and {len(related.relatives) - RELATIVES_SHOWN} more")
     if related.unseen:
-        print(f"  {related.unseen}")
+        tell(f"  {related.unseen}")
 
 
 def _show_answer(answer: Any, explain: bool, layers: bool, lists: bool) -> None:
@@ -181,5 +182,5 @@ def _show_answer(answer: Any, explain: bool, layers: bool, lists: bool) -> None:
     known = console.is_terminal or "COLUMNS" in os.environ
     width = max(60, console.width) if known else 200 if lists or layers else render.wording.WIDTH
     shown = render.answer(answer, explain, layers=layers, lists=lists, width=min(width, 120))
-    console = Console(width=width)
-    console.print(shown, soft_wrap=not known)
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console.print(Escaped(shown), soft_wrap=not known)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import IndexOption, Quiet, example, say
+from weightsearch.cli.common import IndexOption, Quiet, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def duplicates(
         print(json.dumps({"freed_bytes": sum(g.freed for g in groups), "groups": [g.to_dict() for g in groups]}))
         return
     for group in groups:
-        print(f"{len(group.sources)} files of the same weights, {_size(group.freed)} could be freed")
+        tell(f"{len(group.sources)} files of the same weights, {_size(group.freed)} could be freed")
         for number, (source, size, kind) in enumerate(zip(group.sources, group.bytes, group.how, strict=True)):
-            print(f"  {'keep' if not number else str(kind):13} {_size(size):>10}  {source}")
-    print(f"{len(groups)} groups, {_size(sum(group.freed for group in groups))} could be freed")
+            tell(f"  {'keep' if not number else str(kind):13} {_size(size):>10}  {source}")
+    tell(f"{len(groups)} groups, {_size(sum(group.freed for group in groups))} could be freed")
 
 
 @app.command(
@@ -100,7 +100,9 @@ def lineage(
     if as_json or cyclonedx:
         print(json.dumps(graph.to_dict() if as_json else graph.to_cyclonedx(), indent=1))
     else:
-        print(graph.to_html() if html else graph.to_dot() if dot else graph.to_text(), end="")
+        (print if html or dot else tell)(
+            graph.to_html() if html else graph.to_dot() if dot else graph.to_text().rstrip("\n")
+        )
 
 
 @app.command(
@@ -126,7 +128,7 @@ def tidy(
         if wanted.folder.resolve() != folder.resolve():
             raise UsageError(f"{plan} is the plan of {wanted.folder}, not of {folder}")
         trash, moved = run.apply(wanted)
-        print(f"{moved} files moved to {trash}; delete that folder to free {_size(wanted.freed)}")
+        tell(f"{moved} files moved to {trash}; delete that folder to free {_size(wanted.freed)}")
         return
     with progress_bar("reading", None, unit="files", quiet=quiet) as advance:
         found = run.plan(folder, advance)
@@ -136,13 +138,13 @@ def tidy(
         print(json.dumps(found.to_dict()))
         return
     for removal in found.removals:
-        print(
+        tell(
             f"{_size(removal.bytes):>10}  {removal.path}\n"
             f"            the weights stay in {removal.keep}; lost: {removal.lost}"
         )
     for path, reason in found.unread:
         say(f"not read: {path}: {reason}")
-    print(f"{len(found.removals)} of {found.files} files could go: {_size(found.freed)} of {_size(found.bytes)}")
+    tell(f"{len(found.removals)} of {found.files} files could go: {_size(found.freed)} of {_size(found.bytes)}")
     if found.removals:
         where = plan or "plan.json"
         step = f"weightsearch tidy {folder} --plan {where}" + (" --apply" if plan is not None else "")
@@ -163,7 +165,7 @@ def pack(
         summary = run(folder, out, advance)
     for line in summary.left_out:
         say(f"kept whole: {line}")
-    print(
+    tell(
         f"{summary.out}: {summary.files} files, {_size(summary.bytes)} in {_size(summary.packed_bytes)} "
         f"({summary.ratio:.1%})"
     )
@@ -184,7 +186,7 @@ def unpack(
 
     with progress_bar("unpacking", None, unit="files", quiet=quiet) as advance:
         count = run(packed, out, only, advance)
-    print(f"{out}: {count} files recovered")
+    tell(f"{out}: {count} files recovered")
 
 
 def _index(given: Path | None, option: Path | None) -> Path:

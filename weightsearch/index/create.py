@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import UsageError
-from weightsearch.files import sync
+from weightsearch.files import exchange, sync
 from weightsearch.index import database, vectors
 from weightsearch.index.database import SCHEMA, Database, Rows
 from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe_file, read_manifest, write_manifest
@@ -82,7 +82,7 @@ def create_empty(path: Path, metric: Metric = Metric.COSINE) -> IndexStore:
         with Database(staging / DATABASE).open(read_only=False) as connection:
             connection.execute(SCHEMA)
             identity = database.state(connection).identity
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT, "identity": identity, "metric": metric.value, "architectures": {}, "files": {}
         }  # fmt: skip
         write_manifest(staging, manifest)
@@ -167,7 +167,14 @@ def _insert(connection: Any, fingerprint: str, rows: Rows) -> None:
 
 
 def _publish(staging: Path, path: Path) -> None:
-    """Renames `staging` to `path`, moving an older directory aside first so that one of them is always whole."""
+    """Gives `staging` the name `path`; an older index there is exchanged for it in one step where the system can.
+
+    Elsewhere the older one is moved aside first, so that one of them is always whole.
+    """
+    if path.exists() and exchange(staging, path):
+        sync(path.parent)
+        shutil.rmtree(staging, ignore_errors=True)
+        return
     old = path.parent / f".{path.name}.{os.getpid()}.old"
     if path.exists():
         path.rename(old)

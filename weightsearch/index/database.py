@@ -15,10 +15,11 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import DISK_FULL, is_disk_full, when_unlocked
+from weightsearch.files import DISK_FULL, clean_text, is_disk_full, turnstile, when_unlocked
 from weightsearch.types import Target
 
-LOCK_WAIT_SECONDS = 2.0
+LOCK_WAIT_SECONDS = 5.0  # of a reader
+TURN = ".write.lock.turn"  # where readers wait for a writer that waits
 ARCHITECTURE = "architecture"
 SCHEMA = """
 CREATE TABLE ix.state (generation BIGINT NOT NULL, next_number BIGINT NOT NULL, identity VARCHAR NOT NULL);
@@ -109,7 +110,7 @@ class Rows:
 
 def _texts(values: np.ndarray) -> np.ndarray:
     texts = np.empty(len(values), object)
-    texts[:] = [None if value is None else str(value) for value in values.tolist()]
+    texts[:] = [None if value is None else clean_text(str(value)) for value in values.tolist()]
     return texts
 
 
@@ -127,7 +128,10 @@ class Database:
 
     @contextmanager
     def open(self, *, read_only: bool = True, wait_seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Waits up to two seconds, or `wait_seconds`, for another process's lock, then names its PID."""
+        """Waits up to five seconds, or `wait_seconds`, for another process's lock, then names its PID.
+
+        Readers let a writer that waits go first.
+        """
         with self._lock:
             if self._connection is None:
                 self._connection = self._connect()
@@ -154,8 +158,10 @@ class Database:
             raise WeightsearchError(f"{self.path} is missing; restore it from a copy or make the index again")
         path = str(self.path).replace("'", "''")
         statement = f"ATTACH '{path}' AS ix ({'READ_ONLY' if read_only else 'READ_WRITE'})"
+        use = "is being written by" if read_only else f"was read or written for {wait_seconds:.0f} s by"
         try:
-            when_unlocked(lambda: connection.execute(statement), self.path, wait_seconds)
+            with turnstile(self.path.with_name(TURN), first=not read_only, wait_seconds=wait_seconds):
+                when_unlocked(lambda: connection.execute(statement), self.path, wait_seconds, use)
         except duckdb.Error as error:
             raise WeightsearchError(_reason(self.path, error)) from error
 
@@ -309,10 +315,11 @@ def table(
     """
     expressions = []
     for name in names:
+        position = f"column_{len(expressions)}"  # a user's column may be called anything
         if name in COLUMNS:
-            expressions.append(name)
+            expressions.append(f"{name} AS {position}")
         elif name in types:
-            expressions.append(f'{json_sql(name, types[name])} AS "{name}"')
+            expressions.append(f"{json_sql(name, types[name])} AS {position}")
         else:
             known = ", ".join([*COLUMNS, *types])
             raise UsageError(f"the index has no column {name}; it has {known}")
@@ -322,7 +329,7 @@ def table(
         f"WHERE architecture = ? {among} ORDER BY __number",
         [fingerprint],
     ).fetchnumpy()
-    return {name: _plain(found[name]) for name in names}
+    return {name: _plain(found[f"column_{i}"]) for i, name in enumerate(names)}
 
 
 def _plain(column: Any) -> np.ndarray:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import duckdb
 import numpy as np
 
 from weightsearch.distance import prepare
 from weightsearch.errors import WeightsearchError
+from weightsearch.files import lock, replacing
 from weightsearch.index import database, vectors
-from weightsearch.index.manifest import DATABASE, FORMAT, MANIFEST, is_intact, read_manifest
+from weightsearch.index.manifest import DATABASE, FORMAT, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.store import IndexStore
-from weightsearch.index.writer import Writer, leftovers, publish, writing
+from weightsearch.index.writer import LOCK, Writer, leftovers, publish, writing
+from weightsearch.types import Selection
 
+NEAR = 1e-3  # distance of a row from itself, in single precision
 TOLERANCE = 1e-4  # of a vector in the FAISS file against the database's
 
 
@@ -49,8 +52,15 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
     except WeightsearchError as error:
         return [Finding(MANIFEST, State.BROKEN, str(error))]
     findings = [Finding(MANIFEST, State.OK, f"format {manifest['format']}")]
-    findings += _files(path)
-    findings += _database(path)
+    try:
+        findings += _files(path)
+    except WeightsearchError as error:
+        return [*findings, Finding(MANIFEST, State.BROKEN, str(error))]
+    database_findings = _database(path)
+    if any(finding.state is State.BROKEN for finding in database_findings):
+        saved = _save_rows(path)
+        database_findings = [*saved, *_database(path)] if saved else database_findings
+    findings += database_findings
     if any(finding.state is State.BROKEN for finding in findings):
         return findings  # nothing to repair from, or no encoder to search with
     if manifest["format"] != FORMAT:
@@ -66,15 +76,17 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
         findings += _strangers(writer)
         for fingerprint in IndexStore.open(path).architectures:
             findings += _vectors(writer, fingerprint)
+        findings += _writes(writer)
+    findings += _questions(path)
     if check_encoder is not None:
         findings += _encoders(path, check_encoder)
     return findings
 
 
 def _files(path: Path) -> Iterator[Finding]:
-    """Checksums of the encoders' files. A copied file gets the manifest's time again, so that opening trusts it."""
+    """Checksums of the encoders' files, and of what else was written when the index was made."""
     manifest = read_manifest(path)
-    for name, expected in manifest["files"].items():
+    for name, expected in listed_files(path, manifest):
         if name.endswith(".faiss") or name == DATABASE:  # of format 1
             continue
         if not is_intact(path / name, expected, thorough=True):
@@ -83,15 +95,18 @@ def _files(path: Path) -> Iterator[Finding]:
             )
             continue
         yield Finding(name, State.OK, "checksum agrees")
-        with suppress(OSError):  # somebody else's file, or a read-only disk: opening then takes a little longer
-            os.utime(path / name, ns=((path / name).stat().st_atime_ns, expected["mtime_ns"]))
 
 
 def _database(path: Path) -> list[Finding]:
-    """Reads every block, whose checksums DuckDB verifies, and looks at every row."""
+    """Reads every block of every table, whose checksums DuckDB verifies, and looks at every row."""
     try:
-        index = IndexStore.open(path)
-        with index.database.open() as connection:
+        with database.Database(path / DATABASE).open() as connection:
+            tables = connection.execute(
+                "SELECT table_name FROM duckdb_tables() WHERE database_name = 'ix' ORDER BY table_name"
+            ).fetchall()
+            for (table,) in tables:
+                connection.execute(f'SELECT count(*), bit_xor(hash(t)) FROM ix."{table}" t').fetchall()
+            database.key_types(connection)
             generation = database.generation(connection)
             rows = database.rows_sql(connection)
             count = connection.execute(f"SELECT count(*), bit_xor(hash(r)) FROM {rows} r").fetchall()[0][0]
@@ -115,11 +130,74 @@ def _database(path: Path) -> list[Finding]:
                         Finding(DATABASE, State.BROKEN, f"{len(bad):,} rows with {what}: {bad[0][-1]}, ...")
                     )
             if not findings:
-                for fingerprint in index.architectures:
+                for fingerprint in read_manifest(path)["architectures"]:
                     findings += _finite(*database.embeddings(connection, fingerprint))
     except WeightsearchError as error:
         return [Finding(DATABASE, State.BROKEN, str(error))]
     return findings or [Finding(DATABASE, State.OK, f"{count:,} rows at generation {generation}, all blocks readable")]
+
+
+def _save_rows(path: Path) -> list[Finding]:
+    """Writes the database anew from its rows and its state, where those can be read and all else can be relearnt.
+
+    Nothing is done beside a log, which holds what the file lacks.
+    """
+    file = path / DATABASE
+    if not file.exists() or any(path.glob(f"{DATABASE}.*")) or read_manifest(path)["format"] != FORMAT:
+        return []
+    try:
+        busy = f"{path} is being changed by another process (PID {{pid}})"
+        with lock(path / LOCK, busy), replacing(file) as new, duckdb.connect(":memory:") as connection:
+            for name, place, mode in (("old", file, "READ_ONLY"), ("ix", new, "READ_WRITE")):
+                connection.execute(f"ATTACH '{str(place).replace(chr(39), chr(39) * 2)}' AS {name} ({mode})")
+            connection.execute(database.SCHEMA)
+            connection.execute("INSERT INTO ix.checkpoints BY NAME SELECT * FROM old.checkpoints ORDER BY number")
+            generation, next_number, identity = connection.execute(
+                "SELECT generation, next_number, identity FROM old.state"
+            ).fetchall()[0]
+            connection.execute(
+                "UPDATE ix.state SET generation = ?, next_number = ?, identity = ?",
+                [generation + 1, next_number, identity],
+            )
+            database.learn_keys(connection, "ix.checkpoints")
+            connection.execute("DETACH ix")
+    except (duckdb.Error, WeightsearchError, OSError):
+        return []
+    return [Finding(DATABASE, State.REPAIRED, "a table of what filters know was damaged; learnt anew from the rows")]
+
+
+def _writes(writer: Writer) -> Iterator[Finding]:
+    """That rows can be changed: takes one out and puts the number back, and then all that back."""
+    try:
+        with suppress(_UndoneError), writer.transaction() as connection:
+            connection.execute("DELETE FROM ix.checkpoints WHERE number = (SELECT max(number) FROM ix.checkpoints)")
+            connection.execute("INSERT OR IGNORE INTO ix.keys VALUES ('', 'VARCHAR')")
+            raise _UndoneError
+    except WeightsearchError as error:
+        yield Finding(DATABASE, State.BROKEN, f"it can be read, but not changed ({error})")
+
+
+class _UndoneError(Exception):
+    """Ends a transaction without a trace."""
+
+
+def _questions(path: Path) -> Iterator[Finding]:
+    """Asks as a query would: a search, with a filter, for a row's own embedding, and what is told of its neighbours."""
+    index = IndexStore.open(path)
+    for fingerprint in index.architectures:
+        what = f"{fingerprint}/search"
+        try:
+            if not index.count(fingerprint):
+                continue
+            row = index.find(str(index.table(fingerprint, ["id"])["id"][0]))
+            index.keys()
+            chosen = Selection(where="number >= 0", good="q75", bad="q25")
+            found = index.search(fingerprint, row.embedding, 1, chosen).neighbours
+            index.descriptions(fingerprint, [neighbour.id for neighbour in found])
+            index.finals(fingerprint, [neighbour.run for neighbour in found if neighbour.run is not None])
+            yield Finding(what, State.OK, "a row finds itself" if found[0].distance < NEAR else "a row finds another")
+        except WeightsearchError as error:
+            yield Finding(what, State.BROKEN, str(error))
 
 
 def _finite(numbers: np.ndarray, embeddings: np.ndarray) -> list[Finding]:
@@ -182,5 +260,5 @@ def _encoders(path: Path, check_encoder: Callable[[Path], object]) -> Iterator[F
             check_encoder(index.encoder_directory(fingerprint))
             notes = json.loads((index.encoder_directory(fingerprint) / "encoder.json").read_text())
             yield Finding(f"{fingerprint}/encoder", State.OK, f"{notes.get('config', {}).get('method', 'it')} loads")
-        except WeightsearchError as error:
+        except (WeightsearchError, OSError, ValueError, AttributeError) as error:
             yield Finding(f"{fingerprint}/encoder", State.BROKEN, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import duckdb
@@ -11,6 +12,60 @@ import numpy as np
 from weightsearch.errors import UsageError
 from weightsearch.index import database
 from weightsearch.index.database import COLUMNS
+
+COLUMNS_LISTED = 100  # in an error
+LONGEST = 10_000  # characters
+SECONDS = 30.0  # that a filter may take
+# What an expression may be made of: comparisons, and functions of single values whose results are no larger than those.
+_CLASSES = frozenset(
+    {
+        *("BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION"),
+        *("OPERATOR", "TYPE"),
+    }
+)
+_FUNCTIONS = frozenset(
+    {
+        *(
+            "+",
+            "-",
+            "*",
+            "/",
+            "//",
+            "%",
+            "**",
+            "^",
+            "~~",
+            "!~~",
+            "~~*",
+            "!~~*",
+            "~",
+            "~~~",
+            "||",
+            "->",
+            "->>",
+            "&",
+            "|",
+        ),
+        *("<<", ">>", "@", "^@", "abs", "ceil", "ceiling", "floor", "round", "trunc", "sign", "sqrt", "cbrt", "exp"),
+        *("ln", "log", "log2", "log10", "pow", "power", "mod", "pi", "isnan", "isinf", "isfinite", "greatest", "least"),
+        *("lower", "upper", "lcase", "ucase", "length", "len", "strlen", "trim", "ltrim", "rtrim", "left", "right"),
+        *("substr", "substring", "contains", "prefix", "suffix", "starts_with", "ends_with", "instr", "strpos"),
+        *("position", "regexp_matches", "regexp_full_match", "regexp_extract", "split_part", "reverse", "like_escape"),
+        *(
+            "ilike_escape",
+            "not_like_escape",
+            "not_ilike_escape",
+            "ifnull",
+            "nullif",
+            "coalesce",
+            "year",
+            "month",
+            "day",
+        ),
+        *("hour", "minute", "second", "date_part", "datepart", "date_trunc", "strptime", "try_strptime", "now"),
+        *("current_date", "today", "json_extract", "json_extract_string", "json_valid", "list_value", "row", "typeof"),
+    }
+)
 
 # Parts of a parsed SELECT that `WHERE <expression>` alone leaves empty.
 _BEYOND_WHERE = ("modifiers", "group_expressions", "group_sets", "having", "sample", "qualify")
@@ -25,6 +80,9 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
     types = database.key_types(connection)
     keys = list({name.lower(): name for name in types}.values())  # SQL's names have no case
     selected = [*COLUMNS, *(f'{database.json_sql(name, types[name])} AS "{name}"' for name in keys)]
+    alarm = threading.Timer(SECONDS, connection.interrupt)
+    alarm.daemon = True
+    alarm.start()
     try:
         found = connection.execute(
             f"SELECT number FROM (SELECT {', '.join(selected)} FROM {database.rows_sql(connection)} "
@@ -33,14 +91,22 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
         ).fetchnumpy()
     except duckdb.IOException:
         raise
+    except duckdb.InterruptException:
+        raise UsageError(f"--where {where!r}: it took over {SECONDS:.0f} s; ask something simpler") from None
     except duckdb.Error as error:
         fault = str(error).splitlines()[0].partition(": ")[2]  # behind "Binder Error: "
-        raise UsageError(f"--where {where!r}: {fault} (columns: {', '.join([*COLUMNS, *keys])})") from error
+        known = [*COLUMNS, *keys]
+        listed = ", ".join(known[:COLUMNS_LISTED]) + (", ..." if len(known) > COLUMNS_LISTED else "")
+        raise UsageError(f"--where {where!r}: {fault} (columns: {listed})") from error
+    finally:
+        alarm.cancel()
     return np.asarray(found["number"], np.int64)
 
 
 def check(connection: duckdb.DuckDBPyConnection, where: str) -> None:
     """Refuses whatever is not one expression of one SELECT: statements, subqueries, ORDER BY, parameters."""
+    if len(where) > LONGEST:
+        raise UsageError(f"--where has {len(where):,} characters; {LONGEST:,} are allowed")
     row = database.first(connection, "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"])
     parsed = json.loads(row[0])
     if parsed["error"]:
@@ -55,9 +121,11 @@ def check(connection: duckdb.DuckDBPyConnection, where: str) -> None:
     if condition is None or nodes[0]["from_table"]["type"] != "BASE_TABLE":
         raise UsageError(f'--where {where!r}: it is no condition; write one such as "test_accuracy > 0.9"')
     for part in _parts(condition):
-        if part.get("class") in ("SUBQUERY", "PARAMETER", "WINDOW"):
-            kind = part["class"].lower()
-            raise UsageError(f"--where {where!r}: a {kind} is not allowed; compare columns with values")
+        kind = part.get("class", "CONSTANT")
+        if kind not in _CLASSES:
+            raise UsageError(f"--where {where!r}: a {kind.lower()} is not allowed; compare columns with values")
+        if kind == "FUNCTION" and part["function_name"].lower() not in _FUNCTIONS:
+            raise UsageError(f"--where {where!r}: {part['function_name']}() is not a function that it may call")
 
 
 def _parts(tree: Any) -> Any:

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import replacing
+from weightsearch.files import refuse_to_overwrite, replacing
 from weightsearch.index import database, filters, vectors
 from weightsearch.index.store import IndexStore
 
@@ -100,14 +100,16 @@ def _architecture(index: IndexStore, fingerprint: str, generation: int) -> Archi
     )
 
 
-def export(path: str | Path, out: str | Path, *, where: str | None = None) -> int:
+def export(path: str | Path, out: str | Path, *, where: str | None = None, overwrite: bool = False) -> int:
     """Writes the rows, or those that pass the filter, to one Parquet file; returns how many.
 
-    Recipe keys and the user's columns become columns; `embedding` is a list of floats.
+    Recipe keys and the user's columns become columns; `embedding` is a list of floats. Raises UsageError where `out`
+    exists, unless `overwrite`.
     """
     index, out = IndexStore.open(path), Path(out)
     if out.suffix != ".parquet":
         raise UsageError(f"--out {out}: the file's name should end in .parquet")
+    refuse_to_overwrite(out, overwrite)
     count = 0
     with duckdb.connect(":memory:") as target:
         for fingerprint in index.architectures:
@@ -119,14 +121,15 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None) -> in
                 embeddings = database.embeddings(connection, fingerprint, numbers)[1]
             if not len(embeddings):
                 continue
-            for j in range(embeddings.shape[1]):
-                columns[f"__{j}"] = np.ascontiguousarray(embeddings[:, j])
-            target.register("part", columns)
-            array = ", ".join(f"__{j}" for j in range(embeddings.shape[1]))
-            selected = ", ".join(f'"{name}"' for name in names)
+            # Under names of our own: a user's column may be called anything.
+            renamed = {f"column_{i}": columns[name] for i, name in enumerate(names)}
+            values = {f"value_{j}": np.ascontiguousarray(embeddings[:, j]) for j in range(embeddings.shape[1])}
+            target.register("part", renamed | values)
+            array = ", ".join(values)
+            selected = ", ".join(f'column_{i} AS "{name}"' for i, name in enumerate(names))
             statement = (
                 f"SELECT ? AS architecture, {selected}, array_value({array})::FLOAT[] AS embedding "
-                "FROM part ORDER BY number"
+                "FROM part ORDER BY column_0"
             )
             make = "CREATE TABLE rows AS" if count == 0 else "INSERT INTO rows BY NAME"
             target.execute(f"{make} {statement}", [fingerprint])

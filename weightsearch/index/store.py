@@ -18,7 +18,7 @@ from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import database, filters, planner, vectors
 from weightsearch.index.database import Columns, Database
-from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, read_manifest
+from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.planner import Segment
 from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target, epoch_number
 
@@ -60,11 +60,11 @@ class IndexStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._take(*self._verified(path))
+        self._take_whole(*self._verified(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Opens the index directory at `path`; verifies files that changed since the manifest was written."""
+        """Opens the index directory at `path`; verifies the encoders' files by their checksums."""
         return cls(Path(path))
 
     @staticmethod
@@ -72,7 +72,7 @@ class IndexStore:
         """The manifest, after a look at the files that it lists, and when it was written."""
         stamp = _stamp(path / MANIFEST)
         manifest = read_manifest(path)
-        for name, expected in manifest["files"].items():
+        for name, expected in listed_files(path, manifest):
             if not name.endswith(".faiss") and not is_intact(path / name, expected):
                 raise WeightsearchError(
                     f"{path / name} is missing or damaged (its checksum is not the manifest's); "
@@ -81,6 +81,15 @@ class IndexStore:
         if not (path / DATABASE).is_file():
             raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
         return manifest, stamp
+
+    def _take_whole(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
+        try:
+            self._take(manifest, stamp)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # format 1 has no checksum of itself
+            raise WeightsearchError(
+                f"{self.path / MANIFEST} is damaged ({type(error).__name__}: {error}); restore it from a copy or make "
+                "the index again with `weightsearch train`"
+            ) from error
 
     def _take(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
         """Starts anew from a manifest, with nothing kept of what was read before."""
@@ -133,7 +142,7 @@ class IndexStore:
             time.sleep(0.01)
             stamp = _stamp(self.path / MANIFEST)
         if stamp is None or stamp != self._manifest_stamp:
-            self._take(*self._verified(self.path))
+            self._take_whole(*self._verified(self.path))
 
     def __len__(self) -> int:
         return sum(self.count(fingerprint) for fingerprint in self.architectures)

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import duckdb
 import numpy as np
 
 from weightsearch.checkpoints.metadata_table import read_table
+from weightsearch.checkpoints.pickle_scanner import shown
+from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, lock, plain
 from weightsearch.index import database, filters, migration, vectors
@@ -31,6 +34,7 @@ from weightsearch.index.store import IndexStore
 LOCK = ".write.lock"
 WRITER_WAIT_SECONDS = 10.0  # for another writer, and for readers to let go
 BATCH = 10_000  # rows a transaction, so that readers wait less than a second
+READERS_SECONDS = 0.05  # between two transactions, in which those who wait for the lock try again
 STALE_ROWS, STALE_SHARE = 500, 0.05  # more rows than both of these behind the database, and FAISS's file is written
 CHANGEABLE = (
     "dataset", "run", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "source",
@@ -106,10 +110,9 @@ def add_rows(path: str | Path, fingerprint: str, rows: Rows, *, identity: str | 
         check_rows(rows, width)
         rows = rows.distinct()
         added = 0
-        for start in range(0, len(rows), BATCH):
+        for batch in _batches(np.arange(len(rows))):
             with writer.transaction() as connection:
-                batch = rows.take(np.arange(start, min(start + BATCH, len(rows))))
-                added += database.insert(connection, fingerprint, batch)
+                added += database.insert(connection, fingerprint, rows.take(batch))
         publish_if_stale(writer, fingerprint)
         with writer.database.open() as connection:
             return AddSummary(added, len(rows) - added, database.generation(connection))
@@ -130,16 +133,25 @@ def remove_rows(
 ) -> int:
     """Removes the rows with these ids, of these runs, or that pass the filter; returns how many those were."""
     with writing(path) as writer:
-        with writer.transaction() as connection:
+        with writer.database.open() as connection:  # read-only: a filter is the user's own SQL
             numbers = _numbers(connection, IndexStore.open(path), ids, runs, where)
-            connection.register("gone", {"number": numbers})
-            connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
-            connection.unregister("gone")
-            if len(numbers):
+        for batch in _batches(numbers):
+            with writer.transaction() as connection:
+                connection.register("gone", {"number": batch})
+                connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
+                connection.unregister("gone")
                 connection.execute("UPDATE ix.state SET generation = generation + 1")
         for fingerprint in IndexStore.open(path).architectures:
             publish_if_stale(writer, fingerprint)
         return len(numbers)
+
+
+def _batches(items: Any) -> Iterator[Any]:
+    """Up to `BATCH` items a transaction, and a moment for readers between two."""
+    for start in range(0, len(items), BATCH):
+        if start:
+            time.sleep(READERS_SECONDS)
+        yield items[start : start + BATCH]
 
 
 def _numbers(
@@ -162,40 +174,50 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
     """Sets columns of rows by id: those in `CHANGEABLE`, and any name as the user's own. None means unknown.
 
     Returns how many rows were changed; raises UsageError for an unknown id, a column that cannot be changed, and text
-    where a number belongs.
+    where a number belongs: then nothing was. Many rows are changed in several steps, between which readers answer; a
+    kill leaves the later ones out, and the same call again makes up for them.
     """
-    if not changes:
+    checked = {id: dict(_checked(name, value) for name, value in values.items()) for id, values in changes.items()}
+    if not checked:
         return 0
-    with writing(path) as writer, writer.transaction() as connection:
-        wanted = np.empty(len(changes), object)
-        wanted[:] = list(changes)
-        connection.register("wanted", {"id": wanted})
-        those = "(SELECT id, recipe, metadata FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted))"
-        known = connection.execute(f"SELECT id, metadata FROM {those}").fetchall()
-        metadata = {id: json.loads(text or "{}") for id, text in known}
-        unknown = [id for id in changes if id not in metadata]
+    with writing(path) as writer:
+        with writer.database.open() as connection:
+            held = {id for (id,) in connection.execute("SELECT id FROM ix.checkpoints").fetchall()}
+        unknown = [id for id in checked if id not in held]
         if unknown:
             raise UsageError(f"{path} holds no checkpoint with id {unknown[0]} ({len(unknown):,} unknown)")
-        columns: dict[str, dict[str, Any]] = {}
-        for id, values in changes.items():
-            for name, value in values.items():
-                checked = _checked(name, value)
-                if name in CHANGEABLE:
-                    columns.setdefault(name, {})[id] = checked
-                elif checked is None:
-                    metadata[id].pop(name, None)
-                else:
-                    metadata[id][name] = checked
-        own = {id for id, values in changes.items() if any(name not in CHANGEABLE for name in values)}
-        if own:
-            columns["metadata"] = {id: json.dumps(metadata[id]) for id in own}
-        for name, by_id in columns.items():
-            _set_column(connection, name, by_id)
-        if own:
-            database.learn_keys(connection, those)
-        connection.unregister("wanted")
-        connection.execute("UPDATE ix.state SET generation = generation + 1")
-        return len(changes)
+        for batch in _batches(list(checked)):
+            with writer.transaction() as connection:
+                _update(connection, {id: checked[id] for id in batch})
+        return len(checked)
+
+
+def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """One generation more, with checked values."""
+    wanted = np.empty(len(changes), object)
+    wanted[:] = list(changes)
+    connection.register("wanted", {"id": wanted})
+    those = "(SELECT id, recipe, metadata FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted))"
+    own = {id for id, values in changes.items() if any(name not in CHANGEABLE for name in values)}
+    known = connection.execute(f"SELECT id, metadata FROM {those}").fetchall() if own else ()
+    metadata = {id: json.loads(text or "{}") for id, text in known}
+    columns: dict[str, dict[str, Any]] = {}
+    for id, values in changes.items():
+        for name, value in values.items():
+            if name in CHANGEABLE:
+                columns.setdefault(name, {})[id] = value
+            elif value is None:
+                metadata[id].pop(name, None)
+            else:
+                metadata[id][name] = value
+    if own:
+        columns["metadata"] = {id: json.dumps(metadata[id]) for id in own}
+    for name, by_id in columns.items():
+        _set_column(connection, name, by_id)
+    if own:
+        database.learn_keys(connection, those)
+    connection.unregister("wanted")
+    connection.execute("UPDATE ix.state SET generation = generation + 1")
 
 
 def update_table(path: str | Path, table: Path, key: str = "id") -> int:
@@ -231,23 +253,29 @@ def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int
     return update_rows(path, {id: values for (id,) in ids})
 
 
-def _checked(name: str, value: Any) -> Any:
+def _checked(name: str, value: Any) -> tuple[str, Any]:
+    """A column's name and value, as they can be kept."""
     if name in (*database.COLUMNS, database.ARCHITECTURE, "embedding") and name not in CHANGEABLE:
         raise UsageError(f"{name} cannot be changed; {', '.join(CHANGEABLE)} and columns of your own can")
     if not name or '"' in name:
         raise UsageError(f"{name!r} cannot be a column's name")
     if isinstance(value, np.generic):
         value = value.item()
+    try:
+        name, value = PlainValues().clean(name, value)
+    except WeightsearchError as error:
+        raise UsageError(f"{shown(name)} cannot be set: {error}") from None
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return name, None
     if value is None or name not in CHANGEABLE:
-        return value
+        return name, value
     if name in database.NUMBERS:
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(f"{name} = {value!r}: give a number") from None
-    return str(value)
+        return name, number if math.isfinite(number) else None
+    return name, str(value)
 
 
 def _set_column(connection: duckdb.DuckDBPyConnection, name: str, by_id: dict[str, Any]) -> None:

@@ -30,16 +30,19 @@ class Alignment:
 
 def align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Alignment:
     """Aligns pairs of tensors of one shape, `(D_out, D_in, ...)`, in the network's order where it is known."""
-    pairs = [(equilibrated(a), equilibrated(b)) if max(a.shape[:2]) <= MOST_UNITS else (None, None) for a, b in pairs]
+    small = [
+        (equilibrated(a), equilibrated(b)) if max(a.shape[:2]) <= MOST_UNITS else None for a, b in pairs
+    ]  # fmt: skip
     orders: dict[int, list[np.ndarray]] = {}
     best: list[float | None] = [None] * len(pairs)
     for _ in range(PASSES):
         before = list(best)
-        for k, (a, b) in enumerate(pairs):
-            if a is None:
+        for k, pair in enumerate(small):
+            if pair is None:
                 continue
-            cosine, rows, columns = _align_one(a, b, orders)
-            if best[k] is None or cosine > best[k] + 1e-9:
+            cosine, rows, columns = _align_one(*pair, orders)
+            so_far = best[k]
+            if so_far is None or cosine > so_far + 1e-9:
                 best[k] = cosine
             if cosine > GOOD:
                 for order in (rows, *_block_orders(rows), columns):
@@ -49,7 +52,7 @@ def align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Alignment:
         if before == best:
             break
     total = sum(cosine * a.size for cosine, (a, _) in zip(best, pairs, strict=True) if cosine is not None)
-    size = sum(a.size for a, _ in pairs if a is not None)
+    size = sum(pair[0].size for pair in small if pair is not None)
     return Alignment(total / size if size else math.nan, tuple(best))
 
 

@@ -217,12 +217,12 @@ class _Judge(Case):
         if told and len(set(told)) == 1:
             return replace(answer, direction=told[0])
         if not told:
-            told_by, way = directions.of_relatives(
+            told_by, later = directions.of_relatives(
                 [fact for fact in self.facts if fact not in heads], Kind.NEW_HEAD in kinds
             )
-            if way is not None:
+            if later is not None:
                 more = {"direction_by": told_by, "direction_means": "trained further"}
-                return replace(answer, direction=way, evidence={**answer.evidence, **more})
+                return replace(answer, direction=later, evidence={**answer.evidence, **more})
         return answer
 
     def _noise_or_low_rank(

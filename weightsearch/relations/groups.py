@@ -114,7 +114,8 @@ def _compared(known: Known, index: Path, one: int, other: int) -> Kind | None:
         return None
     numbers = [int(known["number"][row]) for row in (one, other)]
     signatures = read_signatures(index, numbers)
-    return compare(a.tensors, b.tensors, *(signatures[number] for number in numbers)).relation
+    one_signature, other_signature = (signatures[number] for number in numbers)
+    return compare(a.tensors, b.tensors, one_signature, other_signature).relation
 
 
 def _how(known: Known, first: int, row: int) -> Kind:

@@ -91,7 +91,8 @@ class Hasher:
         self._ordered[place] = (self._ordered[place] * _FOLD + total) & 0xFFFFFFFFFFFFFFFF
 
     def finish(self) -> ValueHashes:
-        return ValueHashes(*self._ordered, self._unordered & 0xFFFFFFFFFFFFFFFF)
+        single, half, brain = self._ordered
+        return ValueHashes(single, half, brain, self._unordered & 0xFFFFFFFFFFFFFFFF)
 
 
 def value_hashes(values: np.ndarray) -> ValueHashes:

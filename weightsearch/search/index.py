@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import refuse_to_overwrite
 from weightsearch.index import IndexStore, Row
 from weightsearch.index.manifest import DATABASE
 from weightsearch.search import wording
@@ -219,14 +220,16 @@ class Index:
             selection = replace(selection, not_run=subject.run)
         return self._answer(subject, k, selection, itself=id is None)
 
-    def get(self, id: str, out: str | Path) -> Path:
+    def get(self, id: str, out: str | Path, *, overwrite: bool = False) -> Path:
         """Writes an indexed checkpoint's weights to `out`, as a state dict with the names that they had.
 
-        Raises WeightsearchError saying where the weights should be, where they are not there any more.
+        Raises UsageError where `out` exists, unless `overwrite`; WeightsearchError saying where the weights should be,
+        where they are not there any more.
         """
         from weightsearch.checkpoints.state_dict import write_checkpoint
         from weightsearch.search.weights_location import read_source
 
+        refuse_to_overwrite(out, overwrite)
         row = self.store.find(id)
         known = self.architectures[row.fingerprint]
         checkpoint = read_source(row.columns["id"], row.columns["source"], self.path, None if known.is_any else known)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsearch.html_template import render_html
-from weightsearch.text_table import Table
+from weightsearch.text_table import Table, printable
 from weightsearch.types import ANY, Neighbour, Target
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ RUNS_SHOWN = 5
 LAYERS_SHOWN = 8  # of a deep network, those least like the neighbours'
 SELDOM = (0.0, 0.25)  # shares of four tries
 FAR_COSINE = 1.0  # beyond this two embeddings are rather opposite than alike
+MOST = 1e300  # that is written as a floating-point number
 RECIPE = {
     "optimizer": "{}",
     "learning_rate": "lr {:.1e}",
@@ -40,7 +41,7 @@ def recipe_text(recipe: dict[str, Any]) -> str:
             continue
         try:
             parts.append(RECIPE[key].format(value))
-        except (KeyError, ValueError):  # another maker's key, or another kind of value under ours
+        except (KeyError, ValueError, TypeError, OverflowError):  # another maker's key or kind of value
             parts.append(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(parts).replace("e-0", "e-").replace("e+0", "e+")
 
@@ -49,7 +50,7 @@ def short_recipe(recipe: dict[str, Any]) -> str:
     """A recipe for a narrow column: the learning rate stands without its name behind the optimizer."""
     text = recipe_text({key: value for key, value in recipe.items() if key != "learning_rate"})
     rate = recipe.get("learning_rate")
-    if not isinstance(rate, int | float):
+    if not isinstance(rate, int | float) or abs(rate) > MOST:
         return text
     first, _, rest = text.partition(", ") if recipe.get("optimizer") else ("lr", "", text)
     return ", ".join(filter(None, (f"{first} {rate:.0e}".replace("e-0", "e-"), rest)))
@@ -193,7 +194,7 @@ def lines(answer: Answer, width: int = WIDTH, most: int = LINES) -> list[str]:
     ending = [_cut(line, width) for line in _opposites(answer)]
     ending.append(_cut("More: --layers · --all lists · --json · weightsearch get ID writes its weights", width))
     room = max(1, most - len(said) - len(ending) - 2)
-    return [*said, "", *_most_like(answer, room, width), *ending]
+    return [_cut(printable(line), width) for line in (*said, "", *_most_like(answer, room, width), *ending)]
 
 
 def _most_like(answer: Answer, room: int, width: int) -> list[str]:

@@ -15,6 +15,7 @@ from weightsearch.checkpoints.formats import natural
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
 from weightsearch.checkpoints.state_dict import align, read_checkpoint
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
+from weightsearch.files import clean_text
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture
 from weightsearch.zoo.import_writer import Checkpoint, ImportSummary, Run, write_runs, zoo_info
@@ -214,7 +215,7 @@ def _runs(
         recipe: dict[str, object] = {}
         for _, metadata, _ in own:
             recipe |= metadata.recipe
-        runs.append(Run(name, recipe, [checkpoints[epoch] for epoch in sorted(checkpoints)]))
+        runs.append(Run(clean_text(name), recipe, [checkpoints[epoch] for epoch in sorted(checkpoints)]))
     return runs
 
 

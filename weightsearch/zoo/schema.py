@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from weightsearch.files import clean_text
 from weightsearch.types import Architecture
 
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -123,9 +124,9 @@ def insert(
         "run": np.array([row.run for row in runs], np.int64),
         "recipe": _objects(_json(row.recipe) for row in runs),
         "status": _objects(row.status for row in runs),
-        "reason": _objects(row.reason for row in runs),
+        "reason": _texts(row.reason for row in runs),
         "seconds": np.array([row.seconds for row in runs], np.float64),
-        "name": _objects(row.name for row in runs),
+        "name": _texts(row.name for row in runs),
         "extras": _objects(_json(row.extras) if row.extras else None for row in runs),
     }
     columns = {  # noqa: F841
@@ -135,7 +136,7 @@ def insert(
         "part": np.full(len(checkpoints), part, np.int64),
         "row": np.arange(len(checkpoints), dtype=np.int64),
         **{key: np.array([getattr(row, key) for row in checkpoints], np.float64) for key in METRICS},
-        "source": _objects(row.source for row in checkpoints),
+        "source": _texts(row.source for row in checkpoints),
         "extras": _objects(_json(row.extras) if row.extras else None for row in checkpoints),
         "architecture": _objects(row.architecture for row in checkpoints),
         "start": np.ma.array(
@@ -205,6 +206,10 @@ def _objects(values: Iterable[Any]) -> np.ndarray:
     column = np.empty(len(listed), object)
     column[:] = listed
     return column
+
+
+def _texts(values: Iterable[str | None]) -> np.ndarray:
+    return _objects(None if value is None else clean_text(value) for value in values)
 
 
 def _plain(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -27,13 +27,19 @@ RENAMED = {"w_init": "initializer", "b_init": "bias_initializer", "random_seed":
 DATASETS = {"svhn_cropped": "svhn"}  # by TensorFlow Datasets' name; else `_` becomes `-`
 _KINDS = {2: LayerKind.DENSE, 3: LayerKind.CONV1D, 4: LayerKind.CONV2D, 5: LayerKind.CONV3D}
 _CONFIG = "config."
+MAX_LAYOUT_BYTES = 16 * 2**20
+MAX_COLUMNS = 10_000_000  # values of one network
 
 
 def read_layout(path: Path) -> tuple[Architecture, np.ndarray]:
     """The architecture, and for each of our flat weights `(P,)` the column of `weights.npy` that holds it."""
     try:
+        if path.stat().st_size > MAX_LAYOUT_BYTES:
+            raise ValueError(f"it is over {MAX_LAYOUT_BYTES // 2**20} MiB")
         with path.open(newline="", encoding="utf-8") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: int(row["start_idx"]))
+        if sum(int(row["end_idx"]) - int(row["start_idx"]) for row in rows) > MAX_COLUMNS:
+            raise ValueError(f"it describes rows of over {MAX_COLUMNS:,} values")
         variables = {row["varname"]: _columns(row) for row in rows}
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise WeightsearchError(
@@ -65,6 +71,8 @@ def read_layout(path: Path) -> tuple[Architecture, np.ndarray]:
 def _columns(row: dict[str, str]) -> np.ndarray:
     """The columns that hold a variable, in its shape."""
     start, end = int(row["start_idx"]), int(row["end_idx"])
+    if not 0 <= start <= end <= MAX_COLUMNS:
+        raise ValueError(f"{row['varname']} from {start} to {end} is no place in a row")
     shape = tuple(int(number) for number in re.findall(r"\d+", row["shape"]))
     if not shape or start < 0 or math.prod(shape) != end - start:
         raise ValueError(f"{row['varname']} of shape {row['shape']} does not fit {start} to {end}")

@@ -19,6 +19,7 @@ from weightsearch.checkpoints.readers.limits import (
     file_size,
     in_gib,
     natural,
+    parse_json,
     plain_member,
 )
 from weightsearch.checkpoints.tensors import Content, FileBytes, Storage, StoredTensor
@@ -54,7 +55,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
         header_bytes = int.from_bytes(file.read(8), "little")
         if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
             raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(header_bytes))
+        header = parse_json(file.read(header_bytes), "header")
         metadata = header.pop("__metadata__", None) or {}
         tensors = {name: _safetensor(path, 8 + header_bytes, entry) for name, entry in header.items()}
         _check_gapless([entry["data_offsets"] for entry in header.values()], size - 8 - header_bytes)
@@ -111,7 +112,7 @@ def read_shards(path: Path, file: BinaryIO, size: int, read: Callable[[Path], Co
     """All shards that a `*.safetensors.index.json` or `*.bin.index.json` names, as one state dict."""
     if size > MAX_INDEX_BYTES:
         raise WeightsearchError(f"an index of shards over {MAX_INDEX_BYTES:,} bytes; give the checkpoint's own index")
-    index = json.loads(file.read())
+    index = parse_json(file.read(), "index of shards")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise WeightsearchError("it holds no `weight_map` from tensor names to files; give the checkpoint's own index")

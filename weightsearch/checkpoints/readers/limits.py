@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from weightsearch.errors import WeightsearchError
 
@@ -12,6 +14,7 @@ MAX_FILE_BYTES = 8 * 2**30  # one file, all members of a zip inflated, or all sh
 MAX_INFLATION = 100  # a zip's inflated bytes per byte of the file; trained weights stay below 2
 FREE_INFLATION = 2**28  # inflated bytes beyond which a tenth of `MAX_INFLATION` is allowed
 MAX_INDEX_BYTES = 64 * 2**20  # the `*.index.json` of a sharded checkpoint
+MAX_JSON_VALUES = 2_000_000  # commas and brackets: a value of two bytes becomes an object of sixty
 
 
 def file_size(path: Path) -> int:
@@ -31,6 +34,14 @@ def file_size(path: Path) -> int:
             f"{in_gib(status.st_size)} is over the limit of {in_gib(MAX_FILE_BYTES)} for a checkpoint"
         )
     return status.st_size
+
+
+def parse_json(content: bytes, what: str) -> Any:
+    """JSON that cannot ask for much more memory than it is long. Raises WeightsearchError, or what `json` does."""
+    values = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+    if values > MAX_JSON_VALUES:
+        raise WeightsearchError(f"its {what} holds over {MAX_JSON_VALUES:,} values; it describes no checkpoint")
+    return json.loads(content)
 
 
 def in_gib(count: int) -> str:

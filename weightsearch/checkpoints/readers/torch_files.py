@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import tarfile
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 
 from weightsearch.checkpoints.pickle_scanner import Bounded, Named, PickleReader, Placeholder, shown
 from weightsearch.checkpoints.pickle_values import STORAGE_TYPES, PickleValues, is_size
-from weightsearch.checkpoints.readers.limits import MAX_INDEX_BYTES
+from weightsearch.checkpoints.readers.limits import MAX_INDEX_BYTES, parse_json
 from weightsearch.checkpoints.tensors import (
     ITEM_BYTES,
     Content,
@@ -88,7 +87,7 @@ def _read_export(
     place = f"{root}/data/weights/"
     if members[f"{place}model_weights_config.json"].file_size > MAX_INDEX_BYTES:
         raise WeightsearchError("its table of weights is too large; export it again")
-    config = json.loads(archive.read(f"{place}model_weights_config.json")).get("config")
+    config = parse_json(archive.read(f"{place}model_weights_config.json"), "table of weights").get("config")
     if not isinstance(config, dict):
         raise WeightsearchError("its table of weights is damaged; export it again")
     storages: dict[str, Storage] = {}

@@ -1,0 +1,87 @@
+"""Strangers' text in every place that prints: shown escaped, never obeyed."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table as Grid
+from rich.text import Text
+
+from weightsearch.checkpoints.discovery import Quarantined
+from weightsearch.cli import _Escaping, render
+from weightsearch.cli.common import complain, say, show
+from weightsearch.index import Finding, State
+from weightsearch.index.info import ArchitectureInfo, IndexInfo
+from weightsearch.search import wording as words
+from weightsearch.search.answer import Answer
+from weightsearch.text_table import Table, printable
+from weightsearch.types import Neighbour, Plan
+
+HOSTILE = "r\x1b]52;c;aGFja2Vk\x1b\\\x1b[2J\nb\r\u202e[/foo][bold]x[/bold]\x9b1m"
+
+
+def is_fit(shown: str) -> bool:
+    return all(line.isprintable() for line in shown.split("\n"))
+
+
+def answer(text: str) -> Answer:
+    row = Neighbour(text, 0.1, 0.5, 3, text, {text: text, "optimizer": text, "learning_rate": text}, 0.5, text)
+    return Answer(
+        text, text, text, text, 0.5, 50.0, 0.5, 0.5, (row,), (row,), (row,), 0.75, 0.25, Plan("exact", 1, 1, 0.0),
+        run=text, notes=(text,), verdict="Unsure.", runs=(row,), recipe={text: text}, activation=text, network=text,
+    )  # fmt: skip
+
+
+def info(text: str) -> IndexInfo:
+    part = ArchitectureInfo(
+        text, text, text, 1, 1, {text: 1}, 0, 0.1, 0.9, 8, text, None, None, True, 0
+    )  # fmt: skip
+    return IndexInfo(text, 3, 1, "cosine", text, 10, {text: "VARCHAR"}, (part,))
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=40))
+def test_printable_text_is_one_line_and_loses_nothing_printable(text: str):
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable(shown) == shown
+    assert [letter for letter in text if letter.isprintable()] == [
+        letter for letter in text if letter.isprintable() and letter in shown
+    ]
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "\ud800", "a\0b", "[/foo]", "[link=http://x]y[/link]", ":warning:"])
+def test_everything_that_prints_is_fit_for_a_terminal(text: str, capfd: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    finding = Finding(text, State.BROKEN, text)
+    for shown in (
+        render.answer(answer(text), True, layers=True, lists=True),
+        render.index_info(info(text)),
+        render.findings([finding]),
+        Text(text),
+    ):
+        show(shown)
+    grid = Grid.grid()
+    grid.add_row(text)
+    show(grid)
+    show(Table(text, ("a",), ((text,),)).to_rich())
+    for line in render.left_out([Quarantined(text, text)], {text: 1}, [text]):
+        say(line)
+    complain(ValueError(text))
+    print(words.as_text(answer(text)))
+    print(_Escaping("%(message)s").format(logging.makeLogRecord({"msg": "%s", "args": (text,)})))
+    out, err = capfd.readouterr()
+    assert is_fit(out), [line for line in out.split("\n") if not line.isprintable()]
+    assert is_fit(err)
+    if "[" in text or ":" in text:
+        assert printable(text) in out  # markup is text
+    assert err.count("\n") == 4  # a line each
+
+
+def test_html_and_markdown_hold_a_strangers_text_as_text():
+    table = Table("<b>", ("a",), (("<script>x</script> | y",),))
+    assert "<script>" not in table.to_html()
+    assert "<script>" not in words.as_html(answer("<script>x</script>"))
+    assert r"\| y" in table.to_markdown()

@@ -1,0 +1,208 @@
+"""Rotten blocks keep a file's size and time: what is noticed, what is left, and what the doctor does about it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from tests.index.test_store import DENSE, make_index, make_rows
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import exchange, turnstile
+from weightsearch.index import IndexStore, State, doctor, export, update_rows, update_where
+from weightsearch.index import writer as writing
+from weightsearch.index.manifest import DATABASE, describe_file, is_intact, read_manifest, sector_sums, write_manifest
+from weightsearch.types import Selection
+
+FINGERPRINT = DENSE.fingerprint
+
+
+def rot(path: Path, change) -> None:
+    content, before = bytearray(path.read_bytes()), path.stat()
+    change(content)
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def zero(content: bytearray) -> None:
+    content[4096:8192] = bytes(4096)
+
+
+def flip(content: bytearray) -> None:
+    content[len(content) // 2] ^= 1
+
+
+def swap(content: bytearray) -> None:
+    content[:4096], content[4096:8192] = content[4096:8192], content[:4096]
+
+
+def last(content: bytearray) -> None:
+    content[-1] ^= 128
+
+
+@pytest.mark.parametrize("change", [zero, flip, swap, last])
+@pytest.mark.parametrize("size", [10_001, 3 * 2**20 + 7])  # by SHA-256, and by sums of sectors
+def test_any_damage_is_seen_though_size_and_time_are_as_before(size: int, change, tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(np.random.default_rng(0).bytes(size))
+    expected = describe_file(path)
+    assert is_intact(path, expected)
+    os.utime(path, (1, 1))  # copied
+    assert is_intact(path, expected)
+    rot(path, change)
+    assert not is_intact(path, expected)
+    assert not is_intact(path, expected, thorough=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 100_000])
+def test_sector_sums_are_those_of_plain_python(size: int, tmp_path: Path):
+    import hashlib
+
+    content = np.random.default_rng(size).bytes(size)
+    (tmp_path / "file").write_bytes(content)
+    digest = hashlib.sha256()
+    whole = size // 512 * 512
+    for start in range(0, whole, 512):
+        words = (int.from_bytes(content[at : at + 8], "little") for at in range(start, start + 512, 8))
+        digest.update((sum(words) % 2**64).to_bytes(8, "little"))
+    digest.update(content[whole:])
+    assert sector_sums(tmp_path / "file") == digest.hexdigest()[:32]
+
+
+def test_a_rotten_cache_is_left_and_the_answer_stays_right(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path, vector = tmp_path / "index", np.random.default_rng(1).standard_normal(8).astype(np.float32)
+    make_index(path, make_rows(500))
+    right = [row.id for row in IndexStore.open(path).search(FINGERPRINT, vector, 5).neighbours]
+    rot(next(path.rglob("*.faiss")), zero)
+    assert [row.id for row in IndexStore.open(path).search(FINGERPRINT, vector, 5).neighbours] == right
+    assert "damaged" in caplog.text
+    assert State.REPAIRED in {finding.state for finding in doctor(path)}
+    caplog.clear()
+    assert [row.id for row in IndexStore.open(path).search(FINGERPRINT, vector, 5).neighbours] == right
+    assert not caplog.text
+
+
+def test_a_rotten_encoder_is_named(tmp_path: Path):
+    make_index(tmp_path / "index", make_rows(9))
+    rot(next((tmp_path / "index").rglob("encoder.json")), flip)
+    with pytest.raises(WeightsearchError, match=r"encoder\.json is missing or damaged"):
+        IndexStore.open(tmp_path / "index")
+
+
+def test_a_manifest_that_points_out_is_refused(tmp_path: Path):
+    path = tmp_path / "index"
+    make_index(path, make_rows(9))
+    (tmp_path / "secret").write_text("x")
+    manifest = read_manifest(path)
+    write_manifest(path, manifest | {"files": {"../secret": describe_file(tmp_path / "secret")}})
+    with pytest.raises(WeightsearchError, match="outside of the index"):
+        IndexStore.open(path)
+    write_manifest(path, manifest)
+    (path / FINGERPRINT).rename(tmp_path / "elsewhere")
+    (path / FINGERPRINT).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WeightsearchError, match="outside of the index"):
+        IndexStore.open(path)
+
+
+def test_the_doctor_relearns_the_table_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "index"
+    make_index(path, make_rows(50))
+    with duckdb.connect(str(path / DATABASE)) as connection:
+        connection.execute("DROP TABLE keys")
+    findings = doctor(path)
+    assert State.BROKEN not in {finding.state for finding in findings}, findings
+    assert State.REPAIRED in {finding.state for finding in findings}
+    found = IndexStore.open(path).search(FINGERPRINT, make_rows(50).embedding[3], 1, Selection(where="number = 3"))
+    assert found.neighbours[0].distance < 1e-5
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "repeat(run, 1000000000) = ''",
+        "range(1000000000000) is null",
+        "list_transform([1], x -> x)[1] = 1",
+        "x" * 20_000,
+    ],
+)
+def test_a_filter_may_call_functions_of_single_values_alone(where: str, tmp_path: Path):
+    make_index(tmp_path / "index", make_rows(9))
+    with pytest.raises(UsageError, match="--where"):
+        update_where(tmp_path / "index", where, {"team": "x"})
+
+
+def test_many_changes_go_in_steps_and_all_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, rows = tmp_path / "index", make_rows(25)
+    make_index(path, rows)
+    monkeypatch.setattr(writing, "BATCH", 10)
+    with pytest.raises(UsageError, match="no checkpoint with id ffff"):
+        update_rows(path, {id: {"team": "a"} for id in [*rows.id.tolist(), "ffff"]})
+    assert "team" not in set(IndexStore.open(path).keys())  # nothing was changed
+    assert update_where(path, "number >= 0", {"team": "\ud800", "epoch": 7}) == 25
+    found = IndexStore.open(path).table(FINGERPRINT, ["team", "epoch"])
+    assert set(found["team"]) == {"?"}
+    assert set(found["epoch"]) == {7}
+    assert writing.remove_rows(path, where="number % 2 = 0") == 13
+    assert IndexStore.open(path).count(FINGERPRINT) == 12
+
+
+def test_a_column_may_be_called_anything(tmp_path: Path):
+    path = tmp_path / "index"
+    make_index(path, make_rows(5))
+    names = ["__0", "__number", "column_0", "value_0", "rowid", "a.b", "back\\slash", "it's", "$", "*", "select"]
+    update_where(path, "number >= 0", {name: i for i, name in enumerate(names)})
+    found = IndexStore.open(path).table(FINGERPRINT, names)
+    assert [found[name][0] for name in names] == list(range(len(names)))
+    assert export(path, tmp_path / "rows.parquet") == 5
+    written = duckdb.execute(f"SELECT * FROM '{tmp_path / 'rows.parquet'}'").fetchnumpy()
+    assert [written[name][0] for name in names] == list(range(len(names)))
+    with pytest.raises(UsageError, match="--force"):
+        export(path, tmp_path / "rows.parquet")
+
+
+def test_readers_wait_for_a_writer_that_waits(tmp_path: Path):
+    order: list[str] = []
+    path = tmp_path / "turn"
+
+    def read() -> None:
+        with turnstile(path, first=False, wait_seconds=10):
+            order.append("reader")
+
+    with turnstile(path, first=True, wait_seconds=10):
+        reader = threading.Thread(target=read)
+        reader.start()
+        time.sleep(0.1)
+        order.append("writer")
+    reader.join()
+    assert order == ["writer", "reader"]
+    with turnstile(tmp_path / "none", first=False, wait_seconds=0):  # readers make no files
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_killed_writer_holds_nobody_up(tmp_path: Path):
+    def wait(path: Path) -> None:
+        with turnstile(path, first=True, wait_seconds=1):
+            os.kill(os.getpid(), 9)
+
+    child = multiprocessing.get_context("fork").Process(target=wait, args=(tmp_path / "turn",))
+    child.start()
+    child.join()
+    start = time.monotonic()
+    with turnstile(tmp_path / "turn", first=False, wait_seconds=30):
+        assert time.monotonic() - start < 10
+
+
+def test_directories_change_places_in_one_step(tmp_path: Path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    if exchange(tmp_path / "one", tmp_path / "other"):
+        assert (tmp_path / "one" / "file").read_text() == "other"
+        assert (tmp_path / "other" / "file").read_text() == "one"
+    assert not exchange(tmp_path / "one", tmp_path / "missing")
