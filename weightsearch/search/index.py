@@ -29,12 +29,11 @@ from weightsearch.search.subject import (
     damage_note,
     faults,
     shuffled_descriptions,
+    space_of,
     to_checkpoint,
-    unknown_architecture,
 )
 from weightsearch.search.sureness import agree, interval_of
 from weightsearch.types import (
-    ANY,
     Activation,
     Architecture,
     Metric,
@@ -247,12 +246,7 @@ class Index:
         from weightsearch.checkpoints.state_dict import align
 
         checkpoint = align(to_checkpoint(model), self.architectures.values())
-        architecture = checkpoint.architecture
-        fingerprint = architecture.fingerprint
-        if fingerprint not in self.architectures:
-            if ANY.fingerprint not in self.architectures:
-                raise WeightsearchError(unknown_architecture(checkpoint, self.path, self.architectures))
-            fingerprint = ANY.fingerprint
+        fingerprint = space_of(checkpoint, self.path, self.architectures)
         from weightsearch.checkpoints.metadata import as_fractions, interpret
         from weightsearch.training.represent import load_any_encoder, represent
 
@@ -261,7 +255,9 @@ class Index:
             space.encoder = load_any_encoder(self.store.encoder_directory(fingerprint))
         (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
         stated_activation = activation or known.recipe.get("activation")
-        found = represent(space.encoder, checkpoint.weights[None], [stated_activation], architecture=architecture)
+        found = represent(
+            space.encoder, checkpoint.weights[None], [stated_activation], architecture=checkpoint.architecture
+        )
         if not np.isfinite(found.embedding).all():
             raise WeightsearchError(
                 f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
@@ -294,11 +290,9 @@ class Index:
             by_activation=by_activation,
             shuffled=None if found.layers is None else shuffled_descriptions(checkpoint),
             faults=faults(checkpoint),
-            notes=activation_note(space.encoder, stated_activation)
-            + damage_note(None if found.damage is None else float(found.damage[0])),
-            architecture=architecture,
+            notes=activation_note(space.encoder, stated_activation) + damage_note(found.damage),
+            architecture=checkpoint.architecture,
             strangeness=None if found.strangeness is None else float(found.strangeness[0]),
-            damage=None if found.damage is None else float(found.damage[0]),
         )
         try:
             row = self._indexed(checkpoint.id)
@@ -311,7 +305,6 @@ class Index:
             notes=subject.notes,
             architecture=subject.architecture,
             strangeness=subject.strangeness,
-            damage=subject.damage,
             stated=row.stated if subject.stated is None else subject.stated,
             run=subject.run or row.run,
             epoch=row.epoch if subject.epoch is None else subject.epoch,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightsearch.errors import UsageError
-from weightsearch.types import Activation, Architecture, Checkpoint, LayerKind, activation_named
+from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import ANY, Activation, Architecture, Checkpoint, LayerKind, activation_named
 from weightsearch.uncertainty.novelty import describe_layers
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Subject:
     copy_of: str | None = None
     architecture: Architecture | None = None  # its own, where its weights are at hand
     strangeness: float | None = None  # over 1: of no kind known to the encoder of all architectures
-    damage: float | None = None  # over 1: its weights look shuffled, noised or partly random
 
 
 def to_checkpoint(model: Any) -> Checkpoint:
@@ -67,6 +66,17 @@ def to_checkpoint(model: Any) -> Checkpoint:
     raise UsageError(f"a {type(model).__name__} is no network; give a file, a module, a state dict or a Checkpoint")
 
 
+def space_of(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Architecture]) -> str:
+    """The fingerprint of the space that a network belongs to: its own architecture's, else that of all.
+
+    Raises WeightsearchError where the index at `path` has neither.
+    """
+    for fingerprint in (checkpoint.architecture.fingerprint, ANY.fingerprint):
+        if fingerprint in architectures:
+            return fingerprint
+    raise WeightsearchError(unknown_architecture(checkpoint, path, architectures))
+
+
 def unknown_architecture(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Architecture]) -> str:
     known = [architecture.describe() for architecture in architectures.values()]
     if len(known) > ARCHITECTURES_NAMED:
@@ -77,9 +87,9 @@ def unknown_architecture(checkpoint: Checkpoint, path: Path, architectures: Mapp
     )
 
 
-def damage_note(damage: float | None) -> tuple[str, ...]:
-    """A warning where the encoder of all architectures found damage, of over 1."""
-    if damage is None or damage <= 1:
+def damage_note(damage: np.ndarray | None) -> tuple[str, ...]:
+    """A warning where the encoder of all architectures found damage `(1,)`, of over 1."""
+    if damage is None or damage[0] <= 1:
         return ()
     return (
         "damage: these weights look shuffled, noised or partly random, which a prediction does not see; "
