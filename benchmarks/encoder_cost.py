@@ -21,7 +21,8 @@ from weightsearch.encoders import build_encoder
 from weightsearch.encoders.invariant import Invariant
 from weightsearch.files import write_whole
 from weightsearch.training.data import activation_codes
-from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.fit import fit
+from weightsearch.training.fit_settings import DEFAULTS
 from weightsearch.training.represent import represent_zoo
 from weightsearch.types import Method
 from weightsearch.zoo.splits import make_split

@@ -24,7 +24,8 @@ from weightsearch.files import plain, write_whole
 from weightsearch.metrics import score
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
 from weightsearch.training.data import Features, activation_codes
-from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.fit import fit
+from weightsearch.training.fit_settings import DEFAULTS
 from weightsearch.training.represent import represent_zoo
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.splits import Split, make_split

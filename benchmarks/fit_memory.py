@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.fit import fit
+from weightsearch.training.fit_settings import DEFAULTS
 from weightsearch.types import Activation, Method, content_hash
 from weightsearch.zoo.recipes import Initializer, Optimizer, Recipe
 from weightsearch.zoo.splits import make_split

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from weightsearch.devices import fast_processor
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.training.data import Features
-from weightsearch.training.fit import DEFAULTS, FitSettings, make_optimizer
+from weightsearch.training.fit_settings import DEFAULTS, FitSettings, make_optimizer
 from weightsearch.types import Activation, Architecture, Method, content_hash
 from weightsearch.zoo.recipes import Initializer, Optimizer, Recipe
 from weightsearch.zoo.store import CheckpointRow, RunRow, Zoo, ZooInfo, open_writer, write_part

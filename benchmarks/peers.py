@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from weightsearch.files import write_whole
 from weightsearch.metrics import score
 from weightsearch.training.data import target_values
-from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.fit import fit
+from weightsearch.training.fit_settings import DEFAULTS
 from weightsearch.training.represent import represent_zoo
 from weightsearch.training.runner import SplitSpec, load_protocol
 from weightsearch.types import Architecture, Method, Target

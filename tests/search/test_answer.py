@@ -20,7 +20,7 @@ from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.search import wording as words
 from weightsearch.search.answer import Answer
 from weightsearch.search.weights_location import read_source
-from weightsearch.training.fit import DEFAULTS
+from weightsearch.training.fit_settings import DEFAULTS
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Method
 from weightsearch.uncertainty.calibration import Calibration

@@ -15,7 +15,8 @@ from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.metrics import score
 from weightsearch.training.data import Features, usable_checkpoints
-from weightsearch.training.fit import DEFAULTS, FitOptimizer, FitSettings, fit
+from weightsearch.training.fit import fit
+from weightsearch.training.fit_settings import DEFAULTS, FitOptimizer, FitSettings
 from weightsearch.training.represent import represent_zoo
 from weightsearch.types import Method, SplitBy, Target
 from weightsearch.zoo.splits import make_split
@@ -147,8 +148,8 @@ def test_large_networks_in_bfloat16_give_nearly_the_same_fit(
     split = make_split(zoo.table())
     config, settings = DEFAULTS[method][0], FitSettings(epochs=2, batch_size=16)
     exact = fit(zoo, split, config, settings)
-    monkeypatch.setattr("weightsearch.training.fit.SMALL", 0)
-    monkeypatch.setattr("weightsearch.training.fit.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("weightsearch.training.data.SMALL", 0)
+    monkeypatch.setattr("weightsearch.training.data.multiplies_bfloat16", lambda: True)
     positions = np.concatenate([split.train, split.validation])
     features = Features(zoo, method, split.train, positions, cache_bytes)
     assert features(split.train[:3]).dtype is torch.bfloat16

@@ -175,8 +175,8 @@ class WeightEncoder(Encoder):
     """An encoder whose features are the weights themselves, each standardised by the training split and clipped.
 
     On raw weights a fit easily diverges, and means and standard deviations are those of the few networks trained with
-    a large learning rate: medians and interquartile ranges took the R² of ComVeX-Conv on USPS V1 from .6 to .78. They
-    are stored with the encoder as `mean` and `scale`; here there is one pair per weight, `(P,)`.
+    a large learning rate: so medians and interquartile ranges are taken. They are stored with the encoder as `mean` and
+    `scale`; here there is one pair per weight, `(P,)`.
     """
 
     mean: Tensor

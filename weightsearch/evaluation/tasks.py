@@ -28,7 +28,8 @@ from weightsearch.evaluation.retrieval import (
 from weightsearch.files import plain, replacing, write_whole
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline, load_trees
 from weightsearch.training.data import target_values
-from weightsearch.training.fit import DEFAULTS, fit
+from weightsearch.training.fit import fit
+from weightsearch.training.fit_settings import DEFAULTS
 from weightsearch.training.represent import represent
 from weightsearch.training.runner import SplitSpec, features_of, load_protocol, read_result
 from weightsearch.types import Baseline, Method

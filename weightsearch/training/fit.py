@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from weightsearch.devices import fast_processor
 from weightsearch.encoders import Encoder, EncoderConfig, build_encoder
@@ -23,33 +19,13 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.files import replacing
 from weightsearch.metrics import Prediction, score
 from weightsearch.training.data import Features, target_values
+from weightsearch.training.fit_settings import FitSettings, make_optimizer, one_cycle
 from weightsearch.training.represent import predict
-from weightsearch.types import Method, Target
+from weightsearch.types import Target
 from weightsearch.zoo.splits import Split
 from weightsearch.zoo.store import Zoo
 
 PROGRESS_SECONDS = 120.0  # between savings of an unfinished fit
-
-
-class FitOptimizer(StrEnum):
-    ADAM = "adam"
-    ADAMW = "adamw"
-    ADAMAX = "adamax"
-    NADAM = "nadam"
-    RADAM = "radam"
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How an encoder is fitted: on the mean squared error, minibatches reshuffled each epoch."""
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-3
-    batch_size: int = 128
-    epochs: int = 300
-    patience: int = 20  # epochs without a better validation loss before stopping
-    optimizer: FitOptimizer = FitOptimizer.ADAMW
-    one_cycle: bool = False  # the learning rate rises, then falls to nothing at the last epoch
 
 
 @dataclass(frozen=True)
@@ -66,27 +42,6 @@ class Fit:
     @property
     def epochs(self) -> int:
         return len(self.losses)
-
-
-# One setting each that does well on validation runs; a search over many is `tune`.
-DEFAULTS: dict[Method, tuple[EncoderConfig, FitSettings]] = {
-    **{
-        method: (EncoderConfig(method, hidden_layers=2, hidden_size=256, dropout=0.2), FitSettings(2e-4, 1e-2))
-        for method in (Method.FC, Method.FC_LINEAR, Method.COMVEX_LINEAR)
-    },
-    Method.COMVEX_CONV: (
-        EncoderConfig(Method.COMVEX_CONV, hidden_layers=2, hidden_size=256, dropout=0.2),
-        FitSettings(learning_rate=5e-4, weight_decay=1e-2),
-    ),
-    Method.STATISTICS: (
-        EncoderConfig(Method.STATISTICS, embedding_size=64, hidden_layers=2, hidden_size=256, input_noise=0.1),
-        FitSettings(),
-    ),
-    Method.INVARIANT: (
-        EncoderConfig(Method.INVARIANT, embedding_size=64, hidden_layers=2, hidden_size=256, input_noise=0.1),
-        FitSettings(learning_rate=2e-3, weight_decay=1e-2, batch_size=32, epochs=30, patience=30, one_cycle=True),
-    ),
-}
 
 
 def fit(
@@ -116,60 +71,115 @@ def fit(
     config = replace(config, target=target.column, target_low=low, target_high=high)
     if features is None:
         features = Features(zoo, config.method, split.train, np.concatenate([split.train, split.validation]))
-    device = features.device
-    truth = torch.from_numpy(values.clip(low, high)).float().to(device)
-
-    generator = torch.Generator().manual_seed(seed)
-    shuffler = np.random.default_rng(seed)
-    encoder = build_encoder(zoo.architecture, config, generator)
-    features.calibrate(encoder)
-    encoder.to(device)
-    noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    encoder.draw_from(noise)
-    optimizer = make_optimizer(encoder, settings)
-    losses: list[float] = []
-    best_loss, best_epoch, best_state = float("inf"), 0, copy.deepcopy(encoder.state_dict())
-    stopped = False
-    with fast_processor(zoo.architecture.size) if device.type == "cpu" else nullcontext():
-        saved = time.perf_counter()
-        if progress is not None and progress.exists():
-            losses, best_state = _resume(progress, encoder, optimizer, shuffler, noise)
-            best_epoch = int(np.argmin(losses)) + 1
-            best_loss = losses[best_epoch - 1]
-        for epoch in range(len(losses) + 1, settings.epochs + 1):
-            encoder.train()
-            order = shuffler.permutation(split.train)
-            for start in range(0, len(order), settings.batch_size):
-                batch = order[start : start + settings.batch_size]
-                error = (encoder(features(batch)) - truth[batch]) / (high - low)
-                loss = error.square().mean()
-                if settings.one_cycle:
-                    share = (epoch - 1 + start / len(order)) / settings.epochs
-                    for group in optimizer.param_groups:
-                        group["lr"] = settings.learning_rate * one_cycle(share)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            losses.append(
-                float(np.mean((predict(encoder, features, split.validation) - values[split.validation]) ** 2))
-            )
-            if losses[-1] < best_loss:
-                best_loss, best_epoch, best_state = losses[-1], epoch, copy.deepcopy(encoder.state_dict())
-            stopped = bool(on_epoch and on_epoch(epoch, losses[-1]))
-            if stopped or epoch - best_epoch >= settings.patience or not np.isfinite(losses[-1]):
-                break
-            if progress is not None and time.perf_counter() - saved > PROGRESS_SECONDS:
-                _save(progress, encoder, optimizer, shuffler, noise, losses, best_state)
-                saved = time.perf_counter()
-    if best_epoch == 0:
-        raise WeightsearchError(f"fitting {config.method} diverged (its loss is NaN); choose a lower learning rate")
-    encoder.load_state_dict(best_state)
-    encoder.draw_from(None)
-    encoder.cpu()
+    fitting = _Fitting(zoo, split, values, config, settings, features, seed)
+    on_processor = features.device.type == "cpu"
+    with fast_processor(zoo.architecture.size) if on_processor else nullcontext():
+        stopped = fitting.run(on_epoch, progress)
+    encoder = fitting.best_encoder()
     scores = score(predict(encoder, features, split.validation), values[split.validation])
     if progress is not None:
         progress.unlink(missing_ok=True)
-    return Fit(encoder.eval(), settings, scores, tuple(losses), time.perf_counter() - started, stopped)
+    return Fit(encoder.eval(), settings, scores, tuple(fitting.losses), time.perf_counter() - started, stopped)
+
+
+class _Fitting:
+    """A fit under way: everything that one epoch changes, which is what a saved fit goes on from."""
+
+    def __init__(
+        self,
+        zoo: Zoo,
+        split: Split,
+        values: np.ndarray,
+        config: EncoderConfig,
+        settings: FitSettings,
+        features: Features,
+        seed: int,
+    ) -> None:
+        self.split, self.values, self.settings, self.features = split, values, settings, features
+        low, self.span = config.target_low, config.target_high - config.target_low
+        self.truth = torch.from_numpy(values.clip(low, config.target_high)).float().to(features.device)
+        generator = torch.Generator().manual_seed(seed)
+        self.shuffler = np.random.default_rng(seed)
+        self.encoder = build_encoder(zoo.architecture, config, generator)
+        features.calibrate(self.encoder)
+        self.encoder.to(features.device)
+        seed_of_noise = int(torch.randint(2**62, (), generator=generator))
+        self.noise = torch.Generator(features.device).manual_seed(seed_of_noise)
+        self.encoder.draw_from(self.noise)
+        self.optimizer = make_optimizer(self.encoder, settings)
+        self.losses: list[float] = []  # on the validation part, by epoch
+        self.best_epoch, self.best_state = 0, copy.deepcopy(self.encoder.state_dict())
+
+    def run(self, on_epoch: Callable[[int, float], bool | None] | None, progress: Path | None) -> bool:
+        """Epoch after epoch until there are enough, none gets better, or `on_epoch` says stop: whether it did."""
+        saved = time.perf_counter()
+        if progress is not None and progress.exists():
+            self._resume(progress)
+        for epoch in range(len(self.losses) + 1, self.settings.epochs + 1):
+            self._train(epoch)
+            self.losses.append(self._validate())
+            if self.losses[-1] < (self.losses[self.best_epoch - 1] if self.best_epoch else float("inf")):
+                self.best_epoch, self.best_state = epoch, copy.deepcopy(self.encoder.state_dict())
+            if on_epoch and on_epoch(epoch, self.losses[-1]):
+                return True
+            if epoch - self.best_epoch >= self.settings.patience or not np.isfinite(self.losses[-1]):
+                break
+            if progress is not None and time.perf_counter() - saved > PROGRESS_SECONDS:
+                self._save(progress)
+                saved = time.perf_counter()
+        return False
+
+    def best_encoder(self) -> Encoder:
+        """As of the best epoch, on the processor."""
+        if self.best_epoch == 0:
+            method = self.encoder.config.method
+            raise WeightsearchError(f"fitting {method} diverged (its loss is NaN); choose a lower learning rate")
+        self.encoder.load_state_dict(self.best_state)
+        self.encoder.draw_from(None)
+        return self.encoder.cpu()
+
+    def _train(self, epoch: int) -> None:
+        """One pass over the training part, in a new order."""
+        self.encoder.train()
+        order = self.shuffler.permutation(self.split.train)
+        for start in range(0, len(order), self.settings.batch_size):
+            batch = order[start : start + self.settings.batch_size]
+            error = (self.encoder(self.features(batch)) - self.truth[batch]) / self.span
+            loss = error.square().mean()
+            if self.settings.one_cycle:
+                share = (epoch - 1 + start / len(order)) / self.settings.epochs
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.settings.learning_rate * one_cycle(share)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def _validate(self) -> float:
+        """The mean squared error on the validation part, in the target's own units."""
+        positions = self.split.validation
+        return float(np.mean((predict(self.encoder, self.features, positions) - self.values[positions]) ** 2))
+
+    def _save(self, path: Path) -> None:
+        content = {
+            "encoder": self.encoder.state_dict(),
+            "best": self.best_state,
+            "optimizer": self.optimizer.state_dict(),
+            "shuffler": json.dumps(self.shuffler.bit_generator.state),
+            "noise": self.noise.get_state(),
+            "losses": self.losses,
+        }
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+
+    def _resume(self, path: Path) -> None:
+        """Sets everything as `_save` found it."""
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        self.encoder.load_state_dict(content["encoder"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.shuffler.bit_generator.state = json.loads(content["shuffler"])
+        self.noise.set_state(content["noise"])
+        self.losses, self.best_state = content["losses"], content["best"]
+        self.best_epoch = int(np.argmin(self.losses)) + 1
 
 
 def _target_range(zoo: Zoo, training: np.ndarray, target: Target) -> tuple[float, float]:
@@ -186,69 +196,3 @@ def _target_range(zoo: Zoo, training: np.ndarray, target: Target) -> tuple[float
     quantiles = (0.0, 0.99) if target.lower_is_better else (0.01, 1.0)
     low, high = (float(value) for value in np.quantile(training, quantiles))
     return (low, high) if high > low else (float(training.min()), float(training.max()))
-
-
-def one_cycle(share: float) -> float:
-    """The learning rate after this `share` of a fit, in [0, 1], relative to its highest: up in a tenth, then a cosine.
-
-    Smith and Topin 2017, "Super-convergence", https://arxiv.org/abs/1708.07120.
-    """
-    rising = 0.1
-    return (share / rising + 0.01) / 1.01 if share < rising else (1 + math.cos(math.pi * (share - rising) / 0.9)) / 2
-
-
-def make_optimizer(encoder: Encoder, settings: FitSettings) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    match settings.optimizer:
-        case FitOptimizer.ADAM:
-            return torch.optim.Adam(encoder.parameters(), fused=True, **options)
-        case FitOptimizer.ADAMW:
-            return torch.optim.AdamW(encoder.parameters(), fused=True, **options)
-        case FitOptimizer.ADAMAX:
-            return torch.optim.Adamax(encoder.parameters(), **options)
-        case FitOptimizer.NADAM:
-            return torch.optim.NAdam(encoder.parameters(), **options)
-        case FitOptimizer.RADAM:
-            return torch.optim.RAdam(encoder.parameters(), **options)
-
-
-def _save(
-    path: Path,
-    encoder: Encoder,
-    optimizer: torch.optim.Optimizer,
-    shuffler: np.random.Generator,
-    noise: torch.Generator,
-    losses: list[float],
-    best_state: dict[str, Tensor],
-) -> None:
-    content = {
-        "encoder": encoder.state_dict(),
-        "best": best_state,
-        "optimizer": optimizer.state_dict(),
-        "shuffler": json.dumps(shuffler.bit_generator.state),
-        "noise": noise.get_state(),
-        "losses": losses,
-    }
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _resume(
-    path: Path,
-    encoder: Encoder,
-    optimizer: torch.optim.Optimizer,
-    shuffler: np.random.Generator,
-    noise: torch.Generator,
-) -> tuple[list[float], dict[str, Tensor]]:
-    """Sets encoder, optimizer and generators as `_save` found them; returns the losses and the best epoch's state."""
-    content = torch.load(path, weights_only=True, map_location="cpu")
-    encoder.load_state_dict(content["encoder"])
-    optimizer.load_state_dict(content["optimizer"])
-    shuffler.bit_generator.state = json.loads(content["shuffler"])
-    noise.set_state(content["noise"])
-    return content["losses"], content["best"]
-
-
-def settings_from_dict(values: dict[str, Any]) -> FitSettings:
-    """The inverse of `dataclasses.asdict`."""
-    return FitSettings(**{**values, "optimizer": FitOptimizer(values["optimizer"])})

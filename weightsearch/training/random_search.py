@@ -24,7 +24,7 @@ from weightsearch import paths as runs
 from weightsearch.encoders import EncoderConfig, WeightInit
 from weightsearch.errors import WeightsearchError
 from weightsearch.training.baselines import TreeSettings
-from weightsearch.training.fit import DEFAULTS, FitOptimizer, FitSettings
+from weightsearch.training.fit_settings import DEFAULTS, FitOptimizer, FitSettings
 from weightsearch.training.runner import FitJob, SplitSpec, load_protocol, read_result, run_jobs, worker_pool
 from weightsearch.types import Baseline, Method
 from weightsearch.zoo.store import Zoo

@@ -33,7 +33,8 @@ from weightsearch.files import plain, write_whole
 from weightsearch.metrics import score
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
 from weightsearch.training.data import CACHE_BYTES, Features, target_values, usable_checkpoints
-from weightsearch.training.fit import fit, settings_from_dict
+from weightsearch.training.fit import fit
+from weightsearch.training.fit_settings import settings_from_dict
 from weightsearch.training.represent import predict
 from weightsearch.types import Baseline, Method, SplitBy, Target
 from weightsearch.zoo.splits import Split, make_split

@@ -21,7 +21,8 @@ from weightsearch.index.zoo_rows import run_name, zoo_rows
 from weightsearch.metrics import Prediction, score
 from weightsearch.progress import progress_bar
 from weightsearch.training.data import Features, finite_weights, target_values, usable_checkpoints
-from weightsearch.training.fit import DEFAULTS, Fit, fit, settings_from_dict
+from weightsearch.training.fit import Fit, fit
+from weightsearch.training.fit_settings import DEFAULTS, settings_from_dict
 from weightsearch.training.index_card import index_card
 from weightsearch.training.options import MOST_EXAMPLES, TrainOptions
 from weightsearch.training.random_search import search, validation_loss
