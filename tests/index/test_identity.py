@@ -46,7 +46,7 @@ def replace_index(path: Path, rows: Rows) -> IndexStore:
 
 def calibration_rows(path: Path) -> int:
     index = IndexStore.open(path)
-    (fingerprint,) = index.architectures
+    fingerprint = next(iter(index.architectures))
     vector = index.embeddings(fingerprint)[0]
     return index.search(fingerprint, vector, 1, Selection(where="split = 'calibration'")).plan.rows_passing
 
@@ -59,7 +59,7 @@ def test_calibration_runs_are_found_by_their_name_before_and_after_migration(tmp
     before = IndexStore.open(path)
     assert calibration_rows(path) == expected  # read as it lies, and left so
     assert read_manifest(path)["format"] == 2
-    (fingerprint,) = before.architectures
+    fingerprint = next(iter(before.architectures))
     table = before.table(fingerprint, ["id", "epoch", "split"])
     update_where(path, "epoch = 0", {"team": "blue"})
     assert read_manifest(path)["format"] == FORMAT

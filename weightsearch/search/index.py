@@ -304,7 +304,6 @@ class Index:
             description=subject.description,
             notes=subject.notes,
             architecture=subject.architecture,
-            strangeness=subject.strangeness,
             stated=row.stated if subject.stated is None else subject.stated,
             run=subject.run or row.run,
             epoch=row.epoch if subject.epoch is None else subject.epoch,
@@ -415,8 +414,7 @@ class Index:
         if space.familiar is not None and subject.shuffled is not None:
             noticed = float(np.mean([space.familiar.distance(one) > space.familiar.limit for one in subject.shuffled]))
         if subject.strangeness is not None:  # by the encoder's own detector, whose limit is 1
-            layers, layers_limit = subject.strangeness, 1.0
-            outside = layers > layers_limit
+            layers, layers_limit, outside = subject.strangeness, 1.0, subject.strangeness > 1
         return Novelty(distance, limit, layers, layers_limit, outside, noticed)
 
     def _forecast(self, subject: Subject, count: int, asked: Selection) -> Forecast | None:
