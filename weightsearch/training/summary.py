@@ -16,7 +16,7 @@ class Example:
 
     path: Path
     run: int
-    epoch: int
+    epoch: float
     test_accuracy: float
 
 
