@@ -198,17 +198,9 @@ class Index:
         raise WeightsearchError(f"{self.path} was replaced again and again while it was asked; try again")
 
     def _ask(
-        self,
-        model: Any,
-        k: int,
-        id: str | None,
-        selection: Selection,
-        not_run: bool,
-        run: str | None,
-        epoch: float | None,
-        activation: str | None,
-        weights: str | None,
-    ) -> Answer:
+        self, model: Any, k: int, id: str | None, selection: Selection, not_run: bool, run: str | None,
+        epoch: float | None, activation: str | None, weights: str | None,
+    ) -> Answer:  # fmt: skip
         """One attempt of `query`, right as long as no other index takes this one's place meanwhile."""
         subject = self._indexed(id) if id is not None else self._read(model, activation, weights)
         subject = replace(
