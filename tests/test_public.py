@@ -112,6 +112,6 @@ def test_query_has_its_real_signature():
 def test_an_index_says_what_it_is(folder: Path):
     os.utime(folder / "index" / "index.duckdb")
     index = weightsearch.Index.open("index")
-    says = f"index: {len(index):,} checkpoints in 1 space, changed less than a minute ago"
+    says = f"index: {len(index):,} checkpoints in 2 spaces, changed less than a minute ago"
     assert repr(index) == f"<weightsearch.Index {says}>"
     assert says in index._repr_html_()

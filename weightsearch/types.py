@@ -293,7 +293,7 @@ class Selection:
 
     Example:
         >>> index = Index.open('index')
-        >>> (fingerprint,) = index.architectures
+        >>> fingerprint, *_ = index.architectures
         >>> vector = index.embeddings(fingerprint)[0]
         >>> found = index.store.search(fingerprint, vector, 3, Selection(where='epoch > 50', per_run=1))
         >>> [row.epoch > 50 for row in found.neighbours]

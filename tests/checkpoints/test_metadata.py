@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
@@ -58,7 +59,13 @@ def test_epoch_run_dataset_and_recipe():
     assert (found.epoch, found.run, found.dataset) == (3, "7", "usps")
     assert found.recipe == {"lr": 0.1, "optim.name": "sgd", "batch": 32, "optimizer": "adam", "seed": 3}
     assert found.extras == {"scheduler": {"state": 1}}
-    assert interpret({"epoch": 2.5}, "file").epoch is None
+    assert interpret({"epoch": 2.5}, "file").epoch == 2.5
+    assert [interpret({"epoch": text}, "file").epoch for text in ("12/90", "7", "1,5", "none", "nan")] == [
+        *(12, 7, 1.5, None, None)
+    ]
+    runs = [1.0, 0.001, datetime.date(2024, 1, 2), "a", 3, True, None, float("nan")]
+    named = [interpret({"run": run}, "table").run for run in runs]
+    assert named == ["1", "0.001", "2024-01-02", "a", "3", None, None, None]
 
 
 def test_the_surest_source_counts():
@@ -111,11 +118,14 @@ def test_a_sidecar_counts_before_the_file_itself(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"text"', "\x00"])
-def test_a_broken_sidecar_is_one_line(tmp_path: Path, text: str):
-    path = save(tmp_path / "run" / "model.pt")
+def test_a_broken_sidecar_costs_itself_alone(tmp_path: Path, text: str):
+    path = save(tmp_path / "run" / "model.pt", test_acc=0.5)
     path.with_suffix(".json").write_text(text)
-    with pytest.raises(WeightsearchError, match=r"^model\.json "):
-        read(path)
+    sources = Sources()
+    assert sources.read(Found(path, tmp_path, "run")).metadata.value("test_accuracy") == 0.5
+    assert "model.json cannot be read" in sources.notes[0]
+    path.with_suffix(".json").write_bytes(b'\xef\xbb\xbf{"test_acc": 0.75}')  # with a byte order mark
+    assert read(path).value("test_accuracy") == 0.75
 
 
 TABLE = """path,test_acc,lr,run_id
@@ -229,7 +239,9 @@ def test_files_folders_and_patterns(tmp_path: Path):
     ]
     assert [Path(bad.path).name for bad in missing] == ["none.pt", "*.xyz"]
     (tmp_path / "empty").mkdir()
-    assert [bad.reason.partition(" .")[0] for bad in find_files([tmp_path / "empty"])[1]] == ["it holds no"]
+    assert [bad.reason.partition(" .")[0] for bad in find_files([tmp_path / "empty"])[1]] == [
+        "it holds no file of weights (but nothing)"
+    ]
 
 
 def test_a_run_the_file_names_counts_before_its_folder(tmp_path: Path):

@@ -300,4 +300,4 @@ def test_wrong_questions_are_one_line(run: Run, trained: TrainSummary, tmp_path:
     fails(run("get", "0" * 16, "--out", "m.pt", *index), 2, "no checkpoint with id")
     fails(run("get", "0" * 16, *index), 2, "--out")
     (tmp_path / "empty").mkdir()
-    fails(run("query", "empty", *index), 1, "empty", "it holds no .safetensors")
+    fails(run("query", "empty", *index), 1, "empty", "it holds no file of weights")

@@ -59,12 +59,10 @@ def test_a_broken_result_file_costs_only_its_metrics(tmp_path: Path):
     trial = tmp_path / "mnist" / "NN_tune_trainable_00001_seed=1"
     (trial / "result.json").write_text("not JSON\n{}\n")
     zoo, summary = imported(tmp_path / "mnist", tmp_path)
-    assert [(bad.path, "line 1: result.json is no JSON" in bad.reason) for bad in summary.quarantined] == [
-        (str(trial), True)
-    ]
+    assert any(str(trial) in note and "line 1: result.json is no JSON" in note for note in summary.notes)
+    assert summary.quarantined == ()
     assert summary.checkpoints == 6
     assert np.isnan(zoo.table().test_accuracy).sum() == 3
-    assert (zoo.path / "quarantine.csv").read_text().startswith("path,reason")
 
 
 def test_comvex_files(tmp_path: Path):
@@ -95,9 +93,7 @@ def test_hugging_face_folders(tmp_path: Path):
             safetensors.torch.save_file(network(10 * seed + step).state_dict(), model / "model.safetensors")
             torch.save(network(0).state_dict(), model / "pytorch_model.bin")  # the same weights in the older format
             torch.save({"state": {}}, model / "optimizer.pt")
-            (model / "config.json").write_text(
-                json.dumps({"model_type": "tiny", "hidden_act": "relu", "size": {"w": 4}})
-            )
+            (model / "config.json").write_text(json.dumps({"model_type": "tiny", "hidden_act": "relu", "width": seed}))
             log = [
                 {"step": 5, "eval_accuracy": 0.5 + seed / 100, "eval_loss": 1.0},
                 {"step": 5, "loss": 3.0},
@@ -114,7 +110,9 @@ def test_hugging_face_folders(tmp_path: Path):
         assert_runs_like(zoo, position, 10 * seed + 5 * epoch)
         assert table.test_accuracy[position] == [0.5, 0.6][epoch - 1] + seed / 100
         assert table.extras["step"][position] == 5 * epoch
-    assert table.recipes[0] == {"model_type": "tiny", "hidden_act": "relu", "size.w": 4}
+    assert table.recipes[0] == {"width": 1}  # of the configuration what varies
+    assert table.recipes[1] == {"width": 2}
+    assert table.extras["model_type"].tolist() == ["tiny"] * 4
 
 
 def test_a_sweep_told_apart_by_folder(tmp_path: Path):

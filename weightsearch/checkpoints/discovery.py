@@ -1,7 +1,8 @@
 """Files and folders of checkpoints -> records: each file's weights, and what is written of it anywhere.
 
 Of a file `model.pt`, the row of a metadata table that names it counts first, then its sidecar (`model.json` beside it,
-or `model.pt.json`), then the keys inside the file itself.
+or `model.pt.json`), then what a training framework wrote beside it (`checkpoints.trackers`), the keys inside the file
+itself, and last the numbers in its name.
 """
 
 from __future__ import annotations
@@ -9,24 +10,25 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from weightsearch.checkpoints.formats import natural
-from weightsearch.checkpoints.metadata import Metadata, interpret, merge
+from weightsearch.checkpoints.metadata import Metadata, interpret, merge, number
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
+from weightsearch.checkpoints.readers.limits import natural
 from weightsearch.checkpoints.state_dict import read_checkpoint
+from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
+from weightsearch.checkpoints.walk import Account, is_distributed, stem, walk
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import clean_text
 from weightsearch.types import Checkpoint
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")
-SHARDS = ".safetensors.index.json"
 SKIPPED_LISTED = 4
-NAMES = ("checkpoints", "checkpoint")  # as Ray Tune's trainables name them, without a suffix
-# What trainers leave beside the weights: no networks.
-NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args|dataset)([._-].*)?", re.IGNORECASE)
+# Folders that only hold a run's checkpoints: the run is the folder above.
+_HOLDERS = re.compile(r"(checkpoints?|ckpts?|weights|models?|snapshots?|saved_models?)", re.IGNORECASE)
+_STEP_FOLDER = re.compile(r"(checkpoint|ckpt|epoch|step|global_?step|iter(ation)?)[-_=]?(\d{1,9})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,16 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Found:
-    """A file to read. `run` is the name that its place below `root` gives its run, `metadata` what is known already."""
+    """A file to read. `run` is the name that its place below `root` gives its run, `metadata` what is known already.
+
+    `prefix` is what runs' names begin with, so that those of several folders differ.
+    """
 
     path: Path
     root: Path
     run: str
     metadata: Metadata = field(default_factory=Metadata)
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Sources:
 
     A run is told by `run_column`, a name of the metadata, by `run_pattern`, a regular expression searched for in the
     path below the given folder (its first group, or all of it), else by what the file itself says, else by folder.
+    `weights` is the key of the network in files that hold several.
 
     Example:
         >>> sources = Sources.make(run_pattern='[a-z-]+')
@@ -72,6 +79,10 @@ class Sources:
     table: MetadataTable | None = None
     run_column: str | None = None
     run_pattern: re.Pattern[str] | None = None
+    weights: str | None = None
+    study: Finder | None = None  # of an Optuna study that was given as the table
+    trackers: Trackers = field(default_factory=Trackers)
+    unread: dict[str, str] = field(default_factory=dict)  # sidecars that cannot be read, and why
 
     @classmethod
     def make(
@@ -80,6 +91,7 @@ class Sources:
         key: str = "path",
         run_column: str | None = None,
         run_pattern: str | None = None,
+        weights: str | None = None,
     ) -> Sources:
         """Raises UsageError for flags that contradict one another or a pattern that is none."""
         if run_column is not None and run_pattern is not None:
@@ -88,7 +100,9 @@ class Sources:
             pattern = None if run_pattern is None else re.compile(run_pattern)
         except re.error as error:
             raise UsageError(f"--run-pattern {run_pattern} is no regular expression: {error}") from None
-        return cls(None if metadata is None else MetadataTable.read(metadata, key), run_column, pattern)
+        study = None if metadata is None else _study(Path(metadata))
+        table = None if metadata is None or study is not None else MetadataTable.read(metadata, key)
+        return cls(table, run_column, pattern, weights, study)
 
     @property
     def name_runs(self) -> bool:
@@ -97,23 +111,40 @@ class Sources:
 
     def read(self, found: Found) -> Record:
         """Opens the file and merges what is known of it. Raises WeightsearchError, one line, for the quarantine."""
-        checkpoint = read_checkpoint(found.path)
-        known = [found.metadata, interpret(checkpoint.metadata, "file")]
+        checkpoint = read_checkpoint(found.path, self.weights)
+        metadata = self.describe(found, checkpoint.metadata)
+        return Record(checkpoint, metadata, found.path)
+
+    def describe(self, found: Found, values: Mapping[str, Any]) -> Metadata:
+        """What is known of a file, given the plain `values` in it. Raises WeightsearchError where no run is told."""
+        inside = interpret(values, "file")
+        named = interpret(_in_name(found.path), "file name")
+        known = [found.metadata]
         if sidecar := _sidecar(found.path):
-            known.insert(0, interpret(read_json(sidecar), "sidecar"))
+            try:
+                known.insert(0, interpret(read_json(sidecar), "sidecar"))
+            except WeightsearchError as error:
+                self.unread[str(sidecar)] = str(error)
         if self.table is not None and (row := self.table.find(found.path)) is not None:
             known.insert(0, row)
-        metadata = merge(known)
-        run, place = self._run(found, metadata)
-        alone = not self.name_runs and place.parent == Path()
-        epoch = _epoch_in(place, alone=alone) if metadata.epoch is None else metadata.epoch
-        return Record(checkpoint, replace(metadata, run=run, epoch=epoch), found.path)
+        told = merge([*known, inside])
+        alone = not self.name_runs and found.path.relative_to(found.root).parent == Path()
+        epoch = told.epoch if told.epoch is not None else _epoch_in(found.path.relative_to(found.root), alone=alone)
+        asked = Inside(epoch, _step(told, found.path), values)
+        labels = self.trackers.labels(found.path, found.root, asked)
+        if self.study is not None and (label := self.study(found.path, asked)) is not None:
+            labels.insert(0, label)
+        metadata = merge([*known, *(label.metadata for label in labels), inside, named])
+        run, place = self._run(found, metadata, labels)
+        if metadata.epoch is None:
+            metadata = replace(metadata, epoch=_epoch_in(place, alone=alone and place.parent == Path()))
+        return replace(metadata, run=run)
 
-    def _run(self, found: Found, metadata: Metadata) -> tuple[str, Path]:
+    def _run(self, found: Found, metadata: Metadata, labels: Sequence[Label]) -> tuple[str, Path]:
         """The run's name, and the path below the given folder without what the pattern took as the run."""
         place = found.path.relative_to(found.root)
         if self.run_column is not None:
-            for values in ({"run": metadata.run}, metadata.extras, metadata.recipe):
+            for values in ({"run": metadata.run}, metadata.extras, metadata.recipe, metadata.config):
                 if (value := values.get(self.run_column)) is not None:
                     return str(value), place
             raise WeightsearchError(f"its metadata has no {self.run_column}, which --run-column asks for")
@@ -123,31 +154,130 @@ class Sources:
                 raise WeightsearchError(f"--run-pattern {self.run_pattern.pattern} does not match its path")
             rest = place.as_posix()[: match.start()] + place.as_posix()[match.end() :]
             return next((group for group in match.groups() if group is not None), match[0]), Path(rest)
-        return found.run if metadata.run is None else metadata.run, place
+        if metadata.run is not None:
+            return metadata.run, place
+        if not found.run:  # told later, or not asked for
+            return "", place
+        folder = next((label.run for label in labels if label.run is not None), None)
+        return (found.run if folder is None else _run_named(found, folder)), place
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the metadata could not be read or matched."""
+        notes = [
+            f"{path} cannot be read ({reason}); its checkpoint goes in without it"
+            for path, reason in self.unread.items()
+        ]
+        return notes[:SKIPPED_LISTED] + self.trackers.notes[:SKIPPED_LISTED] + (self.table.notes if self.table else [])
 
 
-def find_files(paths: Iterable[str | Path]) -> tuple[list[Found], list[Quarantined]]:
+def _study(path: Path) -> Finder | None:
+    from weightsearch.checkpoints.trackers import optuna
+
+    if path.suffix not in optuna.SUFFIXES or not path.is_file():
+        return None
+    studies = optuna.read_studies(path)
+    if not studies:
+        raise WeightsearchError(
+            f"{path} holds no Optuna study; give a .csv, .json or .parquet file, or a study's database"
+        )
+    return optuna.finder(studies, path.parent)
+
+
+def _run_named(found: Found, folder: Path) -> str:
+    """The name of a run whose folder a tracker knows."""
+    if not folder.is_relative_to(found.root):
+        return below(folder.absolute().parent, folder.name) if found.prefix else folder.name
+    place = folder.relative_to(found.root).as_posix()
+    if place == ".":
+        return (
+            below(found.root.absolute().parent, found.root.resolve().name)
+            if found.prefix
+            else found.root.resolve().name
+        )
+    return f"{found.prefix}/{place}".lstrip("/")
+
+
+def _step(told: Metadata, path: Path) -> float | None:
+    for key in ("global_step", "step", "iteration", "steps"):
+        if (step := number(told.extras.get(key))) is not None:
+            return step
+    match = re.search(r"(?:step|iter)[=_-]?(\d{1,12})", stem(path), re.IGNORECASE)
+    return float(match[1]) if match else None
+
+
+def _in_name(path: Path) -> dict[str, str]:
+    """Metrics in a name such as `epoch=3-val_acc=0.391.ckpt`."""
+    pairs = re.findall(r"([A-Za-z][A-Za-z0-9_/]*)=(-?\d+(?:\.\d+)?(?:e-?\d+)?)", stem(path))
+    return {name.strip("_"): value for name, value in pairs if name not in ("epoch", "step")}
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The files to read below what was given, what is missing, and an account of all files that were seen."""
+
+    found: list[Found]
+    missing: list[Quarantined]
+    account: Account
+
+
+def discover(paths: Iterable[str | Path]) -> Discovery:
     """The checkpoint files that `paths` mean: files, all below folders, and what glob patterns match; each once.
 
     In a folder, a sub-folder's files are one run, and each file of the folder itself is a run of its own. A run's name
     begins with that of the folder, so that those of several folders differ.
     """
     found: dict[Path, Found] = {}
-    missing = []
+    missing: list[Quarantined] = []
+    account = Account()
     for given in map(Path, paths):
         matches = [given] if given.exists() else _glob(given)
         if not matches:
             missing.append(Quarantined(str(given), "there is no such file or folder"))
         for path in matches:
-            if path.is_dir():
-                files = list(walk(path))
+            if path.is_dir() and not is_distributed(path, [file.name for file in path.iterdir()]):
+                own = Account()
+                files = list(walk(path, own))
+                account.add(own)
                 if not files:
-                    missing.append(Quarantined(str(path), f"it holds no {', '.join(SUFFIXES)} file"))
+                    what = ", ".join(f"{count:,} {kind}" for kind, count in own.others.most_common(4)) or "nothing"
+                    missing.append(Quarantined(str(path), f"it holds no file of weights (but {what})"))
                 for file in files:
-                    found.setdefault(file.resolve(), Found(file, path, below(path, run_of(file, path))))
+                    found.setdefault(
+                        file.resolve(), Found(file, path, below(path, run_of(file, path)), prefix=path.resolve().name)
+                    )
             else:
-                found.setdefault(path.resolve(), Found(path, path.parent, below(path.parent, stem(path))))
-    return list(found.values()), missing
+                account.seen += 1
+                account.weights += 1
+                found.setdefault(
+                    path.resolve(), Found(path, path.parent, _own_run(path), prefix=path.absolute().parent.name)
+                )
+    return Discovery(list(found.values()), missing, account)
+
+
+def find_files(paths: Iterable[str | Path]) -> tuple[list[Found], list[Quarantined]]:
+    """The files of `discover`, and what is missing."""
+    discovery = discover(paths)
+    return discovery.found, discovery.missing
+
+
+def _own_run(path: Path) -> str:
+    """The run of a file that is given by its path: named by epoch or step it is one of its folder's run, else its own.
+
+    So a later epoch that is added alone joins the epochs that were added with their folder.
+    """
+    if by_time(path):
+        place = run_of(path, path.absolute().parent.parent)
+        return below(path.absolute().parent.parent, place)
+    return below(path.parent, stem(path))
+
+
+def by_time(path: Path) -> bool:
+    """Whether a file's name, or its folder's, tells an epoch or step: `epoch=3.ckpt`, `model_step_500.pt`."""
+    return bool(
+        re.search(r"(?:^|[^a-z])(epochs?|ep|e|steps?|iter(ation)?|ckpt|checkpoint)[=_-]?\d+", stem(path), re.IGNORECASE)
+        or _STEP_FOLDER.fullmatch(path.parent.name)
+    )
 
 
 def below(folder: Path, run: str) -> str:
@@ -163,38 +293,14 @@ def _glob(pattern: Path) -> list[Path]:
         return []
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """All checkpoint files below a folder, in natural order; a sharded one is its index alone. Hidden ones are not."""
-    files = [
-        path
-        for path in folder.rglob("*")
-        if _is_checkpoint(path.name) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    sharded = {path.parent / path.name.removesuffix(SHARDS) for path in files if path.name.endswith(SHARDS)}
-    for path in sorted(files, key=lambda path: natural(str(path.relative_to(folder)))):
-        is_shard = re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.safetensors", path.name)
-        if not (is_shard and path.parent / is_shard[1] in sharded) and path.is_file():
-            yield path
-
-
-def _is_checkpoint(name: str) -> bool:
-    named = name.endswith((*SUFFIXES, SHARDS)) or name in NAMES
-    return named and NOT_WEIGHTS.fullmatch(name) is None
-
-
 def run_of(path: Path, root: Path) -> str:
-    """The run's name that a file's place below `root` gives it."""
+    """The run's name that a file's place below `root` gives it: its folder's, or that above `checkpoints`."""
     folder = path.relative_to(root).parent
+    while folder != Path() and (_HOLDERS.fullmatch(folder.name) or _STEP_FOLDER.fullmatch(folder.name)):
+        if folder.parent == Path():
+            return folder.name if _HOLDERS.fullmatch(folder.name) else root.resolve().name
+        folder = folder.parent
     return stem(path) if folder == Path() else folder.as_posix()
-
-
-def stem(path: Path) -> str:
-    """A file's name without what says that it is a checkpoint."""
-    name = path.name
-    for suffix in (SHARDS, *SUFFIXES):
-        if name.endswith(suffix) and name != suffix:
-            return name.removesuffix(suffix)
-    return name
 
 
 def _sidecar(path: Path) -> Path | None:
@@ -208,11 +314,11 @@ def _epoch_in(place: Path, *, alone: bool) -> int | None:
     Of a file that is a run of its own (`alone`), a bare number is rather the run's.
     """
     for text in (stem(place), place.parent.name):
-        if match := re.search(r"epoch[=_-]?(\d{1,9})", text, re.IGNORECASE):
+        if match := re.search(r"(?:epoch|(?:^|[^a-z])ep)[=_-]?(\d{1,9})", text, re.IGNORECASE):
             return int(match[1])
-    number = None if alone else re.search(r"(?:^|[=_-])(\d{1,9})$", stem(place))
-    number = number or re.fullmatch(r"checkpoint[_-](\d{1,9})", place.parent.name)
-    return int(number[1]) if number else None
+    found = None if alone else re.search(r"(?:^|[=_-])(\d{1,9})$", stem(place))
+    found = found or re.fullmatch(r"checkpoint[_-](\d{1,9})", place.parent.name)
+    return int(found[1]) if found else None
 
 
 def write_quarantine(path: Path, quarantined: Sequence[Quarantined]) -> None:
@@ -240,21 +346,26 @@ def as_cell(text: str) -> str:
 
 
 class Skipped:
-    """What in files was no weight and no plain value, counted by its last name and the reason, for a note."""
+    """What in files was no weight and no plain value, and what was assumed, counted for a few lines at the end."""
 
     def __init__(self) -> None:
         self._files: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
 
     def count(self, checkpoint: Checkpoint) -> None:
         self._files.update({re.sub(r"^[^:]*\.(?=[^:]*: )", "", text) for text in checkpoint.skipped})
+        self._notes.update(set(checkpoint.notes))
 
     @property
     def notes(self) -> list[str]:
+        notes = [f"{text} (in {count:,} files)" for text, count in self._notes.most_common(SKIPPED_LISTED)]
+        if len(self._notes) > SKIPPED_LISTED:
+            notes.append(f"{len(self._notes) - SKIPPED_LISTED:,} more such notes; query a file to see its own")
         if not self._files:
-            return []
+            return notes
         listed = [f"{text} (in {count:,} files)" for text, count in self._files.most_common(SKIPPED_LISTED)]
         more = len(self._files) - len(listed)
-        return [f"skipped: {'; '.join(listed)}{f'; {more:,} more' if more else ''}"]
+        return [*notes, f"skipped: {'; '.join(listed)}{f'; {more:,} more' if more else ''}"]
 
 
 def reason_of(error: WeightsearchError, path: Path | str) -> str:

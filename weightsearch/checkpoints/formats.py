@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.readers.arrays import ORDER_KEY, read_npz, read_safetensors, read_shards
+from weightsearch.checkpoints.readers.distributed import read_distributed
+from weightsearch.checkpoints.readers.keras_files import read_h5, read_keras
 from weightsearch.checkpoints.readers.limits import (
     FREE_INFLATION,
     MAX_FILE_BYTES,
@@ -23,6 +25,8 @@ from weightsearch.checkpoints.readers.limits import (
     in_gib,
     natural,
 )
+from weightsearch.checkpoints.readers.onnx_files import read_onnx
+from weightsearch.checkpoints.readers.other_files import read_flax, read_gguf, read_tflite
 from weightsearch.checkpoints.readers.torch_files import (
     LEGACY_START,
     read_bare_pickle,
@@ -33,12 +37,35 @@ from weightsearch.checkpoints.readers.torch_files import (
 from weightsearch.checkpoints.tensors import Content, FileBytes
 from weightsearch.errors import WeightsearchError
 
+# Of the formats that need a library of their own, which `weightsearch[formats]` installs.
+FORMAT_SUFFIXES = (".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".tflite", ".msgpack", ".jit", ".pt2")
+HDF5 = b"\x89HDF\r\n\x1a\n"
+_SNIFFED = 1 << 16  # bytes of a file with an unknown name that are looked at
+
+
+def looks_like_weights(path: Path) -> bool:
+    """Whether a file with an unknown name begins as a file of weights does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_SNIFFED)
+    except OSError:
+        return False
+    if start.startswith(b"PK\x03\x04"):
+        return b"/data.pkl" in start[:4096] or b".npy" in start[:256] or b"/archive_format" in start[:4096]
+    if is_pickle(start):
+        return any(mark in start for mark in (b"_rebuild_tensor", b"_reconstruct", b"_load_from_bytes", b"\x8a\nl\xfc"))
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:
+        return b'"dtype"' in start and b'"data_offsets"' in start
+    return start.startswith(HDF5) or start[:4] == b"GGUF" or start[4:8] == b"TFL3"
+
 
 def read_content(path: Path) -> Content:
     """What the file holds: tensors unread, plain values, placeholders for what a pickle names besides.
 
     Whatever the parsers raise comes through; `checkpoints.read_checkpoint` turns it into one line.
     """
+    if path.is_dir() and (path / ".metadata").is_file():
+        return read_distributed(path)
     size = file_size(path)
     with path.open("rb") as file:
         start = file.read(4096)
@@ -53,6 +80,16 @@ def read_content(path: Path) -> Content:
             return _with_adapter(path, read_safetensors(path, file, size))
         if start[257:262] == b"ustar":
             return read_tar(path)
+        if start.startswith(HDF5):
+            return read_h5(path, size)
+        if start.startswith(b"GGUF"):
+            return read_gguf(path)
+        if start[4:8] == b"TFL3":
+            return read_tflite(path)
+        if path.suffix == ".onnx":
+            return read_onnx(path)
+        if path.suffix == ".msgpack":
+            return read_flax(path)
         if is_pickle(start):
             return read_bare_pickle(file, size)
     raise WeightsearchError(_not_a_checkpoint(start))
@@ -122,6 +159,8 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Content:
         damaged = archive.testzip()
         if damaged is not None:
             raise WeightsearchError(f"the zip's member {shown(damaged)} fails its checksum; copy or save it again")
+        if any(member.filename == "model.weights.h5" for member in members):
+            return read_keras(archive)
         if members and all(member.filename.endswith(".npy") for member in members):
             return read_npz(archive)
         return read_torch_zip(archive, FileBytes(path), size)

@@ -40,32 +40,38 @@ HYPERPARAMETERS = frozenset(  # of the recipe wherever they stand
 LEFT_OUT_LISTED = 8
 GROUP_KEYS = ("metrics", "results", "result", "evaluation", "eval", "scores")  # of metrics, maybe of more groups
 
+# What people call an accuracy and a loss, behind the part of the data that it is of; the surest first.
+_ACCURACIES = (
+    *("accuracy", "acc", "top1", "acc1", "top1_accuracy", "top_1_accuracy", "top1_acc", "acc_top1", "accuracy_top1"),
+    *("mean_accuracy", "categorical_accuracy", "sparse_categorical_accuracy", "binary_accuracy", "multiclassaccuracy"),
+    *("binaryaccuracy", "multiclass_accuracy"),
+)
+
+
+def _of(parts: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """`test_acc`, and as others write it, `acc_test` (`Accuracy/test`)."""
+    return tuple(f"{part}_{name}" for part in parts for name in names) + tuple(
+        f"{name}_{part}" for part in parts for name in names
+    )
+
+
 # A column and its other names, the surest first; compared in lower case, all but letters and digits as one `_`.
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "train_loss": ("train_loss", "training_loss"),
-    "train_accuracy": ("train_accuracy", "train_acc", "training_accuracy", "training_acc"),
-    "test_loss": ("test_loss", "eval_loss"),
-    "test_accuracy": (
-        *("test_accuracy", "test_acc", "eval_accuracy", "eval_acc"),
-        *("accuracy", "acc", "top1", "top1_accuracy", "top_1_accuracy"),
-    ),
+    "train_loss": _of(("train", "training"), ("loss",)),
+    "train_accuracy": _of(("train", "training"), _ACCURACIES),
+    "test_loss": _of(("test", "eval"), ("loss",)),
+    "test_accuracy": (*_of(("test", "eval"), _ACCURACIES), *_ACCURACIES),
 }
 # Stand in for a test metric that is unknown, and stay users' columns besides.
 STAND_INS: dict[str, tuple[str, ...]] = {
-    "test_loss": ("val_loss", "valid_loss", "validation_loss"),
-    "test_accuracy": (
-        "val_accuracy",
-        "val_acc",
-        "valid_accuracy",
-        "valid_acc",
-        "validation_accuracy",
-        "validation_acc",
-    ),
+    "test_loss": _of(("val", "valid", "validation", "dev"), ("loss",)),
+    "test_accuracy": _of(("val", "valid", "validation", "dev"), _ACCURACIES),
 }
 _COLUMNS = {name: column for column, names in SYNONYMS.items() for name in names}
 _RANKS = {name: rank for names in SYNONYMS.values() for rank, name in enumerate(names)}
 _STANDING = {name for names in STAND_INS.values() for name in names}
 ACCURACIES = ("train_accuracy", "test_accuracy")
+PERCENT = " in %"  # behind the origin of a value that was per cent by its own sign
 RESERVED = frozenset(  # columns of an index: users' columns of these names get a `_` behind
     {
         *("number", "id", "architecture", "dataset", "run", "epoch", "predicted_accuracy", "split", "recipe"),
@@ -84,15 +90,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known of a checkpoint. `metrics` has only those of `SYNONYMS` that are known; all else may be None."""
+    """What is known of a checkpoint. `metrics` has only those of `SYNONYMS` that are known; all else may be None.
+
+    `config` are settings of which only those that vary between runs belong to the recipe (see `vary`); `unread` says of
+    a metric whose value is no number what it is instead.
+    """
 
     metrics: Mapping[str, Measured] = field(default_factory=dict)
-    epoch: int | None = None
+    epoch: float | None = None  # a fraction where a trainer counts so
     run: str | None = None
     dataset: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()  # cells that nobody could keep, and why
+    config: Mapping[str, Any] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, column: str) -> float:
         """A metric's value, NaN where it is unknown."""
@@ -106,18 +118,26 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
     """
     values, left_out = _cleaned(values, source)
     numbers: dict[str, list[tuple[int, str, float]]] = {}  # column -> rank, name and value of its candidates
-    epoch: int | None = None
+    epoch: float | None = None
     run = dataset = None
     recipe: dict[str, Any] = {}
     extras: dict[str, Any] = {}
+    unread: dict[str, str] = {}
+    percents: set[str] = set()
+    values = _with_timm_metric(values)
 
     def take(key: str, value: Any) -> None:
         name = _normal(key)
-        number = _number(value)
-        if name in _COLUMNS and number is not None:
-            numbers.setdefault(_COLUMNS[name], []).append((_RANKS[name], key, number))
-        else:
-            extras.setdefault(key, value)
+        measured = _measured(value)
+        if name in _COLUMNS and measured is not None:
+            found, percent = measured
+            numbers.setdefault(_COLUMNS[name], []).append((_RANKS[name], key, found))
+            if percent:
+                percents.add(key)
+            return
+        if (name in _COLUMNS or name in _STANDING) and measured is None and isinstance(value, str) and value.strip():
+            unread[f"{source}'s {key}"] = value
+        extras.setdefault(key, value)
 
     for key, value in values.items():
         name = _normal(key)
@@ -131,10 +151,10 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
         elif name in GROUP_KEYS and isinstance(value, Mapping):
             for inner, item in flat(value, "_").items():
                 take(inner, item)
-        elif name in ("epoch", "current_epoch") and (number := _number(value)) is not None and number == int(number):
-            epoch = int(number)
-        elif name == "run" and isinstance(value, str | int) and not isinstance(value, bool):
-            run = str(value)
+        elif name in ("epoch", "current_epoch") and (told := _epoch(value)) is not None:
+            epoch = told
+        elif name == "run" and (told_run := _run(value)) is not None:
+            run = told_run
         elif name == "dataset" and isinstance(value, str):
             dataset = value
         else:
@@ -142,20 +162,21 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
     metrics = {}
     for column, candidates in numbers.items():
         candidates.sort()
-        _, key, number = candidates[0]
-        metrics[column] = Measured(number, f"{source}'s {key}")
+        _, key, found = candidates[0]
+        metrics[column] = Measured(found, f"{source}'s {key}{PERCENT if key in percents else ''}")
         extras |= {other: value for _, other, value in candidates[1:]}
     for column, names in STAND_INS.items():
         standing = [(names.index(_normal(key)), key) for key in extras if _normal(key) in names]
         for _, key in sorted(standing):
-            if column not in metrics and (known := _number(extras[key])) is not None:
-                metrics[column] = Measured(known, f"{source}'s {key}")
+            if column not in metrics and (known := _measured(extras[key])) is not None:
+                metrics[column] = Measured(known[0], f"{source}'s {key}{PERCENT if known[1] else ''}")
     named = {f"{key}_" if key in RESERVED else key: plain(value) for key, value in extras.items()}
     return Metadata(
         metrics, epoch, run, dataset,
         recipe={key: plain(value) for key, value in recipe.items()},
         extras={key: value for key, value in named.items() if value is not None},
         left_out=left_out,
+        unread=unread,
     )  # fmt: skip
 
 
@@ -198,6 +219,8 @@ def merge(known: Sequence[Metadata]) -> Metadata:
             {**other.recipe, **merged.recipe},
             {**other.extras, **merged.extras},
             (*merged.left_out, *other.left_out),
+            {**other.config, **merged.config},
+            {**other.unread, **merged.unread},
         )
     return merged
 
@@ -216,6 +239,9 @@ def as_fractions(known: Sequence[Metadata]) -> tuple[list[Metadata], list[str]]:
     scales: dict[str, float | None] = {}
     warnings = []
     for origin, values in origins.items():
+        if origin.endswith(PERCENT):  # by its own sign, and a fraction already
+            scales[origin] = 1.0
+            continue
         low, high = min(values), max(values)
         if low < 0 or high > 100:
             scales[origin] = None
@@ -238,6 +264,47 @@ def as_fractions(known: Sequence[Metadata]) -> tuple[list[Metadata], list[str]]:
         return replace(metadata, metrics=metrics)
 
     return [scaled(metadata) for metadata in known], warnings
+
+
+def vary(known: Sequence[Metadata], runs: Sequence[str]) -> list[Metadata]:
+    """The same with what varies of their `config` between runs in their recipes: `runs` names each one's."""
+    seen: dict[str, dict[str, str]] = {}  # key -> run -> value
+    for metadata, run in zip(known, runs, strict=True):
+        for key, value in metadata.config.items():
+            seen.setdefault(key, {})[run] = repr(value)
+    varying = {key for key, by_run in seen.items() if len(set(by_run.values())) > 1}
+    return [
+        replace(metadata, recipe={**{k: v for k, v in metadata.config.items() if k in varying}, **metadata.recipe})
+        if varying
+        else metadata
+        for metadata in known
+    ]
+
+
+def unread(known: Iterable[Metadata]) -> list[str]:
+    """What to tell people about metrics that are no numbers."""
+    found: dict[str, list[str]] = {}
+    for metadata in known:
+        for origin, text in metadata.unread.items():
+            found.setdefault(origin, []).append(text)
+    return [
+        f"{origin} is no number in {len(texts):,} files, such as '{texts[0][:40]}': it is not taken"
+        for origin, texts in found.items()
+    ]
+
+
+def told(known: Sequence[Metadata]) -> list[str]:
+    """How many accuracies were found, and from where."""
+    origins: dict[str, int] = {}
+    for metadata in known:
+        if (measured := metadata.metrics.get("test_accuracy")) is not None:
+            origins[measured.origin] = origins.get(measured.origin, 0) + 1
+    if not known:
+        return []
+    if not origins:
+        return ["no accuracies were found; give them with --metadata TABLE, which names each file in a column `path`"]
+    places = ", ".join("{1} in {0}".format(*origin.removesuffix(PERCENT).split("'s ", 1)) for origin in origins)
+    return [f"accuracy for {sum(origins.values()):,} of {len(known):,}, from {places}"]
 
 
 def stand_ins(known: Iterable[Metadata]) -> list[str]:
@@ -266,19 +333,77 @@ def flat(values: Mapping[Any, Any], separator: str = ".", prefix: str = "") -> d
 
 
 def _normal(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    normal = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return normal.removesuffix("_epoch") if normal != "current_epoch" else normal  # as Lightning logs an epoch's mean
+
+
+def is_metric(name: str) -> bool:
+    """Whether people call an accuracy or a loss by this name."""
+    return _normal(name) in _COLUMNS or _normal(name) in _STANDING or _normal(name) == "loss"
 
 
 def _stands_in(metric: Measured | None) -> bool:
-    return metric is not None and _normal(metric.origin.rpartition(" ")[2]) in _STANDING
+    return metric is not None and _normal(metric.origin.removesuffix(PERCENT).rpartition("'s ")[2]) in _STANDING
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, also as text; diverged training writes NaN, which says nothing."""
+def number(value: Any) -> float | None:
+    """A finite number, also as text, with a decimal comma too; diverged training writes NaN, which says nothing."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
+    if isinstance(value, str):
+        value = value.strip()
+        if re.fullmatch(r"[+-]?\d+,\d+", value):
+            value = value.replace(",", ".")
     try:
-        number = float(value)
+        found = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return found if math.isfinite(found) else None
+
+
+def typed(text: str) -> Any:
+    """A number where a text is one, else the text: integers exact up to 64 bits, larger ones as text."""
+    if re.fullmatch(r"[+-]?(0|[1-9]\d{0,18})", text):
+        whole = int(text)
+        return whole if abs(whole) < 2**63 else text
+    if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", text):
+        found = float(text)
+        return found if math.isfinite(found) else text
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _measured(value: Any) -> tuple[float, bool] | None:
+    """A metric's value, and whether it was per cent by its own sign: `93.1%` is 0.931."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([^%\s]+)\s*%\s*", value)):
+        share = number(match[1])
+        return None if share is None else (share / 100, True)
+    found = number(value)
+    return None if found is None else (found, False)
+
+
+def _epoch(value: Any) -> float | None:
+    """A number of epochs, whole ones as int; of `12/90` the first."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*/\s*\d+\s*", value)):
+        value = match[1]
+    found = number(value)
+    if found is None or abs(found) > 2**53:
+        return None
+    return int(found) if found == int(found) else found
+
+
+def _run(value: Any) -> str | None:
+    """A run's name of whatever type: `1.0`, as pandas writes whole numbers beside a gap, is 1."""
+    if isinstance(value, bool) or value is None or isinstance(value, Mapping | list | tuple):
+        return None
+    if isinstance(value, float):
+        return None if not math.isfinite(value) else str(int(value)) if value == int(value) else repr(value)
+    return str(value) or None
+
+
+def _with_timm_metric(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """timm's checkpoints hold their evaluation metric as `metric`, and its name, if another one, in their arguments."""
+    if not {"metric", "arch", "args"} <= set(values) or not isinstance(values["args"], Mapping):
+        return values
+    name = values["args"].get("eval_metric", "top1")
+    named = {key: value for key, value in values.items() if key != "metric"}
+    return {**named, f"eval_{name}": values["metric"]}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from weightsearch.checkpoints.metadata import Metadata, interpret
+from weightsearch.checkpoints.metadata import Metadata, interpret, typed
 from weightsearch.errors import UsageError, WeightsearchError
 
 MAX_JSON_BYTES = 16 * 2**20
@@ -44,7 +46,7 @@ def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise WeightsearchError(f"{path.name} is over {MAX_JSON_BYTES // 2**20} MiB")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsearchError(f"{path.name} cannot be read ({error})") from None
 
@@ -52,25 +54,34 @@ def read_text(path: Path) -> str:
 def read_table(path: Path, key: str) -> list[dict[str, Any]]:
     """The rows, by column, of a .csv, .tsv, .json, .jsonl or .parquet file that has a column `key`.
 
-    Raises WeightsearchError where it cannot be read.
+    A text table's columns get their types from all of their values. Raises WeightsearchError where it cannot be read.
     """
+    suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if suffix in ("csv", "tsv"):
+        rows = _typed_columns(_query(path, "SELECT * FROM read_csv(?, all_varchar = true, sample_size = -1)"))
+    elif suffix in ("json", "jsonl", "ndjson"):
+        rows = _read_objects(path)
+    elif suffix == "parquet":
+        rows = _query(path, "SELECT * FROM read_parquet(?)")
+    else:
+        raise UsageError(f"{path}: give a .csv, .json or .parquet file")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if rows and key not in names:
+        raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
+    return [row for row in rows if row.get(key) is not None]
+
+
+def _query(path: Path, query: str) -> list[dict[str, Any]]:
     import duckdb
 
-    suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    reader = {"csv": "read_csv", "tsv": "read_csv", "json": "read_json", "jsonl": "read_json", "ndjson": "read_json"}
-    function = reader.get(suffix, "read_parquet" if suffix == "parquet" else None)
-    if function is None:
-        raise UsageError(f"{path}: give a .csv, .json or .parquet file")
     try:
         with duckdb.connect(config={"memory_limit": TABLE_MEMORY, "threads": 2}) as connection:
-            found = connection.execute(f"SELECT * FROM {function}(?)", [str(path)])
+            found = connection.execute(query, [str(path)])
             names = [column[0] for column in found.description or ()]
             content = _fetch(found, path)
     except duckdb.Error as error:
         reason = "there is no such file" if not path.exists() else str(error).splitlines()[0]
         raise WeightsearchError(f"{path} cannot be read: {reason}") from None
-    if key not in names:
-        raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
     return [dict(zip(names, values, strict=True)) for values in content]
 
 
@@ -86,6 +97,34 @@ def _fetch(found: Any, path: Path) -> list[tuple[Any, ...]]:
             )
         rows += batch
     return rows
+
+
+def _typed_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns of text as whole numbers, numbers or truth values where all of their values are such."""
+    for name in rows[0] if rows else ():
+        values = [(row, typed(row[name].strip())) for row in rows if row[name] is not None]
+        kinds = {type(value) for _, value in values}
+        if kinds <= {int, float} or kinds == {bool}:
+            for row, value in values:
+                row[name] = float(value) if float in kinds else value
+    return rows
+
+
+def _read_objects(path: Path) -> list[dict[str, Any]]:
+    """A JSON list of objects, or an object a line."""
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw).decode("utf-8-sig")
+        content = (
+            json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.splitlines() if x.strip()]
+        )
+    except FileNotFoundError:
+        raise WeightsearchError(f"{path} cannot be read: there is no such file") from None
+    except (OSError, ValueError, RecursionError, EOFError, zlib.error) as error:
+        raise WeightsearchError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not all(isinstance(row, dict) for row in content):
+        raise WeightsearchError(f"{path} cannot be read: it is no list of objects")
+    return list(content)
 
 
 class MetadataTable:
@@ -118,10 +157,12 @@ class MetadataTable:
 
     def find(self, path: Path) -> Metadata | None:
         """The row about the file `path`; raises WeightsearchError where the row is about another file as well."""
-        parts = path.resolve().parts[1:]
-        ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        names = [name for end in ends for name in (end, str(PurePosixPath(end).with_suffix("")))]
-        row = next((name for name in names if name in self._rows), None) or self._elsewhere(parts)
+        row = None
+        for given in (path.absolute(), path.resolve()):  # a link's own name, or what it leads to
+            parts = given.parts[1:]
+            ends = ["/".join(parts[start:]) for start in range(len(parts))]
+            names = [name for end in ends for name in (end, str(PurePosixPath(end).with_suffix("")))]
+            row = row or next((name for name in names if name in self._rows), None) or self._elsewhere(parts)
         if row is None:
             return None
         other = self._taken.setdefault(row, path)

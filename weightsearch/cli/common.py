@@ -37,6 +37,12 @@ RunPattern = Annotated[
         help="Regular expression for the path that tells runs apart; its first group counts.", show_default=""
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", help="Key of the network in files that hold several: ema, model.generator.", show_default="chosen"
+    ),
+]
 
 
 def example(*commands: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Escaped, IndexOption, complain, example, say, tell
+from weightsearch.cli.common import Escaped, IndexOption, Weights, complain, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def query(
         int | None, typer.Option(help="At most this many neighbours of one run.", show_default="any")
     ] = None,
     run: Annotated[str | None, typer.Option(help="The network's run, where its file does not say.")] = None,
-    epoch: Annotated[int | None, typer.Option(help="The network's epoch, where its file does not say.")] = None,
+    epoch: Annotated[float | None, typer.Option(help="The network's epoch, where its file does not say.")] = None,
     activation: Annotated[
         str | None, typer.Option(help="The network's: relu, tanh, ...", show_default="what its file says")
     ] = None,
+    weights: Weights = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Its layers beside those of the nearest good and bad one.")
     ] = False,
@@ -97,7 +98,7 @@ def query(
         try:
             answer = opened.query(
                 model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run,
-                run=run, epoch=epoch, activation=activation,
+                run=run, epoch=epoch, activation=activation, weights=weights,
             )  # fmt: skip
         except UsageError:
             raise

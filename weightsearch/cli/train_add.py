@@ -16,6 +16,7 @@ from weightsearch.cli.common import (
     Quiet,
     RunColumn,
     RunPattern,
+    Weights,
     Workers,
     example,
     say,
@@ -128,6 +129,7 @@ def add(
     key: Key = "path",
     run_column: RunColumn = None,
     run_pattern: RunPattern = None,
+    weights: Weights = None,
     dataset: Annotated[
         str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
     ] = None,
@@ -147,7 +149,7 @@ def add(
     from weightsearch.checkpoints.discovery import Sources, write_quarantine
     from weightsearch.search.add import add as run
 
-    sources = Sources.make(metadata, key, run_column, run_pattern)
+    sources = Sources.make(metadata, key, run_column, run_pattern, weights)
     report = run(paths, path, sources=sources, dataset=dataset, quiet=quiet)
     from weightsearch.cli import render
 

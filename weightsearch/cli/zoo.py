@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Key, Metadata, Quiet, RunColumn, RunPattern, example, say, show
+from weightsearch.cli.common import Key, Metadata, Quiet, RunColumn, RunPattern, Weights, example, say, show
 from weightsearch.types import choose
 
 app = typer.Typer()
@@ -89,6 +89,7 @@ def import_zoo(
     key: Key = "path",
     run_column: RunColumn = None,
     run_pattern: RunPattern = None,
+    weights: Weights = None,
     dataset: Annotated[
         str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
     ] = None,
@@ -109,7 +110,7 @@ def import_zoo(
         folder,
         out or runs.imported_zoo(folder),
         layout=None if layout == "auto" else choose(Layout, layout, "--layout", "auto or "),
-        sources=Sources.make(metadata, key, run_column, run_pattern),
+        sources=Sources.make(metadata, key, run_column, run_pattern, weights),
         dataset=dataset,
         architecture=architecture,
         runs=runs_,

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sources, below, find_files, reason_of
+from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sources, below, discover, reason_of
 from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find, recognise
-from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
+from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins, told, unread, vary
+from weightsearch.checkpoints.runs import in_one_unit, one_run, sketch, without_copies
 from weightsearch.checkpoints.state_dict import align
+from weightsearch.checkpoints.walk import Account
 from weightsearch.encoders import Encoder
 from weightsearch.encoders.universal.encoder import UniversalEncoder
 from weightsearch.errors import Interrupted, WeightsearchError
@@ -71,7 +73,7 @@ def add(
     can be found, and are neither good nor bad.
 
     Args:
-        sources: where metadata and runs' names come from; see `intake`.
+        sources: where metadata and runs' names come from; see `checkpoints.discovery`.
         dataset: what the networks were trained on, where the files do not say.
 
     Raises:
@@ -87,7 +89,7 @@ def add(
     with writing(index):  # an index of an older format is brought up to date, which gives it its identity
         pass
     adder = _Adder(IndexStore.open(index), sources or Sources(), dataset)
-    zoos, files = _split(paths, adder.quarantined)
+    zoos, files = _split(paths, adder.quarantined, adder.account)
     total = len(files) + sum(len(zoo.table()) for zoo in zoos)
     try:
         with progress_bar("adding", total, unit="checkpoints", quiet=quiet) as advance:
@@ -102,7 +104,9 @@ def add(
     return adder.report()
 
 
-def _split(paths: Iterable[str | Path], quarantined: list[Quarantined]) -> tuple[list[Zoo], list[Found]]:
+def _split(
+    paths: Iterable[str | Path], quarantined: list[Quarantined], account: Account
+) -> tuple[list[Zoo], list[Found]]:
     """Zoos, and files; a folder in the layout of a public zoo is read as that zoo's project writes it."""
     zoos: list[Zoo] = []
     files: dict[Path, Found] = {}
@@ -115,21 +119,16 @@ def _split(paths: Iterable[str | Path], quarantined: list[Quarantined]) -> tuple
             reason = "it is a Small CNN Zoo; make a zoo of it with `weightsearch import` and add that"
             quarantined.append(Quarantined(str(path), reason))
             continue
-        if layout is Layout.FOLDER:
-            found, missing = find_files([path])
+        if layout is Layout.COMVEX:  # whose runs are told when all files have been read
+            found = find(path, layout)
         else:
-            found, missing = find(path, layout)
-            found = [_under(path, file) for file in found]
-        quarantined += missing
+            discovery = discover([path])
+            found = discovery.found
+            quarantined += discovery.missing
+            account.add(discovery.account)
         for file in found:
             files.setdefault(file.path.resolve(), file)
     return zoos, list(files.values())
-
-
-def _under(folder: Path, file: Found) -> Found:
-    """With the folder's name before its run's, so that those of several folders differ; runs told later have none."""
-    run = file.run and below(folder, file.run)
-    return replace(file, run=run, metadata=replace(file.metadata, run=file.metadata.run and run))
 
 
 @dataclass
@@ -141,12 +140,18 @@ class _Batch:
     weights: list[np.ndarray] = field(default_factory=list)
     represented: list[Representation] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    paths: list[Path] = field(default_factory=list)
+    files: list[Found] = field(default_factory=list)
     known: list[Metadata] = field(default_factory=list)
+    sketches: dict[Path, np.ndarray] = field(default_factory=dict)
 
-    def add(self, weights: np.ndarray, path: Path, metadata: Metadata) -> None:
+    @property
+    def paths(self) -> list[Path]:
+        return [file.path for file in self.files]
+
+    def add(self, weights: np.ndarray, file: Found, metadata: Metadata) -> None:
         self.ids.append(content_hash(weights))
-        self.paths.append(path)
+        self.files.append(file)
+        self.sketches[file.path] = sketch(weights)
         self.known.append(metadata)
         self.weights.append(weights)
         if len(self.weights) >= min(BATCH_ROWS, max(1, BATCH_BYTES // weights.nbytes)):
@@ -158,6 +163,12 @@ class _Batch:
         runs = comvex_runs([self.paths[i].name for i in nameless], [self.known[i] for i in nameless])
         for i, run in zip(nameless, runs, strict=True):
             self.known[i] = replace(self.known[i], run=below(self.paths[i].parent, run))
+
+    def without_copies(self) -> tuple[np.ndarray, list[str]]:
+        """The positions of the files to add, each network once, and a note on the others."""
+        rows = list(zip(self.ids, self.known, range(len(self.ids)), strict=True))
+        kept, notes = without_copies(rows, lambda row: row[0], lambda row: row[1])
+        return np.array([position for _, _, position in kept], np.int64), notes
 
     def embed(self) -> None:
         if self.weights:
@@ -179,6 +190,7 @@ class _Adder:
         self.quarantined: list[Quarantined] = []
         self.notes: list[str] = []
         self.skipped = Skipped()
+        self.account = Account()
         self._encoders: dict[str, AnyEncoder] = {}
 
     def add_files(self, files: Sequence[Found], advance: Any) -> None:
@@ -202,17 +214,26 @@ class _Adder:
             if batch is None:
                 batch = batches[fingerprint] = _Batch(architecture, self._encoder(space))
             self.skipped.count(checkpoint)
-            batch.add(checkpoint.weights, file.path, record.metadata)
+            batch.add(checkpoint.weights, file, record.metadata)
         for batch in batches.values():
             batch.name_runs()
+            if not self.sources.name_runs:
+                batch.known, joined = one_run(batch.known, batch.files, batch.sketches)
+                self.notes += joined
         known, notes = as_fractions([metadata for batch in batches.values() for metadata in batch.known])
-        self.notes += notes + stand_ins(known)
+        runs = [metadata.run for metadata in known]
+        known = in_one_unit(vary(known, [run or "" for run in runs]), runs)
+        self.notes += [*told(known), *notes, *stand_ins(known), *unread(known)]
         position = 0
         for fingerprint, batch in batches.items():
             batch.embed()
             own = known[position : position + len(batch.known)]
             position += len(batch.known)
-            self._write(self._space(fingerprint) or fingerprint, self._rows(batch, own), batch.paths)
+            kept, copies = batch.without_copies()
+            self.notes += copies
+            self.already += len(own) - len(kept)
+            places = [batch.paths[i] for i in kept.tolist()]
+            self._write(self._space(fingerprint) or fingerprint, self._rows(batch, own).take(kept), places)
 
     def _space(self, fingerprint: str) -> str | None:
         """Where networks of an architecture belong: in their own space, else in that of all, if there is one."""
@@ -312,9 +333,7 @@ class _Adder:
         self.signed_already = total - self.signed - len(unread)
 
     def report(self) -> AddReport:
-        self.notes += self.skipped.notes
-        if self.sources.table is not None:
-            self.notes += self.sources.table.notes
+        self.notes += [*self.skipped.notes, *self.account.notes, *self.sources.notes]
         return AddReport(
             self.index.path,
             self.added,

@@ -27,10 +27,10 @@ from weightsearch.search.subject import (
     Subject,
     activation_note,
     damage_note,
+    described,
     faults,
     shuffled_descriptions,
     space_of,
-    to_checkpoint,
 )
 from weightsearch.search.sureness import agree, interval_of
 from weightsearch.types import (
@@ -157,6 +157,7 @@ class Index:
         run: str | None = None,
         epoch: float | None = None,
         activation: str | None = None,
+        weights: str | None = None,
     ) -> Answer:
         """What the index says of a network, with up to `k` rows in each list.
 
@@ -171,6 +172,8 @@ class Index:
             run, epoch, activation: the network's own, where its file does not say. An encoder may see through the
                 symmetries that an activation has (relu: scale, tanh: sign), where it knows it.
 
+            weights: the key of the network in a file that holds several.
+
         Raises `WeightsearchError` for a file that cannot be read or an architecture that the index does not hold.
         """
         if (model is None) == (id is None):
@@ -181,7 +184,7 @@ class Index:
             where, good=None if good is None else str(good), bad=None if bad is None else str(bad), within=within,
             per_run=per_run,
         )  # fmt: skip
-        ask = partial(self._ask, model, k, id, selection, not_run, run, epoch, activation)
+        ask = partial(self._ask, model, k, id, selection, not_run, run, epoch, activation, weights)
         for _ in range(REPLACED_ATTEMPTS):
             self.store.refresh()
             identity = self.store.identity
@@ -196,18 +199,11 @@ class Index:
         raise WeightsearchError(f"{self.path} was replaced again and again while it was asked; try again")
 
     def _ask(
-        self,
-        model: Any,
-        k: int,
-        id: str | None,
-        selection: Selection,
-        not_run: bool,
-        run: str | None,
-        epoch: float | None,
-        activation: str | None,
-    ) -> Answer:
+        self, model: Any, k: int, id: str | None, selection: Selection, not_run: bool, run: str | None,
+        epoch: float | None, activation: str | None, weights: str | None,
+    ) -> Answer:  # fmt: skip
         """One attempt of `query`, right as long as no other index takes this one's place meanwhile."""
-        subject = self._indexed(id) if id is not None else self._read(model, activation)
+        subject = self._indexed(id) if id is not None else self._read(model, activation, weights)
         subject = replace(
             subject, run=subject.run if run is None else run, epoch=subject.epoch if epoch is None else epoch
         )
@@ -242,18 +238,19 @@ class Index:
             self._spaces[key] = _Space(load_calibration(directory), Familiar.load(directory / FAMILIAR))
         return self._spaces[key]
 
-    def _read(self, model: Any, activation: str | None) -> Subject:
+    def _read(self, model: Any, activation: str | None, weights: str | None) -> Subject:
         from weightsearch.checkpoints.state_dict import align
 
-        checkpoint = align(to_checkpoint(model), self.architectures.values())
+        checkpoint, told = described(model, weights)
+        checkpoint = align(checkpoint, self.architectures.values())
         fingerprint = space_of(checkpoint, self.path, self.architectures)
-        from weightsearch.checkpoints.metadata import as_fractions, interpret
+        from weightsearch.checkpoints.metadata import as_fractions
         from weightsearch.training.represent import load_any_encoder, represent
 
         space = self._space(fingerprint)
         if space.encoder is None:
             space.encoder = load_any_encoder(self.store.encoder_directory(fingerprint))
-        (known,), _ = as_fractions([interpret(checkpoint.metadata, "file")])
+        (known,), _ = as_fractions([told])
         stated_activation = activation or known.recipe.get("activation")
         found = represent(
             space.encoder, checkpoint.weights[None], [stated_activation], architecture=checkpoint.architecture
@@ -266,8 +263,8 @@ class Index:
         by_activation = {}
         if activation_named(stated_activation) is None and space.encoder.activations:
             names = list(space.encoder.activations)
-            weights = np.repeat(checkpoint.weights[None], len(names), axis=0)
-            predicted = represent(space.encoder, weights, names, layers=False).predicted
+            repeated = np.repeat(checkpoint.weights[None], len(names), axis=0)
+            predicted = represent(space.encoder, repeated, names, layers=False).predicted
             by_activation = dict(zip(map(str, names), predicted.tolist(), strict=True))
         stated = known.value(self.target.column)
         if np.isnan(stated):
@@ -281,7 +278,7 @@ class Index:
             predicted=float(found.predicted[0]),
             description=None if found.layers is None else found.layers[0],
             stated=None if np.isnan(stated) else float(stated),
-            run=known.run,
+            run=known.run or None,
             epoch=known.epoch,
             dataset=known.dataset,
             recipe=dict(known.recipe),
@@ -290,7 +287,7 @@ class Index:
             by_activation=by_activation,
             shuffled=None if found.layers is None else shuffled_descriptions(checkpoint),
             faults=faults(checkpoint),
-            notes=activation_note(space.encoder, stated_activation) + damage_note(found.damage),
+            notes=checkpoint.notes + activation_note(space.encoder, stated_activation) + damage_note(found.damage),
             architecture=checkpoint.architecture,
             strangeness=None if found.strangeness is None else float(found.strangeness[0]),
         )

@@ -14,6 +14,7 @@ from weightsearch.types import ANY, Activation, Architecture, Checkpoint, LayerK
 from weightsearch.uncertainty.novelty import describe_layers
 
 if TYPE_CHECKING:
+    from weightsearch.checkpoints.metadata import Metadata
     from weightsearch.training.represent import AnyEncoder
 
 ARCHITECTURES_NAMED = 5
@@ -49,16 +50,29 @@ class Subject:
     strangeness: float | None = None  # over 1: of no kind known to the encoder of all architectures
 
 
-def to_checkpoint(model: Any) -> Checkpoint:
+def described(model: Any, weights: str | None = None) -> tuple[Checkpoint, Metadata]:
+    """What `to_checkpoint` makes of a model, and what is known of it: of a file also what lies beside it."""
+    from weightsearch.checkpoints.discovery import Found, Sources
+    from weightsearch.checkpoints.metadata import interpret
+
+    if isinstance(model, str | Path):
+        path = Path(model)
+        record = Sources(weights=weights).read(Found(path, path.parent, run=""))
+        return record.checkpoint, record.metadata
+    checkpoint = to_checkpoint(model, weights)
+    return checkpoint, interpret(checkpoint.metadata, "file")
+
+
+def to_checkpoint(model: Any, weights: str | None = None) -> Checkpoint:
     """A file, a module, a state dict or a `Checkpoint` as a checkpoint. Raises UsageError for anything else."""
     from weightsearch.checkpoints.state_dict import from_state_dict, read_checkpoint
 
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, str | Path):
-        return read_checkpoint(model)
+        return read_checkpoint(model, weights)
     if isinstance(model, Mapping):
-        return from_state_dict(model, "state dict")
+        return from_state_dict(model, "state dict", weights)
     if callable(getattr(model, "state_dict", None)):
         checkpoint = from_state_dict(model.state_dict(), type(model).__name__)
         activation = module_activation(model)

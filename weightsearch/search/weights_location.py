@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def read_source(id: str, source: str | None, index: Path, architecture: Architec
 def _parse(source: str) -> tuple[Path, str | None, str | None]:
     path, mark, place = source.rpartition("#")
     run, slash, epoch = place.rpartition("/")
-    if mark and slash and epoch.lstrip("-").isdigit() and not Path(source).exists():
+    if mark and slash and re.fullmatch(r"-?\d+(\.\d+)?", epoch) and not Path(source).exists():
         return Path(path), run, epoch
     return Path(source), None, None
 
@@ -49,7 +50,7 @@ def _from_zoo(path: Path, id: str, run: str, epoch: str | None) -> Checkpoint:
 
     zoo = Zoo.open(path)
     table = zoo.table()
-    position = np.flatnonzero((table.run.astype(str) == run) & (table.epoch == int(epoch or 0)))
+    position = np.flatnonzero((table.run.astype(str) == run) & (table.epoch == float(epoch or 0)))
     if len(position) != 1:
         raise WeightsearchError(f"{id}: its weights should be in {path}, but that has no run {run}, epoch {epoch}")
     architecture = zoo.architectures[str(zoo.fingerprints[position[0]])]

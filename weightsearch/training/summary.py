@@ -17,7 +17,7 @@ class Example:
 
     path: Path
     run: int
-    epoch: int
+    epoch: float
     test_accuracy: float
 
 

@@ -47,7 +47,7 @@ class ImportSummary:
 class Checkpoint:
     """One checkpoint to write. `source` says where its weights are."""
 
-    epoch: int
+    epoch: float
     source: str
     metrics: Mapping[str, float]  # of `rows.METRICS`, those that are known
     extras: Mapping[str, Any]
@@ -156,7 +156,7 @@ class _Part:
                 except WeightsearchError as error:
                     reason = reason_of(error, source)
                     self.quarantined.append(Quarantined(source, reason))
-                    self.reasons.setdefault(number, f"epoch {checkpoint.epoch}: {reason}")
+                    self.reasons.setdefault(number, f"epoch {checkpoint.epoch:g}: {reason}")
                     continue
                 metrics: dict[str, Any] = {key: checkpoint.metrics.get(key, float("nan")) for key in METRICS}
                 known = CheckpointRow(content_hash(weights), number, checkpoint.epoch, **metrics)

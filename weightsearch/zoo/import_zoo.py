@@ -12,8 +12,10 @@ import numpy as np
 from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sources, reason_of
 from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find, metrics_file, recognise
 from weightsearch.checkpoints.formats import natural
-from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins
+from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins, told, unread, vary
+from weightsearch.checkpoints.runs import in_one_unit, one_run, sketch, without_copies
 from weightsearch.checkpoints.state_dict import align, read_checkpoint
+from weightsearch.checkpoints.walk import Account
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import clean_text
 from weightsearch.progress import progress_bar
@@ -75,29 +77,36 @@ def import_zoo(
                 "--run-column, --run-pattern and --architecture"
             )
         return _import_small_cnn(folder, out, dataset, runs, quiet)
-    survey = _survey(folder, layout, sources or Sources(), quiet)
+    sources = sources or Sources()
+    survey = _survey(folder, layout, sources, quiet)
     chosen = _choose(survey, architecture, folder)
     seen = [file for file in survey.files if chosen in (None, file.fingerprint)]
+    seen, copies = without_copies(seen, lambda file: file.id, lambda file: file.metadata)
     known, notes = as_fractions([file.metadata for file in seen])
-    notes += stand_ins(known) + survey.skipped.notes
-    if layout is Layout.COMVEX and (sources is None or not sources.name_runs):
+    if layout is Layout.COMVEX and not sources.name_runs:
         names = comvex_runs([file.found.path.name for file in seen], known)
         known = [replace(metadata, run=name) for metadata, name in zip(known, names, strict=True)]
+    elif not sources.name_runs:
+        known, joined = one_run(known, [file.found for file in seen], survey.sketches)
+        notes += joined
+    runs_of = [metadata.run or file.found.run for file, metadata in zip(seen, known, strict=True)]
+    known = in_one_unit(vary(known, runs_of), runs_of)
+    notes = [*copies, *told(known), *notes, *stand_ins(known), *unread(known), *survey.skipped.notes]
+    notes += survey.account.notes
     quarantined = survey.quarantined
     kinds = [survey.architectures[file.fingerprint] for file in seen]
     listed = _runs([file.found for file in seen], known, kinds, quarantined)[:runs]
     by_source = {checkpoint.source: checkpoint.architecture for run in listed for checkpoint in run.checkpoints}
-    told = {metadata.dataset for metadata in known} - {None}
-    dataset = dataset or (told.pop() if len(told) == 1 else None) or "unknown"
-    if sources is not None and sources.table is not None:
-        notes += sources.table.notes
+    datasets = {metadata.dataset for metadata in known} - {None}
+    dataset = dataset or (datasets.pop() if len(datasets) == 1 else None) or "unknown"
+    notes += sources.notes
     info = zoo_info(out, survey.architectures[chosen] if chosen else None, layout, dataset, "imported")
 
     def read(source: str) -> np.ndarray:
         if source in survey.weights:
             return survey.weights.pop(source)
         expected = by_source[source]
-        checkpoint = align(read_checkpoint(source), [expected])
+        checkpoint = align(read_checkpoint(source, sources.weights), [expected])
         if checkpoint.architecture.fingerprint != expected.fingerprint:
             raise WeightsearchError(f"{source}: it changed while it was imported")
         return checkpoint.weights
@@ -130,6 +139,7 @@ class _Seen:
     found: Found
     metadata: Metadata
     fingerprint: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -139,11 +149,16 @@ class _Survey:
     quarantined: list[Quarantined]
     skipped: Skipped
     weights: dict[str, np.ndarray]  # by source, of the first files, which need not be read again
+    sketches: dict[Path, np.ndarray]  # of the weights, by file: alike where the weights are
+    account: Account
 
 
 def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Survey:
     """Opens every file once, keeping all but the weights, and those of the first `KEPT_BYTES`."""
-    found, quarantined = find(folder, layout)
+    account = Account()
+    found = find(folder, layout, account)
+    quarantined: list[Quarantined] = []
+    sketches: dict[Path, np.ndarray] = {}
     skipped = Skipped()
     weights: dict[str, np.ndarray] = {}
     kept = 0
@@ -165,13 +180,15 @@ def _survey(folder: Path, layout: Layout, sources: Sources, quiet: bool) -> _Sur
                 kept += checkpoint.weights.nbytes
                 if kept <= KEPT_BYTES:
                     weights[str(file.path.resolve())] = checkpoint.weights
-                files.append(_Seen(file, record.metadata, fingerprint))
+                sketches[file.path] = sketch(checkpoint.weights)
+                files.append(_Seen(file, record.metadata, fingerprint, checkpoint.id))
         except KeyboardInterrupt:
             raise Interrupted("stopped while reading; nothing was imported, run the same command again") from None
     if not files:
         first = f"; {len(quarantined):,} cannot be read, such as {_told(quarantined[0])}" if quarantined else ""
-        raise WeightsearchError(f"{folder} holds no checkpoints to import{first}")
-    return _Survey(files, architectures, quarantined, skipped, weights)
+        seen = "".join(f"; {note}" for note in account.notes)
+        raise WeightsearchError(f"{folder} holds no checkpoints to import{first}{seen}")
+    return _Survey(files, architectures, quarantined, skipped, weights, sketches, account)
 
 
 def _told(bad: Quarantined) -> str:
@@ -195,19 +212,24 @@ def _runs(
     architectures: Sequence[Architecture],
     quarantined: list[Quarantined],
 ) -> list[Run]:
-    """Files by run and epoch. Where a run's files tell no epoch they are counted; of one epoch the first is kept."""
+    """Files by run and epoch; of one epoch the first is kept.
+
+    Where none of a run's files tells an epoch they are counted; one that does not, among others that do, comes last.
+    """
     members: dict[str, list[tuple[Found, Metadata, Architecture]]] = {}
     for file, metadata, architecture in zip(found, known, architectures, strict=True):
         members.setdefault(metadata.run or file.run, []).append((file, metadata, architecture))
     runs = []
     for name in sorted(members, key=natural):
         own = members[name]
-        counted = any(metadata.epoch is None for _, metadata, _ in own)
-        checkpoints: dict[int, Checkpoint] = {}
-        for i, (file, metadata, architecture) in enumerate(own):
-            epoch = i if counted or metadata.epoch is None else metadata.epoch
+        following = 1 + int(max((metadata.epoch for _, metadata, _ in own if metadata.epoch is not None), default=-1))
+        checkpoints: dict[float, Checkpoint] = {}
+        for file, metadata, architecture in own:
+            epoch = metadata.epoch
+            if epoch is None:
+                epoch, following = following, following + 1
             if epoch in checkpoints:
-                reason = f"its run {name} has another checkpoint of epoch {epoch}, {checkpoints[epoch].source}"
+                reason = f"its run {name} has another checkpoint of epoch {epoch:g}, {checkpoints[epoch].source}"
                 quarantined.append(Quarantined(str(file.path), reason))
                 continue
             metrics = {column: measured.value for column, measured in metadata.metrics.items()}

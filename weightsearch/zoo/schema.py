@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS architectures (
 CREATE TABLE IF NOT EXISTS runs (
     run BIGINT PRIMARY KEY, recipe VARCHAR NOT NULL, status VARCHAR NOT NULL, reason VARCHAR, seconds DOUBLE);
 CREATE TABLE IF NOT EXISTS checkpoints (
-    id VARCHAR NOT NULL, run BIGINT NOT NULL, epoch BIGINT NOT NULL, part BIGINT NOT NULL, row BIGINT NOT NULL,
+    id VARCHAR NOT NULL, run BIGINT NOT NULL, epoch DOUBLE NOT NULL, part BIGINT NOT NULL, row BIGINT NOT NULL,
     train_loss DOUBLE, train_accuracy DOUBLE, test_loss DOUBLE, test_accuracy DOUBLE, PRIMARY KEY (run, epoch));
 """ + "".join(
     f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {kind};\n"
@@ -58,7 +58,7 @@ class CheckpointRow:
 
     id: str
     run: int
-    epoch: int
+    epoch: float
     train_loss: float
     train_accuracy: float
     test_loss: float
@@ -85,7 +85,7 @@ class CheckpointTable:
 
     id: np.ndarray  # str, `types.content_hash` of the row
     run: np.ndarray  # int64
-    epoch: np.ndarray  # int64
+    epoch: np.ndarray  # int64, or float64 where some are fractions
     train_loss: np.ndarray  # metrics are NaN where unknown
     train_accuracy: np.ndarray
     test_loss: np.ndarray
@@ -109,6 +109,14 @@ class CheckpointTable:
 def create(connection: duckdb.DuckDBPyConnection) -> None:
     """Make the tables, or bring those of an older version up to date."""
     connection.execute(_SCHEMA)
+    kind = connection.execute(
+        "SELECT data_type FROM duckdb_columns() WHERE table_name = 'checkpoints' AND column_name = 'epoch'"
+    ).fetchone()
+    if kind == ("BIGINT",):  # of a version that kept whole epochs only; a key's type cannot be changed
+        connection.execute(
+            "BEGIN; CREATE TEMP TABLE old_rows AS SELECT * FROM checkpoints; DROP TABLE checkpoints;"
+            f"{_SCHEMA} INSERT INTO checkpoints BY NAME SELECT * FROM old_rows; DROP TABLE old_rows; COMMIT"
+        )
 
 
 def insert(
@@ -132,7 +140,7 @@ def insert(
     columns = {  # noqa: F841
         "id": _objects(row.id for row in checkpoints),
         "run": np.array([row.run for row in checkpoints], np.int64),
-        "epoch": np.array([row.epoch for row in checkpoints], np.int64),
+        "epoch": np.array([row.epoch for row in checkpoints], np.float64),
         "part": np.full(len(checkpoints), part, np.int64),
         "row": np.arange(len(checkpoints), dtype=np.int64),
         **{key: np.array([getattr(row, key) for row in checkpoints], np.float64) for key in METRICS},
@@ -175,7 +183,7 @@ def read(connection: duckdb.DuckDBPyConnection) -> tuple[CheckpointTable, Places
     table = CheckpointTable(
         id=np.asarray(columns["id"], object).astype(str),
         run=run,
-        epoch=np.asarray(columns["epoch"], np.int64),
+        epoch=_whole(np.asarray(columns["epoch"], np.float64)),
         **{key: np.ma.filled(columns[key].astype(np.float64), np.nan) for key in METRICS},
         recipes={
             number: json.loads(recipe) for number, recipe in zip(runs["run"].tolist(), runs["recipe"], strict=True)
@@ -195,6 +203,12 @@ def read(connection: duckdb.DuckDBPyConnection) -> tuple[CheckpointTable, Places
         start=np.asarray(columns["start"], np.int64) if many else np.empty(0, np.int64),
     )
     return table, places
+
+
+def _whole(epochs: np.ndarray) -> np.ndarray:
+    """Epochs `(n,)` as int64 where all are whole."""
+    whole = epochs.astype(np.int64)
+    return whole if np.array_equal(whole, epochs) else epochs
 
 
 def _json(values: Mapping[str, Any]) -> str:

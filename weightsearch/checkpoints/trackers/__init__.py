@@ -1,0 +1,102 @@
+"""What training frameworks write beside checkpoints: metrics by epoch and step, hyperparameters, and which run it is.
+
+One module per framework. Each has a `find(folder)` that gives, where its files lie in the folder, a function from a
+checkpoint's path and what the file itself says to a `Label`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightsearch.checkpoints.metadata import Metadata
+from weightsearch.errors import WeightsearchError
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a checkpoint's file and name say: its epoch and step, None where unknown, and all plain values."""
+
+    epoch: float | None = None
+    step: float | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a framework knows of a checkpoint; `run` is the folder of its run."""
+
+    metadata: Metadata
+    run: Path | None = None
+
+
+Finder = Callable[[Path, Inside], Label | None]
+Report = Callable[[Path, object], None]  # takes a file that cannot be read, and why
+ABOVE = 3  # folders above a file that are looked into: runs/version_0/checkpoints/a.ckpt
+
+
+class Trackers:
+    """Labels for checkpoints below any folders; each folder is looked into once.
+
+    `problems` collects what could not be read, by path: such a file costs its labels and nothing else.
+    """
+
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+        self._found: dict[Path, list[tuple[str, Finder]]] = {}
+
+    def labels(self, path: Path, root: Path, inside: Inside) -> list[Label]:
+        """What is known of the checkpoint `path`, the nearest folder first. Folders far above `root` are not read."""
+        labels = []
+        folder = path if path.is_dir() else path.parent
+        depth = len(folder.relative_to(root).parts) if folder.is_relative_to(root) else 0
+        for above, place in enumerate((folder, *folder.absolute().parents)):
+            if above > max(depth, ABOVE if depth < 2 else depth) or place == place.parent:
+                break
+            for name, find in self._finders(place):
+                try:
+                    label = find(path, inside)
+                except (WeightsearchError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    self.problems.setdefault(str(place), f"what {name} wrote there cannot be read ({error})")
+                    continue
+                if label is not None:
+                    labels.append(label)
+        return labels
+
+    def _finders(self, folder: Path) -> list[tuple[str, Finder]]:
+        if folder not in self._found:
+            finders: list[tuple[str, Finder]] = []
+            for name, look in _modules():
+                try:
+                    find = look(folder, self._report)
+                except (WeightsearchError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    self.problems.setdefault(str(folder), f"what {name} wrote there cannot be read ({error})")
+                    continue
+                if find is not None:
+                    finders.append((name, find))
+            self._found[folder] = finders
+        return self._found[folder]
+
+    def _report(self, path: Path, problem: object) -> None:
+        self.problems.setdefault(str(path), f"it cannot be read ({problem})")
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{path}: {problem}; its checkpoints go in without that" for path, problem in self.problems.items()]
+
+
+def _modules() -> tuple[tuple[str, Callable[[Path, Report], Finder | None]], ...]:
+    from weightsearch.checkpoints.trackers import lightning, logs, mlflow, optuna, ray_tune, tensorboard, trainer, wandb
+
+    return (
+        ("Ray Tune", ray_tune.find),
+        ("Lightning", lightning.find),
+        ("the Trainer", trainer.find),
+        ("a log of epochs", logs.find),
+        ("Optuna", optuna.find),
+        ("MLflow", mlflow.find),
+        ("Weights & Biases", wandb.find),
+        ("TensorBoard", tensorboard.find),
+    )

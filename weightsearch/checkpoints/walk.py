@@ -1,0 +1,159 @@
+"""Which files below a folder hold weights, and what the others are: by name where that is sure, else by content."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, looks_like_weights
+from weightsearch.checkpoints.readers.limits import natural
+
+SUFFIXES = (
+    *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".pth.tar", ".pt.tar", ".th", ".pyth", ".t7"),
+    *FORMAT_SUFFIXES,
+)
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+NAMES = ("checkpoints", "checkpoint")  # as Ray Tune's trainables name them, without a suffix
+# What trainers leave beside the weights: no networks.
+NOT_WEIGHTS = re.compile(
+    r"(optimizer|optim|scheduler|scaler|rng_state|random_states?|training_args|dataset|(zero_pp_|bf16_zero_).*optim_states"
+    r"|.*_optim_states)([._-].*)?",
+    re.IGNORECASE,
+)
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
+_COPY = re.compile(r"(.*[._-])?(last|best|final|latest)([._-].*)?", re.IGNORECASE)
+# Never weights, and so frequent beside them that opening each would take long.
+_OTHERS = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("json", "jsonl", "csv", "tsv", "txt", "md", "yaml", "yml", "toml", "log", "py", "ipynb", "sh", "html", "xml"),
+        *("png", "jpg", "jpeg", "gif", "svg", "pdf", "webp", "mp4", "wav", "mp3", "zip", "gz", "whl", "parquet", "db"),
+        *("sqlite", "sqlite3", "lock", "ini", "cfg", "model", "vocab", "duckdb", "faiss", "npy", "tfevents", "index"),
+    )
+)
+
+
+@dataclass
+class Account:
+    """What was seen in folders: files, those taken for weights, and the others by what they are."""
+
+    seen: int = 0
+    weights: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Account) -> None:
+        self.seen += other.seen
+        self.weights += other.weights
+        self.others.update(other.others)
+
+    @property
+    def notes(self) -> list[str]:
+        """One line: how many files were seen, and of what kind those are that hold no network."""
+        if not self.others:
+            return []
+        listed = ", ".join(f"{count:,} {what}" for what, count in self.others.most_common(8))
+        return [f"{self.seen:,} files seen, {self.weights:,} of them weights; passed over: {listed}"]
+
+
+def walk(folder: Path, account: Account | None = None) -> Iterator[Path]:
+    """All checkpoint files below a folder, in natural order; a sharded one is its index alone. Hidden ones are not.
+
+    Links to files and folders are followed, each place once. Copies (`last.ckpt`, `model_best.pth`) come behind the
+    files that they may be copies of. A distributed checkpoint is its folder.
+    """
+    account = Account() if account is None else account
+    paths = []
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        real = here.resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if is_distributed(here, names):
+            folders.clear()
+            account.seen += len(names)
+            paths.append(here)
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += [here / name for name in names if not name.startswith(".")]
+        account.seen += sum(not name.startswith(".") for name in names)
+    sharded = {path.parent / _without(path.name) for path in paths if path.name.endswith(INDEX_SUFFIXES)}
+    taken: set[Path] = set()
+    for path in sorted(paths, key=lambda path: _order(path, folder)):
+        what = what_is(path, sharded)
+        if what is None and path.resolve() in taken:
+            what = "links to others"
+        if what is None:
+            taken.add(path.resolve())
+            account.weights += 1
+            yield path
+        else:
+            account.others[what] += 1
+
+
+def _order(path: Path, folder: Path) -> tuple[list[list[tuple[int, int, str]]], bool, bool, list[tuple[int, int, str]]]:
+    """By folder; in it, copies and links last."""
+    place = path.relative_to(folder)
+    copy = bool(_COPY.fullmatch(path.name))
+    return [natural(part) for part in place.parent.parts], copy, path.is_symlink(), natural(path.name)
+
+
+def what_is(path: Path, sharded: set[Path]) -> str | None:
+    """None for weights, else what a file is, in the plural."""
+    name = path.name
+    if path.is_dir():
+        return None
+    if not path.is_file():
+        return "broken links" if path.is_symlink() else "special files"
+    if name.endswith(INDEX_SUFFIXES):
+        return None
+    if NOT_WEIGHTS.fullmatch(name):
+        return "optimizer states and the like"
+    shard = _SHARD.fullmatch(name)
+    if shard:
+        return "shards (read by their index)" if path.parent / shard[1] in sharded else "shards without their index"
+    if _OTHER_FORMAT.fullmatch(name) and _has_safetensors(path.parent):
+        return "other formats of a network that is read"
+    if name.endswith(SUFFIXES) or name in NAMES:
+        return None
+    suffix = path.suffix.lower()
+    if suffix in _OTHERS or ".tfevents." in name:
+        return f"{'.tfevents' if '.tfevents.' in name else suffix} files"
+    return None if looks_like_weights(path) else f"{suffix} files" if suffix else "files without a suffix"
+
+
+# How the Hugging Face hub has a model once more, for other libraries.
+_OTHER_FORMAT = re.compile(r"pytorch_model(-.*)?\.bin(\.index\.json)?|tf_model\.h5|flax_model\.msgpack|rust_model\.ot")
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json"))
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder holds a model's weights as the Hugging Face hub names them."""
+    return _has_safetensors(folder) or any(_OTHER_FORMAT.fullmatch(path.name) for path in folder.iterdir())
+
+
+def is_distributed(folder: Path, names: list[str]) -> bool:
+    """Whether a folder is one checkpoint by torch.distributed.checkpoint."""
+    return ".metadata" in names and any(name.endswith(".distcp") for name in names)
+
+
+def _without(name: str) -> str:
+    return next(name.removesuffix(suffix) for suffix in INDEX_SUFFIXES if name.endswith(suffix))
+
+
+def stem(path: Path) -> str:
+    """A file's name without what says that it is a checkpoint."""
+    name = path.name
+    for suffix in (*INDEX_SUFFIXES, *sorted(SUFFIXES, key=len, reverse=True), ".pkl", ".pickle"):
+        if name.lower().endswith(suffix) and name.lower() != suffix:
+            return name[: -len(suffix)]
+    return name
