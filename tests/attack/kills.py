@@ -22,7 +22,7 @@ from weightsearch.index.manifest import DATABASE, MANIFEST, read_manifest, write
 
 FINGERPRINT = DENSE.fingerprint
 ACTIONS = ("add", "add", "remove", "update", "rebuild", "doctor", "migrate", "replace")
-LONGEST_SECONDS = 0.25  # until a kill
+BEYOND = 1.2  # times what an action took last: until then it is killed
 Rows = dict[str, tuple[bytes, str | None]]  # by id: the embedding, and the dataset
 
 
@@ -114,6 +114,8 @@ def attack(report: Report, folder: Path, draw: random.Random, until: float) -> N
     path = folder / "index"
     in_child(lambda say: make_index(path, make_rows(60)))
     rows, first = _by_id(make_rows(60)), 1000
+    took: dict[str, float] = {}  # seconds of an action that nobody killed, from its first word on
+    report.counts["rows lost"] += 0
     while time.monotonic() < until:
         action = draw.choice(ACTIONS)
         first += 100
@@ -123,9 +125,11 @@ def attack(report: Report, folder: Path, draw: random.Random, until: float) -> N
             in_child(lambda say: make_old(path))
         ended = in_child(
             lambda say, action=action, first=first, chosen=chosen: _act(action, path, first, chosen, say),
-            kill_after=draw.uniform(0, LONGEST_SECONDS),
+            kill_after=draw.uniform(0, BEYOND * took[action]) if action in took else None,
         )
         done = ["done"] in ended.said
+        if done:
+            took[action] = ended.seconds
         report.counts["kills" if ended.signal else "actions that ended before the kill"] += 1
         report.counts[f"kills of {action}"] += bool(ended.signal)
         errors = [said for said in ended.said if said[0] == "error"]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -85,3 +90,25 @@ def test_html_and_markdown_hold_a_strangers_text_as_text():
     assert "<script>" not in table.to_html()
     assert "<script>" not in words.as_html(answer("<script>x</script>"))
     assert r"\| y" in table.to_markdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["typer", "duckdb", "numpy"])
+def test_ctrl_c_while_libraries_load_shows_no_traceback(module: str, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            sys.meta_path.remove(self)\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, "-m", "weightsearch", "info", "--index", str(Path(__file__).parents[2] / "index")],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode in (130, -signal.SIGINT)
+    assert ended.stderr.splitlines()[-1:] in ([], ["interrupted"])
+    assert "Traceback" not in ended.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -206,3 +208,25 @@ def test_directories_change_places_in_one_step(tmp_path: Path):
         assert (tmp_path / "one" / "file").read_text() == "other"
         assert (tmp_path / "other" / "file").read_text() == "one"
     assert not exchange(tmp_path / "one", tmp_path / "missing")
+
+
+def test_thousands_of_columns_no_row_and_a_moved_index(tmp_path: Path):
+    path = tmp_path / "index"
+    recipe = json.dumps({f"key {i}": i for i in range(5000)})
+    rows = replace(make_rows(3), recipe=np.array([recipe] * 3, object))
+    make_index(path, rows)
+    index = IndexStore.open(path)
+    found = index.search(FINGERPRINT, rows.embedding[1], 1, Selection(where='"key 7" = 7 and number = 1'))
+    assert found.neighbours[0].id == rows.id[1]
+    assert len(index.keys()) == 5000
+    with pytest.raises(UsageError, match="nothing") as caught:
+        index.search(FINGERPRINT, rows.embedding[1], 1, Selection(where="nothing = 7"))
+    assert len(str(caught.value)) < 2000
+    assert writing.remove_rows(path, where="number >= 0") == 3
+    assert {finding.state for finding in doctor(path)} == {State.OK}
+    with pytest.raises(UsageError, match="holds no checkpoints"):
+        index.search(FINGERPRINT, rows.embedding[1], 1)
+    path.rename(tmp_path / "moved")
+    with pytest.raises(WeightsearchError, match="does not exist"):
+        index.count(FINGERPRINT)
+    assert IndexStore.open(tmp_path / "moved").count(FINGERPRINT) == 0

@@ -72,6 +72,9 @@ def main() -> None:
             print("interrupted", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except UsageError as error:
         complain(error)
         sys.exit(2)

@@ -421,9 +421,16 @@ def key_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
 def learn_keys(connection: duckdb.DuckDBPyConnection, source: str) -> None:
     """Adds the keys of the recipes and metadata in the table `source` to those known."""
     known = key_types(connection)
-    for name, kind in _keys_of(connection, source).items():
-        both = kind if known.get(name, kind) == kind else _wider(known[name], kind)
-        connection.execute("INSERT OR REPLACE INTO ix.keys VALUES (?, ?)", [name, both])
+    learnt = {
+        name: kind if known.get(name, kind) == kind else _wider(known[name], kind)
+        for name, kind in _keys_of(connection, source).items()
+    }
+    learnt = {name: kind for name, kind in learnt.items() if known.get(name) != kind}
+    if learnt:
+        columns = {"name": np.array(list(learnt), object), "type": np.array(list(learnt.values()), object)}
+        connection.register("learnt", columns)
+        connection.execute("INSERT OR REPLACE INTO ix.keys SELECT name, type FROM learnt")
+        connection.unregister("learnt")
 
 
 def _keys_of(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:

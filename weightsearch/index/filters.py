@@ -76,10 +76,11 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
 
     Raises UsageError, in one line, for what is not one expression, and for unknown columns with the known ones.
     """
-    check(connection, where)
+    asked = check(connection, where)
     types = database.key_types(connection)
     keys = list({name.lower(): name for name in types}.values())  # SQL's names have no case
-    selected = [*COLUMNS, *(f'{database.json_sql(name, types[name])} AS "{name}"' for name in keys)]
+    wanted = [name for name in keys if name.lower() in asked]  # a stranger's recipes may have thousands
+    selected = [*COLUMNS, *(f'{database.json_sql(name, types[name])} AS "{name}"' for name in wanted)]
     alarm = threading.Timer(SECONDS, connection.interrupt)
     alarm.daemon = True
     alarm.start()
@@ -103,8 +104,11 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
     return np.asarray(found["number"], np.int64)
 
 
-def check(connection: duckdb.DuckDBPyConnection, where: str) -> None:
-    """Refuses whatever is not one expression of one SELECT: statements, subqueries, ORDER BY, parameters."""
+def check(connection: duckdb.DuckDBPyConnection, where: str) -> set[str]:
+    """Refuses whatever is not one expression of one SELECT: statements, subqueries, ORDER BY, parameters.
+
+    Returns the names in it, in lower case.
+    """
     if len(where) > LONGEST:
         raise UsageError(f"--where has {len(where):,} characters; {LONGEST:,} are allowed")
     row = database.first(connection, "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"])
@@ -126,6 +130,7 @@ def check(connection: duckdb.DuckDBPyConnection, where: str) -> None:
             raise UsageError(f"--where {where!r}: a {kind.lower()} is not allowed; compare columns with values")
         if kind == "FUNCTION" and part["function_name"].lower() not in _FUNCTIONS:
             raise UsageError(f"--where {where!r}: {part['function_name']}() is not a function that it may call")
+    return {name.lower() for part in _parts(condition) for name in part.get("column_names") or ()}
 
 
 def _parts(tree: Any) -> Any:
