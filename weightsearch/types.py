@@ -178,6 +178,8 @@ class Architecture:
 
     def brief(self) -> str:
         """For people in a hurry, e.g. `3 conv + dense, 4,970 weights`."""
+        if self.is_any:
+            return "any architecture"
         counts: dict[str, int] = {}
         for layer in self.layers:
             kind = layer.kind.value.removesuffix("1d").removesuffix("2d").removesuffix("3d")

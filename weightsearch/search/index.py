@@ -384,7 +384,7 @@ class Index:
             index=str(self.path),
             dataset=subject.dataset or self.store.only_dataset(fingerprint),
             metric=self.metric.value,
-            network=self.architectures[fingerprint].brief(),
+            network=(subject.architecture or self.architectures[fingerprint]).brief(),
             recipe=subject.recipe,
             activation=subject.activation,
             activation_from=subject.activation_from,
