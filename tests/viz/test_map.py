@@ -202,8 +202,9 @@ def test_a_report_holds_everything(reported: Path, source: Source, trained: Trai
         assert f'<img alt="{figure}" src="data:image/png;base64,' in text
     assert "weightsearchMap" in text
     test = source.columns["split"] == "test"
-    assert f"<td>{score(source.columns['predicted_accuracy'][test], source.values[test]).r2:.3f}</td>" in text
-    assert "<td>fc</td><td>0.5</td>" in text
+    right = '<td style="text-align: right">'
+    assert f"{right}{score(source.columns['predicted_accuracy'][test], source.values[test]).r2:.3f}</td>" in text
+    assert re.search(r'<td>fc</td>\s*<td style="text-align:right">0.5</td>', text)
     assert f"weightsearch train runs/zoos/digits-v1 --method {trained.method}" in text
     bad, good = source.thresholds
     everything = np.arange(len(source.values))
@@ -212,7 +213,7 @@ def test_a_report_holds_everything(reported: Path, source: Source, trained: Trai
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     pairs = (unit @ unit.T)[~np.eye(len(unit), dtype=bool)]
     for value in (means.good_good, means.bad_bad, means.good_bad, pairs.mean()):
-        assert f"<td>{value:+.2f}</td>" in text
+        assert f"{right}{value:+.2f}</td>" in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)
 
 
