@@ -472,6 +472,7 @@ def query(
     run: str | None = None,
     epoch: float | None = None,
     activation: str | None = None,
+    weights: str | None = None,
 ) -> Answer:
     """The answer of the index at a path, or of one already opened, which is used as it is; see `Index.query`.
 
@@ -482,7 +483,7 @@ def query(
     opened = index if isinstance(index, Index) else Index.open(index)
     return opened.query(
         model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run, run=run,
-        epoch=epoch, activation=activation,
+        epoch=epoch, activation=activation, weights=weights,
     )  # fmt: skip
 
 
