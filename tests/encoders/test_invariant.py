@@ -174,3 +174,10 @@ def test_an_unknown_activation_promises_permutations_only():
     torch.testing.assert_close(encoder.embed(permuted, unknown)[0], as_unknown, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(encoder.embed(rescaled, relu)[0], as_relu, rtol=1e-3, atol=1e-4)
     assert (encoder.embed(rescaled, unknown)[0] - as_unknown).abs().max() > 0.01
+
+
+def test_where_the_activation_is_unknown_units_stay_as_they_are():
+    weights = some_weights(CNN, 5)
+    encoder = make(CNN)
+    assert torch.equal(canonical(weights, CNN, encoder.chain, codes(None, 5)), weights)
+    assert not torch.equal(canonical(weights, CNN, encoder.chain, codes(Activation.RELU, 5)), weights)

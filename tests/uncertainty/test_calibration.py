@@ -10,8 +10,8 @@ import pytest
 
 from weightsearch.index import IndexStore
 from weightsearch.training.summary import TrainSummary
-from weightsearch.types import Metric, SplitBy
-from weightsearch.uncertainty.calibration import Calibration, load_calibration, nearest_distances
+from weightsearch.types import Metric, SplitBy, Target
+from weightsearch.uncertainty.calibration import Calibration, calibrate_encoder, load_calibration, nearest_distances
 from weightsearch.uncertainty.conformal import Conformal
 from weightsearch.zoo.schema import CheckpointTable
 from weightsearch.zoo.splits import make_split
@@ -71,3 +71,22 @@ def test_an_index_keeps_its_calibration_beside_the_encoder(zoo: Zoo, trained: Tr
     assert calibration is not None
     assert calibration.interval is None  # 24 runs are too few
     assert 0 < calibration.distance_limit < 2
+
+
+def test_an_interval_is_judged_on_test_runs_alone():
+    """Predictions are right on the calibration runs, and far off on half of the others."""
+    runs = table(300)
+    split = make_split(runs, seed=4).with_calibration(runs, seed=4)
+    truth = np.full(len(runs), 0.5)
+    predicted = truth + 0.01 * np.sin(np.arange(len(runs)))
+    test_runs = np.unique(runs.run[split.test])
+    far_off = np.isin(runs.run, test_runs[::2])
+    predicted[far_off] += 0.3
+    embedding = np.random.default_rng(0).normal(size=(len(runs), 4)).astype(np.float32)
+    found = calibrate_encoder(
+        runs, split, embedding, predicted, truth, split.train, metric=Metric.COSINE, target=Target(), seed=0
+    )
+    assert found.found_runs == len(test_runs)
+    inside = [np.abs(predicted[runs.run == run] - 0.5).max() < 0.02 for run in test_runs]
+    assert found.found_coverage == pytest.approx(np.mean(inside), abs=0.05)
+    assert found.found_coverage < 0.6
