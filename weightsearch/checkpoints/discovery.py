@@ -20,15 +20,12 @@ from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
 from weightsearch.checkpoints.readers.limits import natural
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
-from weightsearch.checkpoints.walk import Account, is_distributed, stem, walk
+from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import clean_text
 from weightsearch.types import Checkpoint
 
 SKIPPED_LISTED = 4
-# Folders that only hold a run's checkpoints: the run is the folder above.
-_HOLDERS = re.compile(r"(checkpoints?|ckpts?|weights|models?|snapshots?|saved_models?)", re.IGNORECASE)
-_STEP_FOLDER = re.compile(r"(checkpoint|ckpt|epoch|step|global_?step|iter(ation)?)[-_=]?(\d{1,9})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -276,7 +273,7 @@ def by_time(path: Path) -> bool:
     """Whether a file's name, or its folder's, tells an epoch or step: `epoch=3.ckpt`, `model_step_500.pt`."""
     return bool(
         re.search(r"(?:^|[^a-z])(epochs?|ep|e|steps?|iter(ation)?|ckpt|checkpoint)[=_-]?\d+", stem(path), re.IGNORECASE)
-        or _STEP_FOLDER.fullmatch(path.parent.name)
+        or STEP_FOLDER.fullmatch(path.parent.name)
     )
 
 
@@ -296,9 +293,9 @@ def _glob(pattern: Path) -> list[Path]:
 def run_of(path: Path, root: Path) -> str:
     """The run's name that a file's place below `root` gives it: its folder's, or that above `checkpoints`."""
     folder = path.relative_to(root).parent
-    while folder != Path() and (_HOLDERS.fullmatch(folder.name) or _STEP_FOLDER.fullmatch(folder.name)):
+    while folder != Path() and (HOLDERS.fullmatch(folder.name) or STEP_FOLDER.fullmatch(folder.name)):
         if folder.parent == Path():
-            return folder.name if _HOLDERS.fullmatch(folder.name) else root.resolve().name
+            return folder.name if HOLDERS.fullmatch(folder.name) else root.resolve().name
         folder = folder.parent
     return stem(path) if folder == Path() else folder.as_posix()
 

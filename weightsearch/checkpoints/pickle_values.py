@@ -73,6 +73,8 @@ class PickleValues:
 
     def storage(self, identifier: Any) -> Any:
         """A storage by torch's persistent id: `("storage", type, key, location, numel[, view])`."""
+        if isinstance(identifier, tuple) and len(identifier) == 4 and identifier[0] == "module":
+            return identifier[1]  # a module's class, with its source beside it
         if not isinstance(identifier, tuple) or len(identifier) not in (5, 6) or identifier[0] != "storage":
             raise ValueError("an unknown storage")
         _, kind, key, location, numel, *view = identifier
@@ -257,7 +259,12 @@ def _numpy(name: str, value: Placeholder) -> np.ndarray | None:
             return None
     dtype = _dtype(kind)
     content = content.encode("latin-1", "replace") if isinstance(content, str) else content
-    if dtype is None or not isinstance(content, bytes) or not isinstance(shape, tuple) or not is_size(shape):
+    if (
+        dtype is None
+        or not isinstance(content, bytes | bytearray)
+        or not isinstance(shape, tuple)
+        or not is_size(shape)
+    ):
         return None
     if math.prod(shape) * dtype.itemsize != len(content) or order not in ("C", "F"):
         return None

@@ -37,6 +37,11 @@ _OTHERS = frozenset(
 )
 
 
+# Folders that only hold a run's checkpoints: the run is the folder above.
+HOLDERS = re.compile(r"(checkpoints?|ckpts?|weights|models?|snapshots?|saved_models?)", re.IGNORECASE)
+STEP_FOLDER = re.compile(r"(checkpoint|ckpt|epoch|step|global_?step|iter(ation)?)[-_=]?(\d{1,9})", re.IGNORECASE)
+
+
 @dataclass
 class Account:
     """What was seen in folders: files, those taken for weights, and the others by what they are."""

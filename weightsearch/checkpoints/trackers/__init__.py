@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsearch.checkpoints.metadata import Metadata
+from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER
 from weightsearch.errors import WeightsearchError
 
 
@@ -35,6 +36,16 @@ class Label:
 Finder = Callable[[Path, Inside], Label | None]
 Report = Callable[[Path, object], None]  # takes a file that cannot be read, and why
 ABOVE = 3  # folders above a file that are looked into: runs/version_0/checkpoints/a.ckpt
+
+
+def belongs(path: Path, folder: Path) -> bool:
+    """Whether a checkpoint is of the run in `folder`: it lies there, or in folders that only hold checkpoints."""
+    for place in path.parents:
+        if place == folder:
+            return True
+        if not (HOLDERS.fullmatch(place.name) or STEP_FOLDER.fullmatch(place.name)):
+            return False
+    return False
 
 
 class Trackers:

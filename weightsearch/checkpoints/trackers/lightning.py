@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from weightsearch.checkpoints.metadata import Metadata, interpret, merge
-from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report
+from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report, belongs
 from weightsearch.checkpoints.trackers.log_table import LogTable, read_csv
 from weightsearch.checkpoints.trackers.yaml_file import read_yaml
 
@@ -22,7 +22,9 @@ def find(folder: Path, report: Report) -> Finder | None:
     recipe = interpret({"hparams": read_yaml(settings)}, "hparams.yaml") if has_settings else Metadata()
     table = LogTable.of("metrics.csv", rows)
 
-    def label(path: Path, inside: Inside) -> Label:
+    def label(path: Path, inside: Inside) -> Label | None:
+        if not belongs(path, folder):
+            return None
         return Label(merge([interpret(table.values(inside), "metrics.csv"), recipe]), folder)
 
     return label

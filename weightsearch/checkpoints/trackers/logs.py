@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from weightsearch.checkpoints.metadata import Metadata, interpret, is_metric, merge
-from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report
+from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report, belongs
 from weightsearch.checkpoints.trackers.log_table import LogTable, read_csv
 from weightsearch.checkpoints.trackers.yaml_file import read_yaml
 
@@ -34,6 +34,8 @@ def find(folder: Path, report: Report) -> Finder | None:
     recipe = interpret({"hparams": read_yaml(settings)}, settings.name) if settings else Metadata()
 
     def label(path: Path, inside: Inside) -> Label | None:
+        if not belongs(path, folder):
+            return None
         keras = path.name.endswith(KERAS)
         known = []
         for table in tables:

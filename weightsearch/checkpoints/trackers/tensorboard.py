@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from weightsearch.checkpoints.metadata import interpret, is_metric
-from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report
+from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report, belongs
 from weightsearch.errors import WeightsearchError
 
 MAX_BYTES = 64 * 2**20
@@ -24,6 +24,8 @@ def find(folder: Path, report: Report) -> Finder | None:
     epochs = {step: value for step, value in series.get("epoch", ())}
 
     def label(path: Path, inside: Inside) -> Label | None:
+        if not belongs(path, folder):
+            return None
         values = {}
         for tag, points in series.items():
             if tag == "epoch":

@@ -12,7 +12,7 @@ from typing import Any
 
 from weightsearch.checkpoints.metadata import interpret
 from weightsearch.checkpoints.metadata_table import json_object, read_json, read_text
-from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report
+from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report, belongs
 from weightsearch.checkpoints.trackers.log_table import LogTable
 from weightsearch.checkpoints.trackers.yaml_file import read_yaml
 
@@ -38,7 +38,9 @@ def find(folder: Path, report: Report) -> Finder | None:
     rows = [json_object(line, history.name) for line in read_text(history).splitlines()] if history.is_file() else []
     table = LogTable.of(history.name, [{**row, "step": row.get("_step")} for row in rows])
 
-    def label(path: Path, inside: Inside) -> Label:
+    def label(path: Path, inside: Inside) -> Label | None:
+        if runs[0] != folder and not belongs(path, folder):
+            return None
         values: dict[str, Any] = {key: value for key, value in summary.items() if not key.startswith("_")}
         at_end = inside.epoch is None or summary.get("epoch") in (None, inside.epoch)
         known = table.values(inside) if rows else values if at_end else {}

@@ -1,0 +1,180 @@
+"""Files of other programs, in PyTorch's layout: checked by running the network before and after."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from weightsearch.checkpoints.named_tensors import NamedTensors, read_tensors
+from weightsearch.errors import WeightsearchError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+IMAGES = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+        built(torch.randn(8, 1, 6, 6))
+        nn.init.normal_(built[1].weight)
+    return built.eval()
+
+
+NET = network()
+NAMES = [name for name, value in NET.state_dict().items() if value.is_floating_point()]
+
+
+def assert_runs_alike(found: NamedTensors, names: dict[str, str] | None = None) -> None:
+    """`names`: the file's names of the network's tensors, where they are others."""
+    rebuilt = copy.deepcopy(NET)
+    state = {name: torch.from_numpy(np.array(found.arrays[(names or {}).get(name, name)])) for name in NAMES}
+    for parameter in rebuilt.parameters():
+        nn.init.zeros_(parameter)
+    rebuilt.load_state_dict(state, strict=False)
+    torch.testing.assert_close(rebuilt(IMAGES), NET(IMAGES), rtol=1e-5, atol=1e-5)
+    assert len(found.arrays) == len(NAMES)
+
+
+def save_distributed(path: Path) -> None:
+    import torch.distributed.checkpoint
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.distributed.checkpoint.save({"model": NET.state_dict()}, checkpoint_id=path)
+
+
+def save_gguf(path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "none")
+    for name in NAMES:
+        writer.add_tensor(name, NET.state_dict()[name].numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+TORCH_FORMATS: dict[str, Callable[[Path], object]] = {
+    "scripted.jit": lambda path: torch.jit.script(NET).save(str(path)),
+    "traced.pt": lambda path: torch.jit.trace(NET, IMAGES).save(str(path)),
+    "exported.pt2": lambda path: torch.export.save(torch.export.export(NET, (IMAGES,)), path),
+    "whole.pt": lambda path: torch.save(NET, path),
+    "state.pth.tar": lambda path: torch.save(NET.state_dict(), path, _use_new_zipfile_serialization=False),
+    "distributed": save_distributed,
+    "model.gguf": save_gguf,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCH_FORMATS)
+def test_a_network_by_another_program_runs_alike(name: str, tmp_path: Path):
+    TORCH_FORMATS[name](tmp_path / name)
+    assert_runs_alike(read_tensors(tmp_path / name))
+
+
+def keras_layout() -> dict[str, np.ndarray]:
+    """The network's arrays as Keras and Flax have them, channels last."""
+    state = {name: value.numpy() for name, value in NET.state_dict().items()}
+    dense = state["4.weight"].reshape(5, 4, 4, 4).transpose(2, 3, 1, 0).reshape(64, 5)
+    return {**state, "0.weight": state["0.weight"].transpose(2, 3, 1, 0), "4.weight": dense}
+
+
+def test_flax_msgpack(tmp_path: Path):
+    msgpack = pytest.importorskip("msgpack")
+
+    def packed(name: str) -> object:
+        array = np.ascontiguousarray(keras_layout()[name])
+        return msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes()), use_bin_type=True))
+
+    tree = {
+        "params": {
+            "Conv_0": {"kernel": packed("0.weight"), "bias": packed("0.bias")},
+            "BatchNorm_0": {"scale": packed("1.weight"), "bias": packed("1.bias")},
+            "Dense_0": {"kernel": packed("4.weight"), "bias": packed("4.bias")},
+        },
+        "batch_stats": {"BatchNorm_0": {"mean": packed("1.running_mean"), "var": packed("1.running_var")}},
+    }
+    (tmp_path / "flax_model.msgpack").write_bytes(msgpack.packb(tree, use_bin_type=True))
+    own = {"0": "Conv_0", "1": "BatchNorm_0", "4": "Dense_0"}
+    found = read_tensors(tmp_path / "flax_model.msgpack")
+    assert_runs_alike(found, {name: f"{own[name[0]]}{name[1:]}" for name in NAMES})
+    assert not found.ordered
+
+
+def test_keras_weights_by_layer_names(tmp_path: Path):
+    """The layout of Keras 2, as its reader has it: groups whose attributes name the arrays in order."""
+    h5py = pytest.importorskip("h5py")
+    layers = {
+        "conv2d": {"kernel:0": "0.weight", "bias:0": "0.bias"},
+        "batch_normalization": {
+            "gamma:0": "1.weight", "beta:0": "1.bias",
+            "moving_mean:0": "1.running_mean", "moving_variance:0": "1.running_var",
+        },
+        "flatten": {},
+        "dense": {"kernel:0": "4.weight", "bias:0": "4.bias"},
+    }  # fmt: skip
+    arrays = keras_layout()
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.attrs["layer_names"] = [name.encode() for name in layers]
+        for layer, named in layers.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{leaf}".encode() for leaf in named]
+            for leaf, name in named.items():
+                group.create_dataset(f"{layer}/{leaf}", data=arrays[name])
+    own = {"0": "conv2d", "1": "batch_normalization", "4": "dense"}
+    assert_runs_alike(read_tensors(tmp_path / "model.h5"), {name: f"{own[name[0]]}{name[1:]}" for name in NAMES})
+
+
+def test_onnx_with_dense_layers_either_way_and_external_data_in_its_folder_only(tmp_path: Path):
+    onnx = pytest.importorskip("onnx")
+    helper, array = onnx.helper, onnx.numpy_helper.from_array
+    first, second = np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(6, 12, dtype=np.float32).reshape(2, 3)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["h"]),
+            helper.make_node("Add", ["h", "fc.bias"], ["i"]),
+            helper.make_node("Gemm", ["i", "out.weight"], ["y"], transB=1),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 3])],
+        [helper.make_tensor_value_info("y", 1, [1, 2])],
+        [
+            array(first, "onnx::MatMul_7"),
+            array(np.ones(2, np.float32), "fc.bias"),
+            array(second.T.copy(), "out.weight"),
+        ],
+    )
+    model = helper.make_model(graph)
+    onnx.save(model, tmp_path / "m.onnx")
+    found = read_tensors(tmp_path / "m.onnx").arrays
+    assert list(found) == ["fc.weight", "fc.bias", "out.weight"]
+    np.testing.assert_array_equal(found["fc.weight"], first.T)  # (inputs, outputs) is turned
+    np.testing.assert_array_equal(found["out.weight"], second.T)  # with transB it is PyTorch's already
+    (tmp_path / "secret").write_bytes(bytes(24))
+    (tmp_path / "in").mkdir()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    for location, message in (("../secret", "no plain file name in the same folder"), ("absent", "no such file")):
+        del tensor.external_data[:]
+        tensor.external_data.add(key="location", value=location)
+        (tmp_path / "in" / "m.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(WeightsearchError, match=message):
+            read_tensors(tmp_path / "in" / "m.onnx")
+
+
+def test_a_missing_library_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x07\x12\x04test")
+    with pytest.raises(WeightsearchError, match=r"pip install 'weightsearch\[formats\]'"):
+        read_tensors(tmp_path / "m.onnx")
