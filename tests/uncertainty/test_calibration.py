@@ -87,6 +87,5 @@ def test_an_interval_is_judged_on_test_runs_alone():
         runs, split, embedding, predicted, truth, split.train, metric=Metric.COSINE, target=Target(), seed=0
     )
     assert found.found_runs == len(test_runs)
-    inside = [np.abs(predicted[runs.run == run] - 0.5).max() < 0.02 for run in test_runs]
-    assert found.found_coverage == pytest.approx(np.mean(inside), abs=0.05)
-    assert found.found_coverage < 0.6
+    right = 1 - len(test_runs[::2]) / len(test_runs)  # of which the interval holds about nine in ten
+    assert 0.8 * right < found.found_coverage <= right
