@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tomllib
 from pathlib import Path
 
-from weightsearch.errors import WeightsearchError
+from weightsearch.errors import UsageError, WeightsearchError
 
 RUNS = Path("runs")
+VARIABLE = "WEIGHTSEARCH_INDEX"
+CONFIGURATION = "weightsearch.toml"
 
 
 def reference_index() -> Path:
@@ -46,26 +50,64 @@ def new_index(zoo: Path) -> Path:
     return path
 
 
+def configured_index() -> Path | None:
+    """What $WEIGHTSEARCH_INDEX says, or the nearest weightsearch.toml or [tool.weightsearch] upwards from here.
+
+    Both tables have one key, `index`; a relative directory is below the file that names it.
+    """
+    if value := os.environ.get(VARIABLE):
+        return Path(value)
+    here = Path.cwd()
+    for directory in (here, *here.parents):
+        for name, keys in ((CONFIGURATION, ()), ("pyproject.toml", ("tool", "weightsearch"))):
+            try:
+                table = tomllib.loads((directory / name).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError):
+                continue
+            except tomllib.TOMLDecodeError as error:
+                if name == CONFIGURATION:
+                    raise WeightsearchError(f"{directory / name}: {error}") from None
+                continue  # somebody else's file
+            for key in keys:
+                table = table.get(key, {})
+            if isinstance(table.get("index"), str):
+                path = directory / table["index"]
+                return path.relative_to(here) if path.is_relative_to(here) else path
+    return None
+
+
 def newest_index() -> Path:
-    """The index under `runs/indexes` that was made last, else the committed reference index."""
-    index = _newest(RUNS / "indexes", ("manifest.json",))
+    """The configured index, else the one under `runs/indexes` that was made last, else the reference index."""
+    index = configured_index() or _newest(RUNS / "indexes", ("manifest.json",))
     if index is None and (REFERENCE_INDEX / "manifest.json").exists():
         return REFERENCE_INDEX
     return own_index() if index is None else index
 
 
 def own_index() -> Path:
-    """The newest under `runs/indexes`, to be changed: the reference index stays as it is."""
-    index = _newest(RUNS / "indexes", ("manifest.json",))
+    """The configured index, else the only one under `runs/indexes`, to be changed: it is not guessed among several."""
+    index = configured_index() or _newest(RUNS / "indexes", ("manifest.json",))
     if index is None:
         raise WeightsearchError(f"no index in {RUNS / 'indexes'}; make one with `weightsearch train` or give --index")
+    if configured_index() is None:
+        _refuse_several()
     return index
 
 
 def own_or_new_index(first: Path) -> Path:
-    """The newest under `runs/indexes`; where there is none, a new one named after what is added first."""
-    index = _newest(RUNS / "indexes", ("manifest.json",))
+    """As `own_index`; where there is none, a new one named after what is added first."""
+    index = configured_index()
+    if index is None:
+        _refuse_several()
+        index = _newest(RUNS / "indexes", ("manifest.json",))
     return RUNS / "indexes" / (first.resolve().stem or "models") if index is None else index
+
+
+def _refuse_several() -> None:
+    found = sorted(str(path.parent) for path in (RUNS / "indexes").glob("[!.]*/manifest.json"))
+    if len(found) > 1:
+        few = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise UsageError(f"there are {len(found)} indexes ({few}); say which is meant with --index or ${VARIABLE}")
 
 
 def _newest(directory: Path, markers: tuple[str, ...]) -> Path | None:

@@ -14,6 +14,7 @@ from weightsearch.cli import evaluate as measuring
 from weightsearch.cli import index as upkeep
 from weightsearch.cli import query as asking
 from weightsearch.cli import relations as relating
+from weightsearch.cli import serve as serving
 from weightsearch.cli import train_add as making
 from weightsearch.cli import viz as pictures
 from weightsearch.cli import zoo as zoos
@@ -22,18 +23,41 @@ from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full
 from weightsearch.text_table import printable
 
+PANELS = {
+    name: panel
+    for panel, names in {
+        "Search": ("query", "sweep", "get", "diff", "serve"),
+        "Your checkpoints": ("import", "add", "duplicates", "lineage", "tidy", "pack", "unpack"),
+        "Keep an index": ("train", "info", "update", "remove", "export", "rebuild", "doctor"),
+        "Pictures": ("viz", "report"),
+        "Research": ("build-zoo", "zoo", "tables", "evaluate", "demo"),
+    }.items()
+    for name in names
+}
+
 app = typer.Typer(
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
     epilog="Start with `weightsearch demo`.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (zoos, making, asking, relating, pictures, measuring, upkeep, demo):  # the order of commands in `--help`
+for part in (
+    zoos,
+    making,
+    asking,
+    serving,
+    relating,
+    pictures,
+    measuring,
+    upkeep,
+    demo,
+):  # the order of commands in `--help`
+    for command in part.app.registered_commands:
+        command.rich_help_panel = PANELS.get(command.name or command.callback.__name__.replace("_", "-"), "Other")  # type: ignore[union-attr]
     app.add_typer(part.app)
-app.add_typer(zoos.zoo_app, name="zoo")
+app.add_typer(zoos.zoo_app, name="zoo", rich_help_panel=PANELS["zoo"])
 
 
 def _version(wanted: bool) -> None:
@@ -60,8 +84,21 @@ class _Escaping(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+def _flags_without_type() -> None:
+    """Help names the kind of value behind an option; a flag takes none."""
+    from typer.core import TyperOption
+
+    shown = getattr(TyperOption, "display_type_rich", None)
+    if shown is not None:  # in a version of typer that names them
+        TyperOption.display_type_rich = lambda self, ctx: None if self.is_flag else shown(self, ctx=ctx)  # type: ignore[method-assign]
+
+
 def main() -> None:
     """The console script: whatever goes wrong ends in one line on stderr and a non-zero exit code."""
+    _flags_without_type()
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is no UTF-8 shows ? for what it lacks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Escaping("%(levelname)s: %(message)s"))
@@ -69,7 +106,7 @@ def main() -> None:
     try:
         code = app(prog_name="weightsearch", standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this
-            print("interrupted", file=sys.stderr)
+            print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
@@ -84,6 +121,9 @@ def main() -> None:
     except WeightsearchError as error:
         complain(error)
         sys.exit(1)
+    except KeyboardInterrupt:  # while libraries load, too
+        print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # `weightsearch ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from weightsearch.errors import UsageError
 from weightsearch.text_table import printable
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -17,11 +18,23 @@ Device = Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1
 Workers = Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core, 4 on a graphics card")]
 IndexOption = Annotated[
     Path | None,
-    typer.Option("--index", help="Index directory.", show_default="newest in runs/, else the reference index"),
+    typer.Option(
+        "--index",
+        help="Index directory.",
+        show_default="$WEIGHTSEARCH_INDEX, configured, newest in runs/, else the reference index",
+    ),
 ]
 OwnIndexOption = Annotated[
-    Path | None, typer.Option("--index", help="Index directory.", show_default="newest in runs/indexes")
+    Path | None,
+    typer.Option(
+        "--index", help="Index directory.", show_default="$WEIGHTSEARCH_INDEX, configured, the only one in runs/indexes"
+    ),
 ]
+
+IndexArgument = Annotated[
+    Path | None, typer.Argument(help="Index directory, as --index.", metavar="[INDEX]", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
 
 Metadata = Annotated[
     Path | None,
@@ -43,6 +56,17 @@ Weights = Annotated[
         "--weights", help="Key of the network in files that hold several: ema, model.generator.", show_default="chosen"
     ),
 ]
+
+
+def chosen_index(given: Path | None, option: Path | None) -> Path:
+    """The index that a command asks about, named in either way or found, which is said on stderr."""
+    from weightsearch import paths as runs
+
+    if given is not None and option is not None and given != option:
+        raise UsageError(f"{given} and --index {option}: name one index")
+    path = given or option or runs.newest_index()
+    say(f"index: {path}")
+    return path
 
 
 def example(*commands: str) -> str:

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import IndexOption, OwnIndexOption, example, say, show
+from weightsearch.cli.common import (
+    IndexArgument,
+    IndexOption,
+    Json,
+    OwnIndexOption,
+    chosen_index,
+    example,
+    say,
+    show,
+)
 from weightsearch.errors import UsageError, WeightsearchError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightsearch.index import IndexStore
+
 app = typer.Typer()
+FEW_ROWS, FEW_SHARE = 10, 0.01  # that are removed or changed without a question
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many, and do nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.command(
@@ -22,17 +42,24 @@ def remove(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of checkpoints, as queries show them.")] = None,
     run: Annotated[list[str] | None, typer.Option(help="All checkpoints of this run; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="All checkpoints for which this holds.")] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     index: OwnIndexOption = None,
 ) -> None:
-    """Take checkpoints out of an index."""
+    """Take checkpoints out of an index. Asks first where that is more than ten or a hundredth of them."""
     if not ids and not run and where is None:
         raise UsageError("name ids, a --run or a --where; nothing was removed")
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import remove_rows
+    from weightsearch.index import IndexStore, remove_rows
 
-    print(f"{remove_rows(path, ids=ids or (), runs=run or (), where=where):,} checkpoints removed")
+    opened = IndexStore.open(path)
+    whole = [opened.find(id).columns["id"] for id in ids or ()]
+    before = _thresholds(opened)
+    if _agreed(opened, whole, run or (), where, dry_run, yes, "removed"):
+        print(f"{_count(remove_rows(path, ids=whole, runs=run or (), where=where))} removed")
+        _say_moved(before, _thresholds(IndexStore.open(path)))
 
 
 @app.command(
@@ -48,24 +75,40 @@ def update(
     key: Annotated[str, typer.Option(help="The column that says which checkpoints a line is about.")] = "id",
     values: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="Which checkpoints get what --set says.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", help="A checkpoint that gets what --set says; repeatable.")
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     index: OwnIndexOption = None,
 ) -> None:
     """Change what is known of indexed checkpoints: accuracies, epoch, run, dataset, and columns of your own."""
-    if (table is None) == (not values) or (not values) != (where is None):
-        raise UsageError("give a table, or --set NAME=VALUE with --where")
+    if (table is None) == (not values) or (not values) != (where is None and not ids):
+        raise UsageError("give a table, or --set NAME=VALUE with --where or --id")
+    if table is not None and dry_run:
+        raise UsageError("--dry-run goes with --set; a table changes the rows that it names")
     pairs = [value.partition("=") for value in values or ()]
     if any(not sign for _, sign, _ in pairs):
         raise UsageError(f"--set {next(name for name, sign, _ in pairs if not sign)}: write NAME=VALUE")
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import update_table, update_where
+    from weightsearch.index import IndexStore, matching, update_rows, update_table
 
+    opened = IndexStore.open(path)
+    before, columns = _thresholds(opened), set(opened.keys())
     if table is not None:
         count = update_table(path, table, key)
     else:
-        count = update_where(path, where or "", {name: _value(text) for name, _, text in pairs})
-    print(f"{count:,} checkpoints changed")
+        whole = [opened.find(id).columns["id"] for id in ids or ()]
+        if not _agreed(opened, whole, (), where, dry_run, yes, "changed"):
+            return
+        named = {name: _value(text) for name, _, text in pairs}
+        count = update_rows(path, dict.fromkeys(matching(path, ids=whole, where=where), named))
+    print(f"{_count(count)} changed")
+    changed = IndexStore.open(path)
+    _say_new_columns(changed, columns)
+    _say_moved(before, _thresholds(changed))
 
 
 @app.command(epilog=example("weightsearch rebuild", "weightsearch rebuild --factory HNSW32"))
@@ -86,31 +129,29 @@ def rebuild(
     show(render.index_info(info(path)))
 
 
-@app.command(epilog=example("weightsearch doctor --index runs/indexes/usps-v1"))
-def doctor(index: IndexOption = None) -> None:
+@app.command(epilog=example("weightsearch doctor runs/indexes/usps-v1"))
+def doctor(given: IndexArgument = None, index: IndexOption = None, as_json: Json = False) -> None:
     """Check all that an index promises, and repair what can be repaired. Ends with 1 where something stays broken."""
-    path = index or runs.newest_index()
-    say(f"index: {path}")
+    path = chosen_index(given, index)
 
     from weightsearch.cli import render
     from weightsearch.encoders import load_encoder
     from weightsearch.index import State, doctor
 
     findings = doctor(path, check_encoder=load_encoder)
-    show(render.findings(findings))
+    if as_json:
+        print(json.dumps({"index": str(path), "findings": [asdict(finding) for finding in findings]}))
+    else:
+        show(render.findings(findings))
     broken = [finding.what for finding in findings if finding.state is State.BROKEN]
     if broken:
         raise WeightsearchError(f"{path} stays broken: {', '.join(broken)}")
 
 
-@app.command(epilog=example("weightsearch info", "weightsearch info --index runs/indexes/usps-v1 --json"))
-def info(
-    index: IndexOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-) -> None:
+@app.command(epilog=example("weightsearch info", "weightsearch info runs/indexes/usps-v1 --json"))
+def info(given: IndexArgument = None, index: IndexOption = None, as_json: Json = False) -> None:
     """What an index holds: architectures, datasets, thresholds, columns to filter on, FAISS's type, size."""
-    path = index or runs.newest_index()
-    say(f"index: {path}")
+    path = chosen_index(given, index)
 
     from weightsearch.index import info
 
@@ -126,13 +167,13 @@ def info(
 @app.command(epilog=example('weightsearch export rows.parquet --where "test_accuracy > 0.9"'))
 def export(
     out: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="OUT.parquet")],
+    given: IndexArgument = None,
     where: Annotated[str | None, typer.Option(help="Only checkpoints for which this holds.")] = None,
     index: IndexOption = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write an index's rows, embeddings included, to a Parquet file."""
-    path = index or runs.newest_index()
-    say(f"index: {path}")
+    path = chosen_index(given, index)
 
     from weightsearch.index import export
 
@@ -145,3 +186,44 @@ def _value(text: str) -> Any:
         return json.loads(text) if text else None
     except ValueError:
         return text
+
+
+def _count(number: int) -> str:
+    return "1 checkpoint" if number == 1 else f"{number:,} checkpoints"
+
+
+def _agreed(
+    index: IndexStore, ids: Sequence[str], runs: Sequence[str], where: str | None, dry_run: bool, yes: bool, what: str
+) -> bool:
+    """Whether to go on: says how many rows are meant, and asks at a terminal where they are many."""
+    if not dry_run and (yes or not sys.stdin.isatty()):
+        return True
+    from weightsearch.index import matching
+
+    count = len(matching(index.path, ids=ids, runs=runs, where=where))
+    if dry_run:
+        print(f"{_count(count)} of {len(index):,} would be {what}")
+        return False
+    few = count <= FEW_ROWS or count <= FEW_SHARE * len(index)
+    return few or typer.confirm(f"{_count(count)} of {len(index):,} will be {what}; go on?", err=True)
+
+
+def _thresholds(index: IndexStore) -> dict[str, tuple[float, float]]:
+    return {fingerprint: index.thresholds(fingerprint) for fingerprint in index.architectures}
+
+
+def _say_moved(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> None:
+    for fingerprint, (bad, good) in after.items():
+        old_bad, old_good = before.get(fingerprint, (bad, good))
+        if f"{old_bad:.3f} {old_good:.3f}" != f"{bad:.3f} {good:.3f}":
+            say(
+                f"{fingerprint}: good is now {good:.3f} or better (was {old_good:.3f}), "
+                f"bad {bad:.3f} or worse (was {old_bad:.3f})"
+            )
+
+
+def _say_new_columns(index: IndexStore, known: set[str]) -> None:
+    from weightsearch.index.filters import suggestion
+
+    for name in sorted(set(index.keys()) - known):
+        say(f"new column: {name}{suggestion(name, [*known])}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Escaped, IndexOption, Weights, complain, example, say, tell
+from weightsearch.cli.common import Escaped, IndexOption, Quiet, Weights, complain, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ app = typer.Typer()
 )
 def query(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Checkpoint files, or folders of them.", metavar="MODEL.pt...")
+        list[str] | None, typer.Argument(help="Checkpoint files, or folders of them.", metavar="MODEL.pt")
     ] = None,
     id_: Annotated[
         list[str] | None, typer.Option("--id", help="Of an indexed checkpoint, or how it begins; repeatable.")
@@ -67,6 +67,9 @@ def query(
         raise UsageError(f"--k {k}: choose at least 1")
     if not models and not id_:
         raise UsageError("query needs a MODEL file or folder, or the --id of an indexed checkpoint")
+    if models and not id_ and not (as_json or layers or lists or explain) and all(Path(m).is_dir() for m in models):
+        sweep([Path(model) for model in models], index=index)  # a table; --json, --all and --layers ask about each
+        return
     path = index or runs.newest_index()
     say(f"index: {path}")
 
@@ -127,6 +130,45 @@ def query(
                 _show_relatives(related)
     if failures:
         raise WeightsearchError(f"{failures} of {total} {'networks' if total > 1 else 'network'} could not be answered")
+
+
+@app.command(epilog=example("weightsearch sweep lightning_logs", "weightsearch sweep runs/ --csv runs.csv --all"))
+def sweep(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or files.", metavar="FOLDER")],
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the table to this .csv, recipes as columns.", show_default="none")
+    ] = None,
+    lists: Annotated[bool, typer.Option("--all", help="All runs, not the best twenty alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    index: IndexOption = None,
+    quiet: Quiet = False,
+) -> None:
+    """Rank the runs of a folder: accuracy or prediction, forecast, what to do with each, and which settings matter."""
+    from weightsearch.files import write_whole
+    from weightsearch.progress import progress_bar
+    from weightsearch.search import sweep as library
+    from weightsearch.search.index import Index
+
+    missing = [folder for folder in folders if not folder.exists()]
+    if missing:
+        raise WeightsearchError(f"{missing[0]} does not exist")
+    path = index or runs.newest_index()
+    say(f"index: {path}")
+    with progress_bar("reading", None, unit="files", quiet=quiet) as advance:
+        table = library.sweep(folders, Index.open(path), advance=advance)
+    for name, reason in table.failures:
+        complain(f"{name}: {reason}")
+    if csv is not None:
+        write_whole(csv, table.to_csv())
+        say(f"written: {csv}")
+    if as_json:
+        print(json.dumps(table.to_dict()))
+        return
+    from rich.console import Console
+
+    console = Console()
+    known = console.is_terminal or "COLUMNS" in os.environ
+    tell("\n".join(library.lines(table, max(60, console.width) if known else 120, None if lists else 20)))
 
 
 @app.command(epilog=example("weightsearch get 1f00c94a --out model.pt"))

@@ -9,6 +9,7 @@ import typer
 
 from weightsearch import paths as runs
 from weightsearch.cli.common import IndexOption, Quiet, example, say
+from weightsearch.errors import UsageError
 from weightsearch.types import Method, choose
 
 app = typer.Typer()
@@ -68,6 +69,12 @@ def viz(
     """Draw zoos and indexes: accuracies, embeddings, their similarity, a run's path, the trials of a search."""
     from weightsearch.viz import Format, Part, Projection, draw, draw_map
 
+    if interactive and not figure:
+        ignored = [
+            name for name, given in (("--run", run), ("--network", network), ("--format", format != "png")) if given
+        ]
+        if ignored:
+            raise UsageError(f"{ignored[0]} does nothing for the map; name a --figure as well, or leave it out")
     chosen = choose(Format, format, "--format")
     projected = choose(Projection, projection, "--projection")
     drawn = choose(Part, part, "--part") if part else None

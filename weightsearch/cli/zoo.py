@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Key, Metadata, Quiet, RunColumn, RunPattern, Weights, example, say, show
+from weightsearch.cli.common import Json, Key, Metadata, Quiet, RunColumn, RunPattern, Weights, example, say, show
 from weightsearch.types import choose
 
 app = typer.Typer()
@@ -128,10 +128,19 @@ def import_zoo(
 @zoo_app.command("info", epilog=example("weightsearch zoo info runs/zoos/digits-v1"))
 def zoo_info(
     zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+    as_json: Json = False,
 ) -> None:
     """What is in a zoo: runs, checkpoints, size, accuracy quartiles, accuracy by recipe choice."""
     path = zoo or runs.newest_zoo()
 
     from weightsearch.zoo.summary import render_summary, zoo_summary
 
-    show(render_summary(zoo_summary(path)))
+    summary = zoo_summary(path)
+    if as_json:
+        from dataclasses import asdict
+
+        from weightsearch.files import to_json
+
+        print(to_json(asdict(summary)))
+    else:
+        show(render_summary(summary))

@@ -9,6 +9,7 @@ from weightsearch.index.store import IndexStore, Neighbourhood, Row
 from weightsearch.index.writer import (
     AddSummary,
     add_rows,
+    matching,
     rebuild,
     remove_rows,
     update_rows,
@@ -33,6 +34,7 @@ __all__ = [
     "doctor",
     "export",
     "info",
+    "matching",
     "rebuild",
     "remove_rows",
     "update_rows",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -95,13 +98,28 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
     except duckdb.InterruptException:
         raise UsageError(f"--where {where!r}: it took over {SECONDS:.0f} s; ask something simpler") from None
     except duckdb.Error as error:
-        fault = str(error).splitlines()[0].partition(": ")[2]  # behind "Binder Error: "
-        known = [*COLUMNS, *keys]
-        listed = ", ".join(known[:COLUMNS_LISTED]) + (", ..." if len(known) > COLUMNS_LISTED else "")
-        raise UsageError(f"--where {where!r}: {fault} (columns: {listed})") from error
+        raise UsageError(f"--where {where!r}: {_fault(error, [*COLUMNS, *keys])}") from error
     finally:
         alarm.cancel()
     return np.asarray(found["number"], np.int64)
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """`; did you mean NAME?`, where a known column is much like it."""
+    close = difflib.get_close_matches(name.lower(), [*COLUMNS, *known], 1, 0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _fault(error: duckdb.Error, known: Sequence[str]) -> str:
+    """What is wrong with a condition, in our words where it is what usually is."""
+    text = str(error).splitlines()[0].partition(": ")[2]  # behind "Binder Error: "
+    more = ", ..." if len(known) > COLUMNS_LISTED else ""
+    columns = f"(columns: {', '.join(known[:COLUMNS_LISTED])}{more})"
+    if column := re.search(r'Referenced column "([^"]+)" (?:not found|was not found)', text):
+        return f"there is no column {column[1]}{suggestion(column[1], known)} {columns}; texts stand in '...'"
+    if value := re.search(r"Could not convert string '([^']*)' to (\w+)", text):
+        return f"{value[1]!r} is no number, and is compared with one {columns}"
+    return f"{text} {columns}"
 
 
 def check(connection: duckdb.DuckDBPyConnection, where: str) -> set[str]:

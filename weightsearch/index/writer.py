@@ -244,13 +244,20 @@ def update_table(path: str | Path, table: Path, key: str = "id") -> int:
 
 def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int:
     """Sets the same values in all rows that pass the filter; returns how many those were."""
+    return update_rows(path, dict.fromkeys(matching(path, where=where), values))
+
+
+def matching(
+    path: str | Path, *, ids: Sequence[str] = (), runs: Sequence[str] = (), where: str | None = None
+) -> list[str]:
+    """Ids of the rows with these ids, of these runs, or that pass the filter, as `remove_rows` would take them."""
     index = IndexStore.open(path)
     with index.database.open() as connection:
-        numbers = _numbers(connection, index, (), (), where)
-        connection.register("wanted", {"number": numbers})
-        ids = connection.execute("SELECT id FROM ix.checkpoints WHERE number IN (SELECT number FROM wanted)").fetchall()
+        connection.register("wanted", {"number": _numbers(connection, index, ids, runs, where)})
+        found = connection.execute("SELECT id FROM ix.checkpoints WHERE number IN (SELECT number FROM wanted)")
+        rows = [id for (id,) in found.fetchall()]
         connection.unregister("wanted")
-    return update_rows(path, {id: values for (id,) in ids})
+    return rows
 
 
 def _checked(name: str, value: Any) -> tuple[str, Any]:

@@ -84,12 +84,17 @@ def label(answer: Answer) -> str:
     elif depends_on_activation(answer) or answer.agrees is False:
         return "unknown"
     own = grade(answer.predicted_accuracy, answer)
-    ranks = ("bad", "middling", "good")
-    if answer.forecast is not None and own in ranks[:2]:
-        ended = grade(answer.forecast.median, answer)
-        if ended in ranks and ranks.index(ended) > ranks.index(own):
-            return "early"
+    if answer.forecast is not None and own in ("bad", "middling") and _becomes_better(answer):
+        return "early"
     return own
+
+
+def _becomes_better(answer: Answer) -> bool:
+    """Whether runs like it ended better than the network can be expected to be now."""
+    quality = target_of(answer).quality
+    assert answer.forecast is not None
+    now = answer.interval or (answer.predicted_accuracy, answer.predicted_accuracy)
+    return bool(quality(answer.forecast.median) > max(map(quality, now)))
 
 
 def depends_on_activation(answer: Answer) -> bool:
@@ -133,7 +138,8 @@ def verdict(answer: Answer) -> str:
     if answer.forecast is not None:
         ended = forecast(answer)
         if word == "early":
-            return f"Early: {ended}; let it train. So far {about}."
+            advice = "; let it train" if grade(answer.forecast.median, answer) == "good" else ""
+            return f"Early: {ended}{advice}. So far {about}."
         return f"Probably {word}: {about}; {ended}."
     return f"Probably {word}: {about}."
 

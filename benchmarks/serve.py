@@ -1,0 +1,126 @@
+"""How quickly `weightsearch serve` answers 8 clients, and what hostile uploads leave of it.
+
+python benchmarks/serve.py [--queries 200] [--hostile 10000] [--out benchmarks/results/serve.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "index" / "examples" / "very-good.pt"
+CLIENTS = 8
+PORT = 8765
+
+
+class Code:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch weightsearch-ran-code",)
+
+
+def post(content: bytes, name: str = "model.pt") -> int:
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}/api/query?name={name}", content, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def hostile(number: int) -> tuple[bytes, str]:
+    """Cut, of bits turned over, of another format, of code, of a header that promises too much, with HTML as a name."""
+    draw, whole = random.Random(number), EXAMPLE.read_bytes()
+    kinds = (
+        lambda: whole[: draw.randrange(len(whole))],
+        lambda: bytes(byte ^ (draw.random() < 0.01) for byte in whole),
+        lambda: pickle.dumps(Code()),
+        lambda: (2**62).to_bytes(8, "little") + b"{" * 100,
+        lambda: draw.randbytes(draw.randrange(1, 5000)),
+    )
+    endings = (".pt", ".safetensors", ".npz", ".ckpt")
+    return kinds[number % len(kinds)](), f"%3Cscript%3E{draw.choice(endings)}"
+
+
+def memory(process: psutil.Process) -> float:
+    """MiB of the server and all that it started."""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            total += one.memory_info().rss
+        except psutil.Error:
+            continue
+    return total / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--hostile", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "serve.json")
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "weightsearch", "serve", str(ROOT / "index"), "--port", str(PORT)]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        content = EXAMPLE.read_bytes()
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5)
+                break
+            except OSError:
+                time.sleep(0.2)
+        post(content)
+        process, peak, done = psutil.Process(server.pid), [0.0], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.2):
+                peak[0] = max(peak[0], memory(process))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+
+        def timed(_: int) -> float:
+            started = time.perf_counter()
+            assert post(content) == 200
+            return time.perf_counter() - started
+
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            seconds = list(clients.map(timed, range(options.queries)))
+            before = memory(process)
+            statuses = list(clients.map(lambda number: post(*hostile(number)), range(options.hostile)))
+        alive = post(content) == 200
+        after = memory(process)
+        done.set()
+        watcher.join()
+    finally:
+        server.terminate()
+        server.wait()
+    result = {
+        "queries": options.queries, "clients": CLIENTS, "p50_seconds": float(np.quantile(seconds, 0.5)),
+        "p99_seconds": float(np.quantile(seconds, 0.99)), "load_average": os.getloadavg()[0],
+        "cores": os.cpu_count(), "hostile": options.hostile,
+        "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))}, "alive_after": alive,
+        "code_ran": Path("weightsearch-ran-code").exists(), "peak_mib": peak[0], "mib_before": before,
+        "mib_after": after, "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-*"))),
+    }  # fmt: skip
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The page and the API on the reference index: answers, limits, strangers' files, and a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("starlette.testclient")
+
+from starlette.testclient import TestClient
+
+from weightsearch.search.index import Index
+from weightsearch.server import ServeOptions, create_app
+
+REFERENCE = Path(__file__).parents[2] / "index"
+EXAMPLES = REFERENCE / "examples"
+
+pytestmark = pytest.mark.slow  # each file is read in a process of its own, the first of which loads torch
+
+
+def client(**options: Any) -> TestClient:
+    return TestClient(create_app(REFERENCE, ServeOptions(**options)), base_url="http://localhost")
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[TestClient]:
+    with client() as opened:
+        yield opened
+
+
+def left_behind() -> list[Path]:
+    return list(Path(tempfile.gettempdir()).glob("weightsearch-*"))
+
+
+def test_the_api_gives_the_answer_of_the_library(served: TestClient):
+    path = EXAMPLES / "very-good.pt"
+    answer = served.post("/api/query?k=3&name=model.pt", content=path.read_bytes())
+    assert answer.status_code == 200, answer.text
+    expected = Index.open(REFERENCE).query(path, k=3).to_dict()
+    for key in ("id", "predicted_accuracy", "label", "verdict", "interval", "neighbours", "epoch", "recipe"):
+        assert answer.json()[key] == json.loads(json.dumps(expected[key])), key
+    assert answer.json()["path"] == "model.pt"
+    assert not left_behind()
+
+
+def test_a_form_with_several_files_is_a_table_and_one_that_fails_a_line_in_it(served: TestClient):
+    sent = [("file", ("<b>bad.pt", (EXAMPLES / "bad.pt").read_bytes())), ("file", ("x.pt", b"nothing"))]
+    page = served.post("/ask", files=sent)
+    assert page.status_code == 200
+    assert "&lt;b&gt;bad.pt" in page.text
+    assert "<b>bad" not in page.text
+    assert "failed" in page.text
+    told = served.post("/api/query", files=sent).json()
+    assert [set(one) >= {"schema", "error"} for one in told] == [False, True]
+    assert not left_behind()
+
+
+class Malice:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/weightsearch-was-here",)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04" + b"\0" * 100, pickle.dumps(Malice()), b"\x93NUMPY" + b"\xff" * 64]
+)
+def test_hostile_files_are_one_line_and_leave_nothing(served: TestClient, content: bytes):
+    answer = served.post("/api/query", content=content)
+    assert answer.status_code == 422, answer.text
+    error = answer.json()["error"]
+    assert "\n" not in error
+    assert tempfile.gettempdir() not in error
+    assert not Path("/tmp/weightsearch-was-here").exists()
+    assert not left_behind()
+    assert served.get("/healthz").json() == {"status": "ok"}
+
+
+def test_what_is_too_large_ends_while_it_is_sent():
+    with client(largest_upload=10_000) as small:
+        blocks = iter([b"0" * 4_000] * 4)  # of no declared length
+        assert small.post("/api/query", content=blocks).status_code == 413
+        assert small.post("/api/query", content=b"0" * 10_001).status_code == 413
+        assert small.post("/ask", files={"file": ("a.pt", b"0" * 20_000)}).status_code == 413
+        assert not left_behind()
+
+
+def test_reading_that_takes_too_long_is_ended():
+    with client(read_seconds=0.001) as hasty:
+        answer = hasty.post("/api/query", content=(EXAMPLES / "bad.pt").read_bytes())
+        assert answer.status_code == 422
+        assert "took more" in answer.json()["error"]
+
+
+def test_others_need_the_token_and_other_origins_are_refused(served: TestClient):
+    assert served.get("/", headers={"host": "evil.example"}).status_code == 403
+    assert served.post("/ask", headers={"origin": "https://evil.example"}).status_code == 403
+    with client(token="secret") as closed:
+        assert closed.get("/").status_code == 401
+        assert closed.get("/healthz").status_code == 200
+        assert closed.get("/", headers={"authorization": "Bearer wrong"}).status_code == 401
+        assert closed.get("/", headers={"authorization": "Bearer secret"}).status_code == 200
+        assert closed.get("/?token=secret").status_code == 200  # by the cookie that this sets
+        assert closed.get("/api/info").status_code == 200
+
+
+def test_every_page_has_a_strict_policy_and_no_inline_script(served: TestClient):
+    id = Index.open(REFERENCE).table(next(iter(Index.open(REFERENCE).architectures)), ["id"])["id"][0]
+    for address in (
+        "/",
+        "/examples/good",
+        f"/checkpoints/{id}",
+        "/runs/usps-v1/35",
+        "/search?q=epoch%20%3D%2086",
+        "/no",
+    ):
+        page = served.get(address)
+        assert "default-src 'none'" in page.headers["content-security-policy"], address
+        assert "unsafe" not in page.headers["content-security-policy"]
+        for script in re.findall(r"<script[^>]*>", page.text):
+            assert "src=" in script
+        assert not re.search(r"\son\w+=|style=", page.text)
+    assert served.get(f"/search?q={id[:8]}").url.path == f"/checkpoints/{id[:8]}"
+    assert served.get("/search?q=tst_accuracy%20%3E%200.9").status_code == 422
+    assert "did you mean test_accuracy" in served.get("/search?q=tst_accuracy%20%3E%200.9").text
+    assert served.get("/checkpoints/zzz").status_code == 422
+
+
+def test_what_has_been_asked_is_counted(served: TestClient):
+    served.get("/examples/bad")
+    text = served.get("/metrics").text
+    assert re.search(r'weightsearch_answers_total\{label="early"\} [1-9]', text)
+    assert "weightsearch_index_rows 2664" in text
+    counts = [int(n) for n in re.findall(r"_bucket\{le=\"[^\"]+\"\} (\d+)", text)]
+    assert counts == sorted(counts)
+    schema = served.get("/api/schema").json()
+    assert schema["openapi"].startswith("3.1")
+    assert set(schema["paths"]) == {"/api/query", "/api/checkpoints/{id}", "/api/info"}
+
+
+@pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs chromedriver")
+def test_a_file_is_asked_about_by_keyboard_in_a_browser():
+    import uvicorn
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    server = uvicorn.Server(uvicorn.Config(create_app(REFERENCE), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=390,844"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.set_page_load_timeout(120)
+        driver.get(f"http://127.0.0.1:{port}/")
+        driver.find_element(By.ID, "file").send_keys(str(EXAMPLES / "very-good.pt"))
+        driver.find_element(By.CSS_SELECTOR, "#drop button").send_keys(Keys.ENTER)
+        assert driver.find_element(By.CSS_SELECTOR, ".word").text.lower() == "good"
+        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth + 1")
+        head = driver.find_element(By.CSS_SELECTOR, "table.sortable th:nth-child(2) button")
+        head.send_keys(Keys.ENTER)
+        cells = driver.find_elements(By.CSS_SELECTOR, "table.sortable td:nth-child(2)")
+        values = [float(cell.text) for cell in cells]
+        assert values == sorted(values)
+        assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+    finally:
+        driver.quit()
+        server.should_exit = True
+        thread.join(10)

@@ -1,0 +1,341 @@
+"""The routes: pages rendered by the words of the terminal, and the same as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from weightsearch.errors import WeightsearchError
+from weightsearch.files import plain
+from weightsearch.html_template import render_html
+from weightsearch.search import wording
+from weightsearch.search.answer import SCHEMA, Answer
+from weightsearch.search.index import Index
+from weightsearch.server.asking import Desk, temporary_folder
+from weightsearch.server.counts import Counts
+from weightsearch.server.options import ServeOptions
+from weightsearch.server.schema import openapi
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+OPEN = ("/healthz", "/static/")  # to whoever has no token
+COOKIE = "weightsearch_token"
+ICONS = {"good": "✔", "middling": "●", "bad": "✖", "early": "…", "unlike": "!", "unknown": "?"}
+BARS = 40
+
+
+def create_app(index: Index | str | Path, options: ServeOptions | None = None) -> Starlette:
+    """The ASGI application that answers from one index.
+
+    Example:
+        >>> from starlette.testclient import TestClient
+        >>> TestClient(create_app("index"), base_url="http://localhost").get("/healthz").json()
+        {'status': 'ok'}
+    """
+    options = options or ServeOptions()
+    opened = index if isinstance(index, Index) else Index.open(index)
+    pages = _Pages(opened, options)
+    routes = [
+        Route("/", pages.home),
+        Route("/ask", pages.ask, methods=["POST"]),
+        Route("/examples/{name}", pages.example),
+        Route("/checkpoints/{id}", pages.checkpoint),
+        Route("/runs/{run:path}", pages.run),
+        Route("/search", pages.search),
+        Route("/api/query", pages.api_query, methods=["POST"]),
+        Route("/api/checkpoints/{id}", pages.api_checkpoint),
+        Route("/api/info", pages.api_info),
+        Route("/api/schema", pages.api_schema),
+        Route("/healthz", pages.health),
+        Route("/metrics", pages.metrics),
+        Mount("/static", StaticFiles(directory=str(files("weightsearch.server") / "static"))),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        pages.start()
+        yield
+
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=pages.guard)],
+        exception_handlers={HTTPException: pages.failed, WeightsearchError: pages.failed},
+    )
+
+
+def serve(index: str | Path, options: ServeOptions) -> None:
+    """Serves until Ctrl-C."""
+    import uvicorn
+
+    uvicorn.run(
+        create_app(index, options), host=options.host, port=options.port, log_level="warning", server_header=False,
+        timeout_keep_alive=5, h11_max_incomplete_event_size=32_768,
+    )  # fmt: skip
+
+
+class _Pages:
+    def __init__(self, index: Index, options: ServeOptions) -> None:
+        self.index = index
+        self.options = options
+        self.counts = Counts()
+        self.desk = Desk(index, options)
+        examples = sorted((index.path / "examples").glob("*.pt"))
+        self.examples = {path.stem: path for path in examples}
+
+    def start(self) -> None:
+        """Loads what the first question would wait for."""
+        for fingerprint in self.index.architectures:
+            if self.index.store.count(fingerprint):
+                self.index.store.load(fingerprint)
+
+    async def guard(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Who may ask, the headers of every response, and how long it took."""
+        started = time.perf_counter()
+        response = self._refused(request) or await call(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        route = "/" + request.url.path.split("/")[1]
+        known = (
+            "/",
+            "/ask",
+            "/api",
+            "/checkpoints",
+            "/runs",
+            "/search",
+            "/examples",
+            "/healthz",
+            "/metrics",
+            "/static",
+        )
+        self.counts.request(route if route in known else "other", response.status_code, time.perf_counter() - started)
+        return response
+
+    def _refused(self, request: Request) -> Response | None:
+        token = self.options.token
+        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
+        local = self.options.host in ("127.0.0.1", "localhost", "::1")
+        if token is None and local and host.strip("[]") not in ("127.0.0.1", "localhost", "::1"):
+            return PlainTextResponse("this server answers to its own machine only", 403)  # a page that renamed itself
+        origin = request.headers.get("origin")
+        if (
+            request.method == "POST"
+            and origin is not None
+            and origin.rpartition("//")[2] != request.headers.get("host")
+        ):
+            return PlainTextResponse("a question comes from this server's own page", 403)
+        if token is None or request.url.path.startswith(OPEN):
+            return None
+        given = request.query_params.get("token")
+        if given is not None and hmac.compare_digest(given.encode(), token.encode()):
+            response = RedirectResponse(request.url.path, 303)
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            return response
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if any(hmac.compare_digest(one.encode(), token.encode()) for one in (bearer, request.cookies.get(COOKIE, ""))):
+            return None
+        return PlainTextResponse("a token is needed: Authorization: Bearer TOKEN", 401, {"WWW-Authenticate": "Bearer"})
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 422
+        text = str(error.detail) if isinstance(error, HTTPException) else str(error)
+        headers = dict(getattr(error, "headers", None) or {})
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"schema": SCHEMA, "error": text}, status, headers)
+        return self._page("serve_failed.html", status, headers, error=text)
+
+    async def home(self, request: Request) -> Response:
+        return self._page("serve_home.html")
+
+    async def ask(self, request: Request) -> Response:
+        with temporary_folder() as folder:
+            sent = await self.desk.uploads(request, Path(folder))
+            told: list[tuple[str, Answer | None, str]] = []
+            for name, path in sent:
+                try:
+                    told.append((name, await self._answered(path, name), ""))
+                except WeightsearchError as error:
+                    if len(sent) == 1:
+                        raise
+                    told.append((name, None, str(error)))
+        if len(told) == 1 and told[0][1] is not None:
+            return self._card(told[0][1])
+        quality = self.index.target.quality
+        told.sort(key=lambda one: float("inf") if one[1] is None else -quality(one[1].predicted_accuracy))
+        return self._page("serve_table.html", title=f"{len(told)} files", told=told, icons=ICONS)
+
+    async def example(self, request: Request) -> Response:
+        path = self.examples.get(request.path_params["name"])
+        if path is None:
+            raise HTTPException(404, "there is no such example")
+        return self._card(await self._answered(path, path.name))
+
+    async def _answered(self, path: Path, name: str, **asked: Any) -> Answer:
+        answer = await self.desk.answer_upload(path, name, **asked)
+        self.counts.labels[answer.label] += 1
+        return answer
+
+    async def checkpoint(self, request: Request) -> Response:
+        return self._card(await run_in_threadpool(self.desk.ask, id=request.path_params["id"]))
+
+    async def run(self, request: Request) -> Response:
+        return await self._rows("run", request.path_params["run"])
+
+    async def search(self, request: Request) -> Response:
+        """By an id's beginning, a run's name, or an SQL condition."""
+        text = request.query_params.get("q", "").strip()
+        if text and len(text) >= 4 and not set(text) - set("0123456789abcdef"):
+            return RedirectResponse(f"/checkpoints/{text}", 303)
+        return await self._rows("condition" if set(text) & set("<>=(") else "run", text)
+
+    async def _rows(self, by: str, text: str) -> Response:
+        def find() -> list[dict[str, Any]]:
+            with self.desk._one:
+                return rows_of(self.index, by, text)
+
+        rows = await run_in_threadpool(find)
+        if not rows:
+            raise HTTPException(404, f"no checkpoint of {by} {text}")
+        return self._page("serve_rows.html", title=f"{by} {text}", count=len(rows), rows=rows[: self.options.most_rows])
+
+    def _card(self, answer: Answer) -> Response:
+        listed = [*wording.tables(answer), *([wording.layers_table(answer)] if answer.layers else [])]
+        return self._page(
+            "serve_card.html",
+            answer=answer,
+            icon=ICONS[answer.label],
+            about=wording.about(answer),
+            warnings=wording.remarks(answer),
+            tables=listed[1:],
+            histogram=histogram(self.index, answer),
+        )
+
+    def _page(self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any) -> Response:
+        text = render_html(
+            template, summary=self.index._summary(), examples=list(self.examples), recipe_text=wording.recipe_text,
+            **values,
+        )  # fmt: skip
+        return Response(text, status, headers, "text/html; charset=utf-8")
+
+    async def api_query(self, request: Request) -> Response:
+        """One object for a raw body, one a file for a form."""
+        asked: dict[str, Any] = {
+            key: request.query_params[key]
+            for key in ("where", "good", "bad", "activation", "run")
+            if key in request.query_params
+        }
+        try:
+            asked["k"] = min(100, max(1, int(request.query_params.get("k", "10"))))
+        except ValueError:
+            raise HTTPException(400, "k: give a whole number") from None
+        with temporary_folder() as folder:
+            found: list[dict[str, Any]] = []
+            sent = await self.desk.uploads(request, Path(folder))
+            for name, path in sent:
+                try:
+                    found.append((await self._answered(path, name, **asked)).to_dict())
+                except WeightsearchError as error:
+                    if len(sent) == 1:
+                        raise
+                    found.append({"schema": SCHEMA, "path": name, "error": str(error)})
+        return JSONResponse(found[0] if len(found) == 1 else found)
+
+    async def api_checkpoint(self, request: Request) -> Response:
+        answer = await run_in_threadpool(self.desk.ask, id=request.path_params["id"])
+        return JSONResponse(answer.to_dict())
+
+    async def api_info(self, request: Request) -> Response:
+        from weightsearch.index import info
+
+        found = plain((await run_in_threadpool(info, self.index.path)).to_dict())
+        return JSONResponse({**found, "schema": SCHEMA})
+
+    async def api_schema(self, request: Request) -> Response:
+        return JSONResponse(openapi(self.options))
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        rows = await run_in_threadpool(len, self.index)
+        return PlainTextResponse(self.counts.to_text(rows), media_type="text/plain; version=0.0.4")
+
+
+def rows_of(index: Index, by: str, text: str) -> list[dict[str, Any]]:
+    """Rows of a run, or that pass an SQL condition, with run, epoch, accuracy and recipe."""
+    from weightsearch.index import matching
+
+    if not text:
+        raise HTTPException(400, "search for an id, a run or a condition")
+    wanted = set(matching(index.path, runs=[text]) if by == "run" else matching(index.path, where=text))
+    found = []
+    for fingerprint in index.architectures:
+        columns = index.table(fingerprint, ["id", "run", "epoch", "recipe"])
+        values = index.accuracies(fingerprint)
+        for i, id in enumerate(columns["id"]):
+            if id in wanted:
+                value, epoch = float(values[i]), float(columns["epoch"][i])
+                found.append(
+                    {
+                        "id": id,
+                        "run": columns["run"][i],
+                        "epoch": None if epoch != epoch else epoch,
+                        "value": None if value != value else value,
+                        "recipe": json.loads(columns["recipe"][i] or "{}"),
+                    }
+                )
+    return found
+
+
+def histogram(index: Index, answer: Answer) -> dict[str, Any]:
+    """The index's accuracies as bars, with where the answer lies among them, in a picture of 400 × 80."""
+    import numpy as np
+
+    values = index.accuracies(answer.fingerprint)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return {}
+    low, high = (0.0, 1.0) if index.target.is_accuracy else (float(values.min()), float(values.max()))
+    counts, _ = np.histogram(values, BARS, (low, max(high, low + 1e-9)))
+    tall = counts.max() or 1
+
+    def place(value: float) -> float:
+        return round(400 * (min(max(value, low), high) - low) / max(high - low, 1e-9), 1)
+
+    return {
+        "bars": [
+            (400 / BARS * i, 70 - 66 * count / tall, 66 * count / tall) for i, count in enumerate(counts.tolist())
+        ],
+        "width": 400 / BARS - 1,
+        "at": None if answer.label == "unlike" else place(answer.predicted_accuracy),
+        "interval": answer.interval and (place(answer.interval[0]), place(answer.interval[1])),
+        "low": f"{low:g}",
+        "high": f"{high:g}",
+    }
+
+
+__all__ = ["create_app", "serve"]

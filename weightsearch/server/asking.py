@@ -1,0 +1,118 @@
+"""Uploads and the index behind a server: one temporary file each, gone whatever happens, and one question at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from weightsearch.checkpoints.discovery import SUFFIXES
+from weightsearch.search.answer import Answer
+from weightsearch.search.index import Index
+from weightsearch.server.options import ServeOptions
+from weightsearch.server.reading import context, read_apart
+
+BLOCK = 2**20
+
+
+class Desk:
+    """Answers questions about uploaded files and indexed checkpoints."""
+
+    def __init__(self, index: Index, options: ServeOptions) -> None:
+        self.index = index
+        self.options = options
+        self.processes = context()
+        self.slots = asyncio.Semaphore(options.readers)
+        self.waiting = 0
+        self._one = threading.Lock()  # an Index keeps what it read, for one thread at a time
+
+    async def answer_upload(self, file: Path, name: str, **asked: Any) -> Answer:
+        """Of a file on the disk, which is read apart. `name` is only shown to who sent it."""
+        if self.waiting >= self.options.waiting:
+            raise HTTPException(503, "too many files are waiting; try again in a moment", {"Retry-After": "2"})
+        self.waiting += 1
+        try:
+            async with self.slots:
+                checkpoint = await asyncio.to_thread(read_apart, file, self.options, self.processes)
+        finally:
+            self.waiting -= 1
+        return replace(await asyncio.to_thread(self.ask, checkpoint, **asked), path=name)
+
+    def ask(self, model: Any = None, **asked: Any) -> Answer:
+        with self._one:
+            return self.index.query(model, **asked)
+
+    async def uploads(self, request: Request, folder: Path) -> list[tuple[str, Path]]:
+        """The request's files on the disk below `folder`, by the names that they were sent with.
+
+        A raw body is one file (`?name=model.pt`), a form may have several. Ends with 413 beyond the limits, while it
+        is being sent.
+        """
+        declared = request.headers.get("content-length", "0")
+        if not declared.isdecimal() or int(declared) > self.options.largest_upload:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self.options.upload_seconds):
+                if request.headers.get("content-type", "").startswith("multipart/"):
+                    return await self._form(request, folder)
+                name = request.query_params.get("name", "model.pt")
+                path = folder / f"0{suffix_of(name)}"
+                with path.open("wb") as out:
+                    async for block in self._limited(request):
+                        out.write(block)
+                return [(name[-200:], path)]
+        except TimeoutError:
+            raise HTTPException(408, "the file came too slowly") from None
+
+    async def _form(self, request: Request, folder: Path) -> list[tuple[str, Path]]:
+        from starlette.formparsers import MultiPartException, MultiPartParser
+
+        stream = self._limited(request)
+        parser = MultiPartParser(request.headers, stream, max_files=self.options.most_files, max_fields=10)
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise HTTPException(400, str(error.message)) from None
+        found: list[tuple[str, Path]] = []
+        try:
+            for number, (_, part) in enumerate(form.multi_items()):
+                if isinstance(part, str) or not part.size:
+                    continue
+                name = part.filename or "model.pt"
+                path = folder / f"{number}{suffix_of(name)}"
+                with path.open("wb") as out:
+                    while block := await part.read(BLOCK):
+                        out.write(block)
+                found.append((name[-200:], path))
+        finally:
+            await form.close()
+        if not found:
+            raise HTTPException(400, "no file was sent")
+        return found
+
+    async def _limited(self, request: Request) -> AsyncIterator[bytes]:
+        size = 0
+        async for block in request.stream():
+            size += len(block)
+            if size > self.options.largest_upload:
+                raise self._too_large()
+            yield block
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"more than {self.options.largest_upload // 2**20} MiB in one request")
+
+
+def suffix_of(name: str) -> str:
+    """The end of a sent name that says its format; nothing else of it reaches the disk."""
+    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), ".pt")
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="weightsearch-")

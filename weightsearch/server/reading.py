@@ -1,0 +1,99 @@
+"""A stranger's file is read in a process of its own, with limits of memory and time.
+
+What comes back is JSON and numbers, never pickled objects. A fork server that has loaded the readers already makes a
+process a matter of milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsearch.errors import WeightsearchError
+from weightsearch.server.options import ServeOptions
+from weightsearch.types import Architecture, Checkpoint
+
+PRELOADED = ["weightsearch.checkpoints.state_dict", "torch", "safetensors.numpy"]
+NAME = "uploaded file"
+
+
+def context() -> Any:
+    """Where processes come from: a fork server with the readers loaded, or new ones where there is none."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(PRELOADED)
+    return made
+
+
+def read_apart(path: Path, options: ServeOptions, processes: Any) -> Checkpoint:
+    """The checkpoint in the file. Raises WeightsearchError for what is none, too large, or takes too long."""
+    ours, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(
+        target=_read, args=(theirs, str(path), options.largest_memory, options.read_seconds), daemon=True
+    )
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(options.read_seconds):
+            raise WeightsearchError(f"reading it took more than {options.read_seconds:g} seconds")
+        head = json.loads(ours.recv_bytes())
+        if "error" in head:
+            raise WeightsearchError(head["error"])
+        weights = np.frombuffer(ours.recv_bytes(), np.float32)
+    except (EOFError, OSError):
+        raise WeightsearchError("reading it took more memory or time than is allowed") from None
+    finally:
+        ours.close()
+        process.kill()
+        process.join()
+        process.close()
+    return Checkpoint(
+        NAME, Architecture.from_dict(head["architecture"]), weights, head["metadata"], tuple(head["skipped"]),
+        tuple(head["notes"]), head["ordered"],
+    )  # fmt: skip
+
+
+def _read(answer: Connection, path: str, largest_memory: int, seconds: float) -> None:
+    """In the child: limits first, then the file."""
+    from weightsearch.checkpoints.state_dict import read_checkpoint
+    from weightsearch.files import plain
+
+    _limit(largest_memory, seconds)
+    try:
+        found = read_checkpoint(path)
+    except WeightsearchError as error:
+        answer.send_bytes(json.dumps({"error": str(error).replace(path, NAME)}).encode())
+    except MemoryError:
+        answer.send_bytes(json.dumps({"error": "it takes more memory than is allowed"}).encode())
+    except Exception as error:
+        answer.send_bytes(json.dumps({"error": f"it cannot be read ({type(error).__name__})"}).encode())
+    else:
+        head = {
+            "architecture": found.architecture.to_dict(), "metadata": plain(found.metadata), "skipped": found.skipped,
+            "notes": [note.replace(path, NAME) for note in found.notes], "ordered": found.ordered,
+        }  # fmt: skip
+        answer.send_bytes(json.dumps(head, default=str).encode())
+        answer.send_bytes(np.ascontiguousarray(found.weights, "<f4").tobytes())
+    answer.close()
+
+
+def _limit(largest_memory: int, seconds: float) -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        pages = 0
+    most = pages * resource.getpagesize() + largest_memory
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
