@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from weightsearch.checkpoints.discovery import Found, Sources, find_files, reason_of
-from weightsearch.checkpoints.folder_layouts import find, recognise
 from weightsearch.checkpoints.metadata import Metadata, as_fractions
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
@@ -179,13 +178,8 @@ def sweep(
 
 
 def _files(paths: Sequence[str | Path]) -> tuple[list[Found], list[tuple[str, str]]]:
-    files: list[Found] = []
-    failures: list[tuple[str, str]] = []
-    for path in map(Path, paths):
-        found, bad = find(path, recognise(path)) if path.is_dir() else find_files([path])
-        files += found
-        failures += [(one.path, one.reason) for one in bad]
-    return files, failures
+    found, missing = find_files(paths)
+    return found, [(one.path, one.reason) for one in missing]
 
 
 def _run(name: str, members: list[tuple[_Seen, Metadata]]) -> Run:
