@@ -116,7 +116,7 @@ def main() -> None:
         "cores": os.cpu_count(), "hostile": options.hostile,
         "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))}, "alive_after": alive,
         "code_ran": Path("weightsearch-ran-code").exists(), "peak_mib": peak[0], "mib_before": before,
-        "mib_after": after, "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-*"))),
+        "mib_after": after, "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-upload-*"))),
     }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

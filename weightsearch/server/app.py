@@ -109,6 +109,7 @@ class _Pages:
 
     def start(self) -> None:
         """Loads what the first question would wait for."""
+        self.desk.warm()
         for fingerprint in self.index.architectures:
             if self.index.store.count(fingerprint):
                 self.index.store.load(fingerprint)

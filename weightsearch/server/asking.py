@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator
@@ -14,12 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from weightsearch.checkpoints.discovery import SUFFIXES
+from weightsearch.errors import WeightsearchError
 from weightsearch.search.answer import Answer
 from weightsearch.search.index import Index
 from weightsearch.server.options import ServeOptions
 from weightsearch.server.reading import context, read_apart
 
 BLOCK = 2**20
+START_SECONDS = 300.0
 
 
 class Desk:
@@ -32,6 +36,11 @@ class Desk:
         self.slots = asyncio.Semaphore(options.readers)
         self.waiting = 0
         self._one = threading.Lock()  # an Index keeps what it read, for one thread at a time
+
+    def warm(self) -> None:
+        """Starts the fork server, which loads the readers: the first file would wait for that, and be out of time."""
+        with contextlib.suppress(WeightsearchError):
+            read_apart(Path(os.devnull), replace(self.options, read_seconds=START_SECONDS), self.processes)
 
     async def answer_upload(self, file: Path, name: str, **asked: Any) -> Answer:
         """Of a file on the disk, which is read apart. `name` is only shown to who sent it."""
@@ -115,4 +124,4 @@ def suffix_of(name: str) -> str:
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="weightsearch-")
+    return tempfile.TemporaryDirectory(prefix="weightsearch-upload-")

@@ -46,7 +46,7 @@ def read_apart(path: Path, options: ServeOptions, processes: Any) -> Checkpoint:
         head = json.loads(ours.recv_bytes())
         if "error" in head:
             raise WeightsearchError(head["error"])
-        weights = np.frombuffer(ours.recv_bytes(), np.float32)
+        weights = np.frombuffer(ours.recv_bytes(), "<f4").copy()
     except (EOFError, OSError):
         raise WeightsearchError("reading it took more memory or time than is allowed") from None
     finally:
