@@ -89,7 +89,7 @@ def test_the_setting_that_makes_the_difference_is_found():
 
 
 def test_nothing_to_rank_is_one_line(tmp_path: Path):
-    with pytest.raises(WeightsearchError, match="no checkpoints in"):
+    with pytest.raises(WeightsearchError, match="holds no file of weights"):
         sweep([tmp_path])
 
 

@@ -110,7 +110,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)
         sys.exit(130)
     except UsageError as error:
         complain(error)
@@ -121,9 +121,6 @@ def main() -> None:
     except WeightsearchError as error:
         complain(error)
         sys.exit(1)
-    except KeyboardInterrupt:  # while libraries load, too
-        print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `weightsearch ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

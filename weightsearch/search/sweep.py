@@ -137,16 +137,19 @@ def sweep(
         >>> [run.advice for run in sweep(["index/examples"], Index.open("index")).runs]  # doctest: +SKIP
     """
     files, failures = _files(paths)
+    sources = sources or Sources()
     seen: list[_Seen] = []
     for file in files:
         try:
-            record = (sources or Sources()).read(file)
+            record = sources.read(file)
         except WeightsearchError as error:
             failures.append((str(file.path), reason_of(error, file.path)))
         else:
             seen.append(_Seen(file, record.checkpoint.id, record.metadata))
         advance()
     if not seen:
+        if len(failures) == 1:
+            raise WeightsearchError(": ".join(failures[0]))
         if failures:
             raise WeightsearchError(f"none of {len(failures)} files could be read; {failures[0][0]}: {failures[0][1]}")
         raise WeightsearchError(f"no checkpoints in {', '.join(map(str, paths))}")
