@@ -15,7 +15,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from weightsearch.checkpoints.discovery import SUFFIXES
+from weightsearch.checkpoints.walk import SUFFIXES
 from weightsearch.errors import WeightsearchError
 from weightsearch.search.answer import Answer
 from weightsearch.search.index import Index
