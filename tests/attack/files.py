@@ -14,9 +14,9 @@ from typing import Any
 from tests.attack.common import Ended, Report, in_child, peak_mib, reset_peak
 from weightsearch.checkpoints import read_checkpoint
 from weightsearch.checkpoints.discovery import as_cell
-from weightsearch.checkpoints.folder_layouts import _trainer_state
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, interpret, stand_ins
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
+from weightsearch.checkpoints.trackers.trainer import trainer_state
 from weightsearch.errors import WeightsearchError
 from weightsearch.search.wording import recipe_text
 from weightsearch.text_table import Table
@@ -157,7 +157,7 @@ def _read(path: Path) -> list[Metadata]:
         read_layout(path)
         return []
     if path.name.endswith("trainer_state.json"):
-        return [interpret(_trainer_state(path), "trainer_state.json")]
+        return [interpret(trainer_state(path), "trainer_state.json")]
     if path.name.endswith(".index.json") or path.suffix not in (".json", ".csv", ".jsonl"):
         return [interpret(read_checkpoint(path).metadata, "file")]
     if path.suffix == ".json":

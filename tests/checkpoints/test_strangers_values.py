@@ -90,8 +90,10 @@ def test_a_trainer_state_of_any_kind_costs_no_more_than_itself(state: str, tmp_p
     torch.save(STATE, tmp_path / "m" / "pytorch_model.bin")
     (tmp_path / "m" / "config.json").write_text("{}")
     (tmp_path / "m" / "trainer_state.json").write_text(state)
-    found, _ = find(tmp_path, Layout.HUGGINGFACE)
+    found = find(tmp_path, Layout.HUGGINGFACE)
     assert [file.path.name for file in found] == ["pytorch_model.bin"]
+    records = Sources().read(found[0])
+    assert records
 
 
 def test_json_and_tables_cannot_ask_for_much_more_memory_than_they_are_long(tmp_path: Path):
