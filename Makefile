@@ -12,7 +12,7 @@ setup: .venv/ready ## .venv with the package and what developers need
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("weightsearch needs Python 3.11 or newer; set PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv || (echo "no venv: on Debian, apt install python3-venv" >&2; exit 1)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,formats]'
 	touch $@
 
 demo: .venv/ready ## The whole path on scikit-learn's digits: build-zoo, train, query, viz

@@ -313,7 +313,7 @@ def table(
 
     Numbers come as float64 with NaN, texts as objects with None. `types` are those of recipe keys and user columns.
     """
-    expressions = []
+    expressions: list[str] = []
     for name in names:
         position = f"column_{len(expressions)}"  # a user's column may be called anything
         if name in COLUMNS:
