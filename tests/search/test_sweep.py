@@ -85,7 +85,7 @@ def test_the_setting_that_makes_the_difference_is_found():
     assert [one.key for one in found] == ["lr", "noise"]
     assert found[0].importance > 5 * found[0].deviation
     assert found[1].importance < 0.1 * found[0].importance
-    assert settings(runs[:7]) == ()
+    assert settings(runs[:19]) == ()
 
 
 def test_nothing_to_rank_is_one_line(tmp_path: Path):

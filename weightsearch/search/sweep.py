@@ -21,7 +21,7 @@ from weightsearch.search.wording import recipe_text
 
 TARGET = "test_accuracy"
 STILL_BETTER = 0.01  # accuracy that the last step has to have brought for a run to be called improving
-FEWEST_RUNS = 8  # of known accuracy, that settings are compared from
+FEWEST_RUNS = 20  # of known accuracy, that settings are compared from: among fewer, chance looks like a cause
 FOLDS, REPEATS, TREES = 4, 5, 100
 DIGITS = 3
 NO_SETTINGS = ("seed", "run", "name", "id", "path")
@@ -269,7 +269,7 @@ def _advised(runs: list[Run], groups: dict[str, list[tuple[_Seen, Metadata]]]) -
 def settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
     """Permutation importance of the recipe's keys for the runs' accuracies, on runs held out by cross-validation.
 
-    (Breiman 2001, https://doi.org/10.1023/A:1010933404324.) Empty where fewer than eight runs are known.
+    (Breiman 2001, https://doi.org/10.1023/A:1010933404324.) Empty where fewer than twenty runs are known.
     """
     rated = [run for run in runs if run.value is not None]
     keys = [
