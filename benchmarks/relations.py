@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -193,7 +193,13 @@ class Signatures:
         return self._known[id(tensors)][1]
 
 
-def evaluate(cases: Iterator[Case], rng: np.random.Generator, misses: Path | None) -> dict[str, Any]:
+def evaluate(
+    cases: Iterator[Case],
+    rng: np.random.Generator,
+    misses: Path | None,
+    keep: Callable[[dict[str, Any]], object] = lambda result: None,
+) -> dict[str, Any]:
+    """Rows by kind of pair; `keep` is given what is measured so far from time to time."""
     table: dict[str, Counter[str]] = defaultdict(Counter)
     truths: dict[str, Kind] = {}
     right: Counter[str] = Counter()
@@ -226,8 +232,25 @@ def evaluate(cases: Iterator[Case], rng: np.random.Generator, misses: Path | Non
             false_claims.append(f"{case.kind}: {answer.summary}")
         if not fits or verdict in ("wrong", "told without one"):
             lines.append(f"{case.kind} | {case.where} | {answer.relation} {answer.also} | {told} | {answer.summary}")
+        if sum(right.values()) % 50 == 0:
+            keep(_result(table, truths, right, named, directions, seconds, numbers, false_claims))
+            if misses is not None:
+                misses.write_text("\n".join(lines))
     if misses is not None:
         misses.write_text("\n".join(lines))
+    return _result(table, truths, right, named, directions, seconds, numbers, false_claims)
+
+
+def _result(
+    table: Mapping[str, Counter[str]],
+    truths: Mapping[str, Kind],
+    right: Mapping[str, int],
+    named: Mapping[str, int],
+    directions: Mapping[str, Counter[str]],
+    seconds: Mapping[str, float],
+    numbers: Mapping[str, int],
+    false_claims: list[str],
+) -> dict[str, Any]:
     rows = {
         kind: {
             "truth": str(truths[kind]),
@@ -252,6 +275,29 @@ def cases_of(lineages: list[Lineage], rng: np.random.Generator, rounds: int, for
     if rounds:
         yield from composed_cases(lineages, rng)
     yield from foreign_cases(lineages, rng, foreign)
+
+
+def combined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two parts of one evaluation, counted together."""
+    rows = dict(one["rows"])
+    for kind, row in other["rows"].items():
+        if kind not in rows:
+            rows[kind] = row
+            continue
+        mine = rows[kind]
+        pairs = mine["pairs"] + row["pairs"]
+        time_ = "ms_per_million_numbers"
+        rows[kind] = {
+            "truth": row["truth"],
+            **{name: mine[name] + row[name] for name in ("pairs", "right", "named")},
+            **{name: dict(Counter(mine[name]) + Counter(row[name])) for name in ("answers", "directions")},
+            time_: round((mine[time_] * mine["pairs"] + row[time_] * row["pairs"]) / pairs, 1),
+        }
+    return {
+        "rows": rows,
+        "false_claims": one["false_claims"] + other["false_claims"],
+        "networks": one["networks"] + other["networks"],
+    }
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -281,17 +327,19 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="a pattern of the networks' names")
     parser.add_argument("--out", type=Path, default=RESULTS / "relations.json")
     parser.add_argument("--misses", type=Path)
-    parser.add_argument("--append", action="store_true", help="keep the rows of --out that this run does not measure")
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="results of other parts, to be counted in")
     options = parser.parse_args()
     rng = np.random.default_rng(7)
     paths = [path for path in sorted(options.networks.glob(f"{options.only}.npz")) if ".tmp" not in path.name]
     lineages = [derive.load(path) for path in paths]
-    result = evaluate(cases_of(lineages, rng, options.rounds, options.foreign), rng, options.misses)
+
+    def keep(part: dict[str, Any]) -> None:
+        options.out.write_text(json.dumps({**part, "networks": len(lineages)}))
+
+    result = evaluate(cases_of(lineages, rng, options.rounds, options.foreign), rng, options.misses, keep)
     result["networks"] = len(lineages)
-    if options.append and options.out.exists():
-        before = json.loads(options.out.read_text())
-        result["rows"] = before["rows"] | result["rows"]
-        result["false_claims"] += before["false_claims"]
+    for part in options.add:
+        result = combined(result, json.loads(part.read_text()))
     options.out.write_text(json.dumps(result, indent=1))
     options.out.with_suffix(".md").write_text(markdown(result))
     print(markdown(result))
