@@ -187,6 +187,29 @@ def novelty() -> str:
     return "\n".join(lines)
 
 
+def relations() -> str:
+    """The confusion table of benchmarks/results/relations.json."""
+    result = json.loads((RESULTS / "relations.json").read_text())
+    lines = ["| pairs | n | right | direction told: right, wrong | otherwise |", "|---|---:|---:|---:|---|"]
+    for kind, row in result["rows"].items():
+        told, has = row["directions"], row["truth"] not in ("independent", "unrelated", "shares", "contains")
+        wrong = told.get("wrong", 0) + told.get("told without one", 0)
+        way = f"{told.get('right', 0)}, {wrong}" if has and (told.get("right") or wrong) else ""
+        accepted = {row["truth"]} | ({"independent", "unrelated"} if "apart" in kind or "other" in kind else set())
+        others = ", ".join(f"{name} {n}" for name, n in row["answers"].items() if name not in accepted)
+        lines.append(f"| {kind} | {row['pairs']:,} | {row['right'] / row['pairs']:.1%} | {way} | {others} |")
+    foreign = sum(row["pairs"] for row in result["rows"].values() if row["truth"] in ("independent", "unrelated"))
+    lines += ["", f"{len(result['false_claims'])} false claims of a relation in {foreign:,} unrelated pairs."]
+    return "\n".join(lines)
+
+
+def relations_cost() -> str:
+    """benchmarks/results/relations_cost.json, in seconds but for the one ratio."""
+    result = json.loads((RESULTS / "relations_cost.json").read_text())
+    rows = [f"| {name.removesuffix(', seconds')} | {value:.2f} |" for name, value in result.items() if name != "numbers"]
+    return "\n".join(["| | seconds, or times |", "|---|---:|", *rows])
+
+
 def search() -> str:
     """Medians of benchmarks/results/search.json, in milliseconds."""
     result = json.loads((RESULTS / "search.json").read_text())
@@ -288,6 +311,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "zoos": zoos,
     "evaluation": evaluation,
     "peers": peers,
+    "relations": relations,
+    "relations-cost": relations_cost,
     "search": search,
     "fits": fits,
     "map": map_frames,

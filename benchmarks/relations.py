@@ -296,7 +296,7 @@ def combined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {
         "rows": rows,
         "false_claims": one["false_claims"] + other["false_claims"],
-        "networks": one["networks"] + other["networks"],
+        "networks": sorted({*one["networks"], *other["networks"]}),
     }
 
 
@@ -332,12 +332,13 @@ def main() -> None:
     rng = np.random.default_rng(7)
     paths = [path for path in sorted(options.networks.glob(f"{options.only}.npz")) if ".tmp" not in path.name]
     lineages = [derive.load(path) for path in paths]
+    names = [path.stem for path in paths]
 
     def keep(part: dict[str, Any]) -> None:
-        options.out.write_text(json.dumps({**part, "networks": len(lineages)}))
+        options.out.write_text(json.dumps({**part, "networks": names}))
 
     result = evaluate(cases_of(lineages, rng, options.rounds, options.foreign), rng, options.misses, keep)
-    result["networks"] = len(lineages)
+    result["networks"] = names
     for part in options.add:
         result = combined(result, json.loads(part.read_text()))
     options.out.write_text(json.dumps(result, indent=1))
