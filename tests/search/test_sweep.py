@@ -107,4 +107,3 @@ def test_the_command_prints_one_screen(
         assert "broken.pt" in err
     assert out["sweep"] == out["query"]
     assert out["sweep"].startswith("9 runs, 18 checkpoints")
-    assert "the index does not know some of them" in out["sweep"]

@@ -51,12 +51,12 @@ OUTSIDE = Novelty(0.5, 0.1, None, None, True)
         ({"predicted_accuracy": 0.5}, "middling", "Probably middling: about 0.50 on usps"),
         ({"predicted_accuracy": 0.1}, "bad", "Probably bad: about 0.10 on usps"),
         (
-            {"predicted_accuracy": 0.1, "forecast": FORECAST},
+            {"predicted_accuracy": 0.1, "interval": (0.05, 0.2), "forecast": FORECAST},
             "early",
             "Early: 10 runs that looked like this at epoch 1 ended at 0.88 (0.69 to 0.93); let it train. So far",
         ),
         (
-            {"predicted_accuracy": 0.1, "forecast": replace(FORECAST, median=0.2)},
+            {"predicted_accuracy": 0.1, "interval": (0.05, 0.2), "forecast": replace(FORECAST, median=0.15)},
             "bad",
             "Probably bad: about 0.10 on usps",
         ),
