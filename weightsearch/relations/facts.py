@@ -16,10 +16,9 @@ from weightsearch.relations.measures import (
     find_grid,
     is_filter_bank,
     place_score,
-    rank_share,
     sorted_distance,
+    spectrum,
     storage_precision,
-    whiteness,
 )
 from weightsearch.relations.pairing import Pair, best_axes
 from weightsearch.relations.roles import Role
@@ -212,9 +211,8 @@ def _changed(pair: Pair, a: np.ndarray, b: np.ndarray, detail: str) -> Fact:
         return fact
     grid_a, grid_b = find_grid(a, precision_a), find_grid(b, precision_b)
     noise = 0.5 * coarse * max(float(np.abs(a).max()), float(np.abs(b).max()))
-    rank = rank_share(difference, noise)
-    white = whiteness(difference)
-    return replace(fact, grid_a=grid_a, grid_b=grid_b, rank=rank, white=white)
+    values = spectrum(difference, noise)
+    return replace(fact, grid_a=grid_a, grid_b=grid_b, rank=(values.rank, values.full), white=values.whiteness)
 
 
 def _only_rounded(a: np.ndarray, b: np.ndarray, precision_a: float, precision_b: float) -> bool:

@@ -62,30 +62,35 @@ def stouffer(scores: list[float]) -> float:
     return sum(known) / math.sqrt(len(known)) if known else math.nan
 
 
-def rank_share(difference: np.ndarray, noise: float) -> tuple[int, int]:
-    """Rank of the difference as a matrix `(D_out, rest)`, and the most it could have; of a block where it is large.
+@dataclass(frozen=True)
+class Spectrum:
+    """A difference's singular values, of a block of 256 × 256 where it is large: `rank` of at most `full`.
+
+    `whiteness` is the largest over what white noise of this size would have, σ(√m + √n) (Geman 1980): near 1 for noise,
+    2 and more for training.
+    """
+
+    rank: int
+    full: int
+    whiteness: float
+
+
+def spectrum(difference: np.ndarray, noise: float) -> Spectrum:
+    """Of the difference as a matrix `(D_out, rest)`.
 
     Singular values that rounding could have made do not count: `noise` is the rounding error of one entry.
     """
     matrix = difference.reshape(len(difference), -1)
     matrix = matrix[sub_block(matrix, 256)].astype(np.float64)
-    full = min(matrix.shape)
     values = np.linalg.svd(matrix, compute_uv=False)
     if not values[0] > 0:
-        return 0, full
-    floor = max(1e-6 * values[0], 3 * noise * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])))
-    return int(np.sum(values > floor)), full
-
-
-def whiteness(difference: np.ndarray) -> float:
-    """The largest singular value over what white noise would have: near 1 for noise, 2 and more for training.
-
-    The expectation is σ(√m + √n) (Geman 1980).
-    """
-    matrix = difference.reshape(len(difference), -1)
-    matrix = matrix[sub_block(matrix, 256)].astype(np.float64)
-    expected = matrix.std() * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
-    return float(np.linalg.norm(matrix, 2)) / expected if expected > 0 else math.inf
+        return Spectrum(0, len(values), math.inf)
+    edge = math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])
+    floor = max(1e-6 * values[0], 3 * noise * edge)
+    spread = float(matrix.std())
+    return Spectrum(
+        int(np.sum(values > floor)), len(values), float(values[0]) / (spread * edge) if spread else math.inf
+    )
 
 
 def equilibrated(values: np.ndarray) -> np.ndarray:
