@@ -235,3 +235,10 @@ def test_a_file_without_order_is_told_by_names_then_by_shapes_then_guessed(tmp_p
     assert named.notes == ()
     save_file(state("eins", "zwei", "drei"), tmp_path / "a.safetensors")
     assert "order of its layers is a guess" in align(read_checkpoint(tmp_path / "a.safetensors"), known).notes[0]
+
+
+def test_the_score_that_a_lightning_callback_watches_is_known(tmp_path: Path):
+    watched = {"monitor": "val_acc", "current_score": torch.tensor(0.75), "best_model_score": torch.tensor(0.875)}
+    callbacks = {"ModelCheckpoint{'monitor': 'val_acc'}": watched, "EarlyStopping{}": {"wait_count": 1}}
+    torch.save({"state_dict": STATE, "callbacks": callbacks, "epoch": 1}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt").metadata == {"epoch": 1, "val_acc": 0.75}

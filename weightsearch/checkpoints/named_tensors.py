@@ -18,7 +18,14 @@ import numpy as np
 
 from weightsearch.checkpoints.folds import fold, fold_adapter, without_ties
 from weightsearch.checkpoints.formats import read_content
-from weightsearch.checkpoints.networks import as_mapping, candidate, find_network, is_tensor, without_losses
+from weightsearch.checkpoints.networks import (
+    as_mapping,
+    candidate,
+    find_network,
+    is_tensor,
+    lightning_scores,
+    without_losses,
+)
 from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.pickle_values import is_dangerous, plain
 from weightsearch.checkpoints.plain_values import PlainValues
@@ -137,6 +144,9 @@ def find_tensors(content: Content, weights: str | None = None) -> Network:
                 skipped.append(f"{shown(name)}: other weights")
             elif (reason := metadata.keep(name, value)) is not None:
                 skipped.append(f"{shown(name)}: {reason}")
+    for level in found.levels:
+        for monitor, score in lightning_scores(level.get("callbacks")):
+            metadata.keep(monitor, score)
     _refuse_packed(named)
     tensors: dict[str, Any] = {}
     losses = without_losses(list(named))

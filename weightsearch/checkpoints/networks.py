@@ -241,3 +241,12 @@ def without_losses(names: Sequence[str]) -> dict[str, str]:
     """Tensors of a criterion or a metric beside a model, and why they are left out; {} where there is nothing else."""
     losses = {name: "of a loss or metric, not of the network" for name in names if _LOSSES.match(name)}
     return losses if len(losses) < len(names) else {}
+
+
+def lightning_scores(callbacks: Any) -> Iterator[tuple[str, Any]]:
+    """The metric that each of Lightning's ModelCheckpoint callbacks watches, at the moment of saving."""
+    for key, callback in callbacks.items() if isinstance(callbacks, Mapping) else ():
+        if str(key).startswith("ModelCheckpoint") and isinstance(callback, Mapping):
+            monitor, score = callback.get("monitor"), callback.get("current_score")
+            if isinstance(monitor, str) and score is not None:
+                yield monitor, score

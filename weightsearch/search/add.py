@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from weightsearch.checkpoints.discovery import Found, Quarantined, Skipped, Sources, below, discover, reason_of
+from weightsearch.checkpoints.discovery import (
+    Found,
+    Quarantined,
+    Skipped,
+    Sources,
+    below,
+    by_time,
+    discover,
+    reason_of,
+)
 from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find, recognise
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins, told, unread, vary
 from weightsearch.checkpoints.runs import in_one_unit, one_run, sketch, without_copies
@@ -20,7 +29,7 @@ from weightsearch.checkpoints.walk import Account
 from weightsearch.encoders import Encoder
 from weightsearch.encoders.universal.encoder import UniversalEncoder
 from weightsearch.errors import Interrupted, WeightsearchError
-from weightsearch.index import IndexStore, Rows, add_rows
+from weightsearch.index import IndexStore, Rows, add_rows, update_rows
 from weightsearch.index.create import create_empty
 from weightsearch.index.writer import writing
 from weightsearch.index.zoo_rows import _objects, network_columns, zoo_rows, zoo_source
@@ -218,6 +227,7 @@ class _Adder:
         for batch in batches.values():
             batch.name_runs()
             if not self.sources.name_runs:
+                batch.known = self._in_held_runs(batch.architecture.fingerprint, batch)
                 batch.known, joined = one_run(batch.known, batch.files, batch.sketches)
                 self.notes += joined
         known, notes = as_fractions([metadata for batch in batches.values() for metadata in batch.known])
@@ -233,7 +243,9 @@ class _Adder:
             self.notes += copies
             self.already += len(own) - len(kept)
             places = [batch.paths[i] for i in kept.tolist()]
-            self._write(self._space(fingerprint) or fingerprint, self._rows(batch, own).take(kept), places)
+            space = self._space(fingerprint) or fingerprint
+            self._repair(space, [batch.ids[i] for i in kept.tolist()], places, [own[i] for i in kept.tolist()])
+            self._write(space, self._rows(batch, own).take(kept), places)
 
     def _space(self, fingerprint: str) -> str | None:
         """Where networks of an architecture belong: in their own space, else in that of all, if there is one."""
@@ -311,6 +323,42 @@ class _Adder:
         if fingerprint not in self._encoders:
             self._encoders[fingerprint] = load_any_encoder(self.index.encoder_directory(fingerprint))
         return self._encoders[fingerprint]
+
+    def _in_held_runs(self, fingerprint: str, batch: _Batch) -> list[Metadata]:
+        """What is known of a batch, its later epochs in the run that the index holds of the same folder."""
+        space = self._space(fingerprint) or fingerprint
+        late = [i for i, file in enumerate(batch.files) if by_time(file.path) and batch.known[i].run == file.run]
+        if not late or space not in self.index.architectures:
+            return batch.known
+        held = self.index.table(space, ["source", "run"])
+        runs: dict[str, set[str]] = {}
+        for source, run in zip(held["source"], held["run"], strict=True):
+            if isinstance(source, str) and run is not None:
+                runs.setdefault(source.rpartition("/")[0], set()).add(run)
+        known = list(batch.known)
+        for i in late:
+            own = runs.get(str(batch.files[i].path.resolve().parent), set())
+            if len(own) == 1:
+                known[i] = replace(known[i], run=next(iter(own)))
+        return known
+
+    def _repair(self, space: str, ids: Sequence[str], places: Sequence[Path], known: Sequence[Metadata]) -> None:
+        """Gives checkpoints that are held already the values that the given table has of them."""
+        table = self.sources.table
+        if table is None or space not in self.index.architectures:
+            return
+        held = set(self.index.table(space, ["id"])["id"])
+        changes: dict[str, dict[str, Any]] = {}
+        for id, path, metadata in zip(ids, places, known, strict=True):
+            row = table.find(path) if id in held else None
+            if row is not None:
+                told = {name: getattr(row, name) for name in ("epoch", "run", "dataset")}
+                values = {name: metadata.value(name) for name in row.metrics} | told | dict(row.extras)
+                changes[id] = {name: value for name, value in values.items() if value is not None}
+        if changes:
+            update_rows(self.index.path, changes)
+            cells, name = sum(map(len, changes.values())), table.path.name
+            self.notes.append(f"{cells:,} cells of {len(changes):,} checkpoints that were there were set from {name}")
 
     def _write(self, fingerprint: str, rows: Rows, places: Sequence[Path | str]) -> None:
         finite = np.isfinite(rows.embedding).all(axis=1)
