@@ -183,3 +183,18 @@ def test_values_as_people_write_them():
     assert [typed(text) for text in ("9223372036854775807", "9223372036854775808", "0007", "1e-3", "True")] == [
         *(2**63 - 1, "9223372036854775808", "0007", 0.001, True)
     ]
+
+
+def test_relative_paths_are_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trial = tmp_path / "exp" / "trial_a"
+    save(trial / "checkpoint_000000" / "model.pt")
+    (trial / "params.json").write_text('{"lr": 0.5}')
+    (trial / "result.json").write_text('{"accuracy": 0.5, "training_iteration": 0}')
+    save(tmp_path / "exp" / "b" / "epoch_3.pt", seed=1)
+    monkeypatch.chdir(tmp_path)
+    for paths in (["exp"], [tmp_path / "exp"]):
+        known = [Sources().read(file).metadata for file in discover(paths).found]
+        assert [metadata.run for metadata in known] == ["exp/b", "exp/trial_a"]
+        assert known[1].recipe == {"lr": 0.5}
+    [alone] = discover([Path("exp/b/epoch_3.pt")]).found
+    assert Sources().read(alone).metadata.run == "exp/b"

@@ -183,9 +183,10 @@ def _study(path: Path) -> Finder | None:
 
 def _run_named(found: Found, folder: Path) -> str:
     """The name of a run whose folder a tracker knows."""
-    if not folder.is_relative_to(found.root):
+    root = found.root.absolute()
+    if not folder.is_relative_to(root):
         return below(folder.absolute().parent, folder.name) if found.prefix else folder.name
-    place = folder.relative_to(found.root).as_posix()
+    place = folder.relative_to(root).as_posix()
     if place == ".":
         return (
             below(found.root.absolute().parent, found.root.resolve().name)
@@ -264,7 +265,7 @@ def _own_run(path: Path) -> str:
     So a later epoch that is added alone joins the epochs that were added with their folder.
     """
     if by_time(path):
-        place = run_of(path, path.absolute().parent.parent)
+        place = run_of(path.absolute(), path.absolute().parent.parent)
         return below(path.absolute().parent.parent, place)
     return below(path.parent, stem(path))
 

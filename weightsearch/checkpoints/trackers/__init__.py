@@ -61,9 +61,10 @@ class Trackers:
     def labels(self, path: Path, root: Path, inside: Inside) -> list[Label]:
         """What is known of the checkpoint `path`, the nearest folder first. Folders far above `root` are not read."""
         labels = []
+        path, root = path.absolute(), root.absolute()
         folder = path if path.is_dir() else path.parent
         depth = len(folder.relative_to(root).parts) if folder.is_relative_to(root) else 0
-        for above, place in enumerate((folder, *folder.absolute().parents)):
+        for above, place in enumerate((folder, *folder.parents)):
             if above > max(depth, ABOVE if depth < 2 else depth) or place == place.parent:
                 break
             for name, find in self._finders(place):
