@@ -206,7 +206,9 @@ def relations() -> str:
 def relations_cost() -> str:
     """benchmarks/results/relations_cost.json, in seconds but for the one ratio."""
     result = json.loads((RESULTS / "relations_cost.json").read_text())
-    rows = [f"| {name.removesuffix(', seconds')} | {value:.2f} |" for name, value in result.items() if name != "numbers"]
+    rows = [
+        f"| {name.removesuffix(', seconds')} | {value:.2f} |" for name, value in result.items() if name != "numbers"
+    ]
     return "\n".join(["| | seconds, or times |", "|---|---:|", *rows])
 
 
