@@ -41,8 +41,8 @@ import json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from tests.index.test_writer import FINGERPRINT, more_rows
-from weightsearch.index import add_rows, rebuild, remove_rows, writing
-writing.STALE_ROWS = 10  # so that FAISS files are written all the time
+from weightsearch.index import add_rows, rebuild, remove_rows, writer
+writer.STALE_ROWS = 10  # so that FAISS files are written all the time
 path, first, generator = sys.argv[2], int(sys.argv[3]), np.random.default_rng(int(sys.argv[4]))
 held = sys.argv[5:]
 def say(*words):
@@ -251,7 +251,7 @@ def test_readers_beside_a_busy_writer_wait_little_and_see_whole_states(tmp_path:
     adder = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.index.test_writer import FINGERPRINT, more_rows\n"
-        "from weightsearch.index import add_rows, writing\n"
+        "from weightsearch.index import add_rows, writer as writing\n"
         "writing.STALE_ROWS = 300\n"
         "print('ready', flush=True)\n"
         "for i in range(1000): add_rows(sys.argv[2], FINGERPRINT, more_rows(100, 50 + 100 * i, seed=i))\n"
@@ -277,7 +277,7 @@ def test_readers_beside_a_busy_writer_wait_little_and_see_whole_states(tmp_path:
 
 HOLDER = """
 import sys, time
-from weightsearch.index.writing import writing
+from weightsearch.index.writer import writing
 with writing(sys.argv[1]):
     print("ready", flush=True)
     time.sleep(float(sys.argv[2]))
