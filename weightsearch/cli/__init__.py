@@ -55,7 +55,7 @@ for part in (
     demo,
 ):  # the order of commands in `--help`
     for command in part.app.registered_commands:
-        command.rich_help_panel = PANELS.get(command.name or command.callback.__name__.replace("_", "-"), "Other")  # type: ignore[union-attr]
+        command.rich_help_panel = PANELS.get(command.name or command.callback.__name__.replace("_", "-"), "Other")
     app.add_typer(part.app)
 app.add_typer(zoos.zoo_app, name="zoo", rich_help_panel=PANELS["zoo"])
 

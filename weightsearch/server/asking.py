@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -84,7 +84,7 @@ class Desk:
         from starlette.formparsers import MultiPartException, MultiPartParser
 
         stream = self._limited(request)
-        parser = MultiPartParser(request.headers, stream, max_files=self.options.most_files, max_fields=10)
+        parser = MultiPartParser(request.headers, cast(Any, stream), max_files=self.options.most_files, max_fields=10)
         try:
             form = await parser.parse()
         except MultiPartException as error:
