@@ -199,6 +199,11 @@ def test_two_architectures_in_one_index(tmp_path: Path):
         add_architecture(path, three, other, write_extras=write_encoder_files, metric=Metric.L2)
     with pytest.raises(WeightsearchError, match=r"holds no architecture .*; it holds"):
         index.search(three.fingerprint, np.ones(5), 1)
+    shared_id = str(other.id[4])  # both architectures have a row of this id
+    np.testing.assert_array_equal(index.find(shared_id, WIDE.fingerprint).embedding, other.embedding[4])
+    with pytest.raises(UsageError, match=f"{shared_id} of architecture {FINGERPRINT}, {shared_id} of architecture"):
+        index.find(shared_id)
+    assert {finding.state for finding in doctor(path)} == {State.OK}
     assert [entry.rows for entry in info(path).architectures] == [40, 20]
 
 

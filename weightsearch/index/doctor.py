@@ -189,7 +189,7 @@ def _questions(path: Path) -> Iterator[Finding]:
         try:
             if not index.count(fingerprint):
                 continue
-            row = index.find(str(index.table(fingerprint, ["id"])["id"][0]))
+            row = index.find(str(index.table(fingerprint, ["id"])["id"][0]), fingerprint)
             index.keys()
             chosen = Selection(where="number >= 0", good="q75", bad="q25")
             found = index.search(fingerprint, row.embedding, 1, chosen).neighbours

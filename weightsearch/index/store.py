@@ -183,21 +183,23 @@ class IndexStore:
         with self.connection() as connection:
             return database.key_types(connection)
 
-    def find(self, id: str) -> Row:
-        """The row with this id or with the only id that begins so. Raises UsageError for none or several."""
+    def find(self, id: str, fingerprint: str | None = None) -> Row:
+        """The only row whose id begins so, of one architecture or of any; raises UsageError for none or several."""
         if not id or not all(letter in "0123456789abcdef" for letter in id):
             raise UsageError(f"{id!r} is no id; ids are 16 hexadecimal digits, as queries show them")
         with self.connection() as connection:
-            found = connection.execute(
-                "SELECT architecture, number, id FROM ix.checkpoints WHERE id = ? OR (starts_with(id, ?)) LIMIT 3",
-                [id, id],
+            among = list(self.architectures) if fingerprint is None else [fingerprint]
+            rows = connection.execute(
+                "SELECT architecture, number, id FROM ix.checkpoints "
+                "WHERE starts_with(id, ?) AND architecture IN (SELECT unnest(?)) LIMIT 3",
+                [id, among],
             ).fetchall()
-            found = [row for row in found if row[0] in self.architectures]
-            if len(found) != 1:
-                what = "no checkpoint" if not found else f"more than one ({', '.join(row[2] for row in found)})"
+            if len(rows) != 1:
+                several = ", ".join(f"{row[2]} of architecture {row[0]}" for row in rows)
+                what = f"more than one ({several})" if rows else "no checkpoint"
                 raise UsageError(f"{self.path} holds {what} with id {id}")
-            fingerprint, number, _ = found[0]
-            return Row(fingerprint, *database.row(connection, fingerprint, number))
+            architecture, number, _ = rows[0]
+            return Row(architecture, *database.row(connection, architecture, number))
 
     def descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """What the layers of rows are like (see `layers`), `(F,)` by id, of those for which that was kept."""
