@@ -45,7 +45,7 @@ def test_an_installed_wheel_answers_from_its_reference_index(tmp_path: Path):
     assert "usps-v1/" in done.stdout
 
     def files(folder: Path) -> set[str]:
-        paths = (path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".pyc")
+        paths = (path for path in folder.rglob("[!.]*") if path.is_file() and "__pycache__" not in path.parts)
         return {path.relative_to(folder).as_posix() for path in paths}
 
     assert files(installed / "weightsearch" / "reference_index") == files(ROOT / "index")

@@ -26,6 +26,7 @@ from weightsearch.evaluation.comparison import (
     verdict,
 )
 from weightsearch.types import Baseline, Method
+from weightsearch.viz.curves import draw_comparison
 from weightsearch.zoo.store import Zoo
 
 PUBLISHED = Path(__file__).parents[2] / "weightsearch" / "published.csv"
@@ -65,6 +66,7 @@ def test_tables_of_a_small_zoo_and_again_from_its_files(zoo: Zoo, tmp_path: Path
         "root": tmp_path / "fits", "quiet": True,
     }  # fmt: skip
     first = make_tables([zoo.path], tmp_path / "out", **options)
+    draw_comparison(first, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "digits-v1-learning-curve.png",
         "digits-v1-parameters.png",

@@ -339,7 +339,7 @@ def test_export_is_what_the_index_holds(tmp_path: Path):
 
 
 COMMANDS = {
-    "remove": (["remove", "{id}"], "1 checkpoints removed"),
+    "remove": (["remove", "{id}"], "1 checkpoint removed"),
     "update": (["update", "--set", "team=blue", "--where", "epoch = 0"], "checkpoints changed"),
     "rebuild": (["rebuild"], "Flat"),
     "doctor": (["doctor"], "loads"),
@@ -371,7 +371,7 @@ def test_train_adds_an_architecture_and_each_query_meets_only_its_own(
     index = IndexStore.open(index_copy)
     assert len(index.architectures) == 2
     for example in (summary.examples[0], trained.examples[0]):
-        answer = query(index, example.path, k=3)
+        answer = query(index_copy, example.path, k=3)
         assert {row.id for row in answer.neighbours} < set(index.table(answer.fingerprint, ["id"])["id"])
     assert answer.fingerprint != Zoo.open(other).architecture.fingerprint
     with pytest.raises(UsageError, match="already holds"):

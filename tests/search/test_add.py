@@ -183,12 +183,12 @@ def test_the_command(zoo: Zoo, trained: TrainSummary, index_copy: Path, sweep: P
 
     table = ("--metadata", "runs.csv", "--key", "file", "--run-column", "group")
     code, out, err = run_cli("sweep/run-*/*.pt", *table)
-    assert (code, out.endswith("4 checkpoints added")) == (0, True), err
+    assert (code, out.endswith("4 checkpoints added, 4 signatures")) == (0, True), err
     assert column(index_copy, zoo.architecture.fingerprint, "test_accuracy")["r1e0.pt"] == 0.2
     assert column(index_copy, zoo.architecture.fingerprint, "run")["r1e0.pt"] == "x1"
 
     code, out, err = run_cli("sweep", "--quarantine", "bad.csv")
-    assert "1 checkpoints added, 4 were there already, 2 left out" in out
+    assert "1 checkpoint added, 4 were there already, 2 signatures, 2 left out" in out
     assert code == 0
     assert "left out: 1 files of another architecture, dense 3x2 (6 parameters)" in err
     assert "left out: sweep/broken.pt: " in err
@@ -211,8 +211,9 @@ def test_without_an_index_of_ones_own_nothing_is_added_to_the_reference_index(
 
 
 def test_sources_that_cannot_be_used_are_one_line(index_copy: Path, sweep: Path, tmp_path: Path):
-    with pytest.raises(WeightsearchError, match="does not exist"):
-        add([sweep], tmp_path / "no-index", quiet=True)
+    (tmp_path / "file").write_text("not an index")
+    with pytest.raises(WeightsearchError, match="--index takes an index directory"):
+        add([sweep], tmp_path / "file", quiet=True)
     report = add([sweep], index_copy, sources=Sources.make(run_column="nobody"), quiet=True)
     assert report.added == 0
     assert any("its metadata has no nobody" in bad.reason for bad in report.quarantined)

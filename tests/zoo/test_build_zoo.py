@@ -225,7 +225,7 @@ def test_groups_begin_at_multiples_whatever_is_there(tmp_path):
 SCRIPT = """
 import json, sys
 from weightsearch.errors import WeightsearchError
-from weightsearch.zoo.build import build_zoo
+from weightsearch.zoo.build_zoo import build_zoo
 first = True
 def progress(done, total):
     global first
@@ -318,7 +318,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays_good(tmp_path):
     more = json.dumps({"out": path, "runs": 16, "recipes": recipes, "workers": 1}, default=str)
     process = subprocess.run([sys.executable, "-c", limit + SCRIPT, more], capture_output=True, text=True)
     assert process.stdout.splitlines()[-1] == (
-        f"WeightsearchError cannot write the zoo {path}: the disk is full; what it holds stays good: "
+        f"WeightsearchError cannot write the zoo {path}: the disk is full; what is there stays good: "
         "free some space and run the same command again"
     )
     zoo = Zoo.open(path)

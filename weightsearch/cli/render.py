@@ -9,7 +9,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from weightsearch.search import wording
-from weightsearch.text_table import Table
+from weightsearch.text_table import Table, counted
 
 QUARANTINED_LINES = 20
 
@@ -95,8 +95,8 @@ def add_report(report: AddReport) -> RenderableType:
     already = f", {report.already:,} were there already" if report.already else ""
     left = len(report.quarantined) + sum(report.unknown.values())
     return Text(
-        f"{report.index}: {report.added:,} checkpoints added{already}"
-        + (f", {report.signed:,} signatures" if report.signed else "")
+        f"{report.index}: {counted(report.added, 'checkpoint')} added{already}"
+        + (f", {counted(report.signed, 'signature')}" if report.signed else "")
         + (f", {left:,} left out" if left else "")
     )
 
