@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,30 +17,33 @@ Tensors = dict[str, np.ndarray]
 
 @pytest.fixture(scope="session")
 def derive() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("derive", BENCHMARKS / "derive.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["derive"] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        return importlib.import_module("derive")
 
 
 @pytest.fixture(scope="session")
-def networks(derive: ModuleType) -> dict[str, tuple[object, dict[str, Tensors]]]:
+def small_networks(derive: ModuleType) -> ModuleType:
+    return sys.modules["small_networks"]
+
+
+@pytest.fixture(scope="session")
+def networks(small_networks: ModuleType) -> dict[str, tuple[object, dict[str, Tensors]]]:
     """By family: the recipe, and the states `base`, `tuned` (from base on other data) and `apart` (another seed)."""
-    images, labels = (torch.from_numpy(array) for array in derive.digits())
+    images, labels = (torch.from_numpy(array) for array in small_networks.digits())
     half = len(images) // 2
     found = {}
     for family, width in (("mlp", 32), ("residual", 16), ("lstm", 32), ("transformer", 32)):
-        recipe = derive.Spec(family, width, 2, "relu", False, "adam", 3e-3)
+        recipe = small_networks.Spec(family, width, 2, "relu", False, "adam", 3e-3)
         states = {}
         for seed, name in ((1, "base"), (2, "apart")):
             torch.manual_seed(seed)
-            network = derive.FAMILIES[family](recipe)
-            derive._epoch(network, recipe, images[:half], labels[:half], seed, 3e-3)
-            states[name] = derive.tensors_of(network)
-        states["tuned"] = derive._tuned(recipe, states["base"], images[half:], labels[half:], 3, 0.3, epochs=1)
+            network = small_networks.FAMILIES[family](recipe)
+            small_networks.train_epoch(network, recipe, images[:half], labels[:half], seed, 3e-3)
+            states[name] = small_networks.tensors_of(network)
+        states["tuned"] = small_networks.fine_tuned(
+            recipe, states["base"], images[half:], labels[half:], 3, 0.3, epochs=1
+        )
         found[family] = (recipe, states)
     return found
 

@@ -4,7 +4,7 @@ from weightsearch.relations.compare import compare
 from weightsearch.relations.graph import Edge, Lineage, Node
 from weightsearch.relations.groups import Duplicates
 from weightsearch.relations.kinds import Certainty, Comparison, Direction, Kind, LayerChange, State
-from weightsearch.relations.library import diff, duplicates, lineage, relatives
+from weightsearch.relations.questions import diff, duplicates, lineage, relatives
 from weightsearch.relations.search import Relative, Relatives, SignatureIndex
 from weightsearch.relations.signature import Signature, TensorSignature, sign
 
