@@ -1,6 +1,7 @@
 # Everything a developer runs. PYTHON chooses the interpreter that makes .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE := # compiled tests are kept: half of what collecting them takes
 
 .PHONY: help setup demo test test-all test-fast attack lint docs bench zoos reference-index
 

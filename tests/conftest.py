@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: as many processes as cores run at once already
+
 import pickle
 from pathlib import Path
 

@@ -112,6 +112,7 @@ def test_json_and_tables_cannot_ask_for_much_more_memory_than_they_are_long(tmp_
         read_layout(tmp_path / "layout.csv")
 
 
+@pytest.mark.slow
 def test_a_table_of_few_bytes_and_many_cells_is_refused(tmp_path: Path):
     import duckdb
 

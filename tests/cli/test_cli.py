@@ -37,6 +37,7 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
+@pytest.mark.slow
 def test_query_prints_all_of_the_answer(run: Run, trained: TrainSummary):
     example = trained.examples[0]
     code, out, err = run("query", example.path, "--index", trained.index, "-k", 3, "--all", "--layers")
@@ -195,6 +196,7 @@ def test_bad_flags_are_one_line_and_exit_code_2(run: Run, trained: TrainSummary,
     fails(run("build-zoo", "--dataset", "imagenet"), 2, "imagenet")
 
 
+@pytest.mark.slow
 def test_bad_directories_are_one_line(run: Run, trained: TrainSummary, tmp_path: Path, index_copy: Path):
     example = trained.examples[0].path
     fails(run("query", example, "--index", tmp_path / "none"), 1, "does not exist", "weightsearch train")
@@ -261,6 +263,7 @@ def test_another_target_turns_good_and_bad_around_everywhere(run: Run, trained: 
     fails(run("train", trained.zoo, "--target", "f1"), 2, "--target f1", "test_loss")
 
 
+@pytest.mark.slow
 def test_query_takes_ids_and_folders_and_explains(run: Run, trained: TrainSummary, tmp_path: Path):
     for example in trained.examples:
         (tmp_path / "sweep" / example.path.stem).mkdir(parents=True)
@@ -289,6 +292,7 @@ def test_get_writes_a_file_and_prints_where(run: Run, trained: TrainSummary, tmp
     assert content_hash(read_checkpoint(tmp_path / "back.pt").weights) == id
 
 
+@pytest.mark.slow
 def test_wrong_questions_are_one_line(run: Run, trained: TrainSummary, tmp_path: Path):
     example, index = trained.examples[0].path, ("--index", trained.index)
     fails(run("query", *index), 2, "--id")

@@ -46,7 +46,7 @@ def test_what_is_added_is_found_changed_exported_and_removed(run: Run, trained: 
     write_checkpoint("own.pt", own.weights * 1.01, own.architecture)
     id = read_checkpoint("own.pt").id
     index = ("--index", index_copy)
-    assert "1 checkpoints added" in answered(run("add", "own.pt", *index, "--quiet"))
+    assert "1 checkpoint added" in answered(run("add", "own.pt", *index, "--quiet"))
     answer = json.loads(answered(run("query", "own.pt", *index, "--k", 1, "--json")))
     assert answer["indexed"]
     answered(run("update", "--set", "team=red", "--where", f"id = '{id}'", *index))

@@ -83,6 +83,7 @@ def test_an_index_stands_behind_the_command_or_its_option(run: Run):
     assert run("info", REFERENCE, "--index", "other")[0] == 2
 
 
+@pytest.mark.slow
 def test_removing_and_updating_by_ids_as_they_are_shown(run: Run, here: Path):
     index = Path(shutil.copytree(REFERENCE, here / "index"))
     opened = IndexStore.open(index)

@@ -174,6 +174,7 @@ def test_permuted_twins_have_the_same_embedding(learned):
     np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_trees_as_lightgbm_and_scikit_learn_ask_them():
     import lightgbm
     from sklearn.ensemble import RandomForestRegressor

@@ -112,6 +112,7 @@ def test_a_manifest_that_points_out_is_refused(tmp_path: Path):
         IndexStore.open(path)
 
 
+@pytest.mark.slow
 def test_the_doctor_relearns_the_table_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "index"
     make_index(path, make_rows(50))
@@ -139,6 +140,7 @@ def test_a_filter_may_call_functions_of_single_values_alone(where: str, tmp_path
         update_where(tmp_path / "index", where, {"team": "x"})
 
 
+@pytest.mark.slow
 def test_many_changes_go_in_steps_and_all_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, rows = tmp_path / "index", make_rows(25)
     make_index(path, rows)
@@ -154,6 +156,7 @@ def test_many_changes_go_in_steps_and_all_arrive(tmp_path: Path, monkeypatch: py
     assert IndexStore.open(path).count(FINGERPRINT) == 12
 
 
+@pytest.mark.slow
 def test_a_column_may_be_called_anything(tmp_path: Path):
     path = tmp_path / "index"
     make_index(path, make_rows(5))
@@ -210,6 +213,7 @@ def test_directories_change_places_in_one_step(tmp_path: Path):
     assert not exchange(tmp_path / "one", tmp_path / "missing")
 
 
+@pytest.mark.slow
 def test_thousands_of_columns_no_row_and_a_moved_index(tmp_path: Path):
     path = tmp_path / "index"
     recipe = json.dumps({f"key {i}": i for i in range(5000)})

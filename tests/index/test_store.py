@@ -160,6 +160,7 @@ def test_half_written_missing_and_foreign_directories_are_told_apart(index_copy:
         IndexStore.open(index_copy)
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_nothing_and_an_older_index_whole(tmp_path: Path):
     target = tmp_path / "index"
     make_index(target, make_rows(20))

@@ -10,7 +10,8 @@ import pytest
 
 from weightsearch.relations import Comparison, Direction, Kind, State, compare
 
-FAMILIES = ("mlp", "residual", "lstm", "transformer")
+SLOW = pytest.mark.slow
+FAMILIES = ("mlp", pytest.param("residual", marks=SLOW), "lstm", pytest.param("transformer", marks=SLOW))
 Networks = dict[str, tuple[Any, dict[str, dict[str, np.ndarray]]]]
 
 

@@ -92,6 +92,7 @@ def test_plans_that_are_none(text: str, tmp_path: Path):
         tidy.read_plan(tmp_path / "plan.json")
 
 
+@pytest.mark.slow
 def test_a_pack_gives_every_bit_back(folder: Path, tmp_path: Path):
     summary = pack(folder, tmp_path / "pack")
     assert summary.files == 5
@@ -114,6 +115,7 @@ def test_differences_are_undone(item: int, rng: np.random.Generator):
         assert _restored(_combined(new, old, item, operation), old, item, operation) == new
 
 
+@pytest.mark.slow
 def test_a_damaged_pack_says_so(folder: Path, tmp_path: Path):
     pack(folder, tmp_path / "pack")
     for piece in (tmp_path / "pack" / "pieces").iterdir():

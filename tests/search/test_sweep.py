@@ -74,6 +74,7 @@ def test_the_table_fits_and_the_csv_has_all(folder: Path):
     assert json.loads(json.dumps(table.to_dict(), allow_nan=False))["runs"][0]["recipe"]["width"] == 9
 
 
+@pytest.mark.slow
 def test_the_setting_that_makes_the_difference_is_found():
     generator = np.random.default_rng(0)
     runs = []
@@ -93,6 +94,7 @@ def test_nothing_to_rank_is_one_line(tmp_path: Path):
         sweep([tmp_path])
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_screen(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -17,6 +17,7 @@ def sweep(runs: int, seed: int = 0):
     return truth, run, recipe, np.full(4 * runs, 0.1)
 
 
+@pytest.mark.slow
 def test_a_shifted_prediction_is_calibrated():
     truth, run, recipe, chance = sweep(10)
     shifted = from_logit(0.7 * to_logit(truth, chance) - 0.8, chance)
@@ -31,6 +32,7 @@ def test_a_shifted_prediction_is_calibrated():
     assert calibrated(found.to_dict(), new, np.array([0.1]))[0] == pytest.approx(0.8, abs=0.06)
 
 
+@pytest.mark.slow
 def test_a_useless_prediction_hands_over():
     truth, run, recipe, chance = sweep(10, seed=1)
     recipe[:, 0] = truth  # the recipe tells all
@@ -51,6 +53,7 @@ def test_few_or_no_labels_leave_the_prediction_as_it_is():
     assert calibrated(None, truth, chance) is truth
 
 
+@pytest.mark.slow
 def test_unlabelled_runs_get_a_calibrated_prediction():
     truth, run, recipe, chance = sweep(12)
     values = np.where(run < 5, truth, np.nan)

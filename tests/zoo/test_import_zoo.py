@@ -54,6 +54,7 @@ def test_ray_tune_zoos(tmp_path: Path, per_cent: bool, key: str, pad: str):
     assert zoo.info.dataset == "mnist"
 
 
+@pytest.mark.slow
 def test_a_broken_result_file_costs_only_its_metrics(tmp_path: Path):
     write_ray_zoo(tmp_path / "mnist", per_cent=False, key="epoch")
     trial = tmp_path / "mnist" / "NN_tune_trainable_00001_seed=1"
@@ -115,6 +116,7 @@ def test_hugging_face_folders(tmp_path: Path):
     assert table.extras["model_type"].tolist() == ["tiny"] * 4
 
 
+@pytest.mark.slow
 def test_a_sweep_told_apart_by_folder(tmp_path: Path):
     write_sweep(tmp_path / "sweep")
     (tmp_path / "sweep" / "lr-1" / "broken.pt").write_bytes(b"PK\x03\x04 no zip")
@@ -152,6 +154,7 @@ def test_a_sweep_told_apart_by_folder(tmp_path: Path):
         import_zoo(tmp_path / "sweep", tmp_path / "none", architecture="abc", quiet=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_told_apart_by_pattern_and_by_column(tmp_path: Path):
     folder = tmp_path / "flat"
     folder.mkdir()

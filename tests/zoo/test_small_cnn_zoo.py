@@ -86,6 +86,7 @@ def test_the_small_cnn_zoo_takes_no_other_metadata(tmp_path: Path):
         imported(tmp_path / "svhn", tmp_path, sources=Sources.make(run_pattern="x"))
 
 
+@pytest.mark.slow
 def test_a_diverged_row_of_the_small_cnn_zoo_is_left_out_and_its_run_kept(tmp_path: Path):
     write_small_cnn_zoo(tmp_path / "svhn", filters=4, broken=3)
     zoo, summary = imported(tmp_path / "svhn", tmp_path)

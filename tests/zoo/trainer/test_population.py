@@ -200,6 +200,7 @@ def test_twice_the_same_bit_for_bit(train: Trainer) -> None:
             np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
 
 
+@pytest.mark.slow
 def test_every_epoch_is_reported_and_checkpoints_do_not_change_afterwards() -> None:
     done: list[int] = []
     checkpoints = list(train_population(SHAPE, [RECIPE], images(), PLAN, on_epoch=done.append))
