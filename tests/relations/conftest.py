@@ -1,4 +1,4 @@
-"""Small networks of four families, trained for an epoch on digits, and the derivations of `benchmarks/derive.py`."""
+"""Small networks of four families, trained for an epoch on some digits, and what `benchmarks` derives from them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def small_networks(derive: ModuleType) -> ModuleType:
 def networks(small_networks: ModuleType) -> dict[str, tuple[object, dict[str, Tensors]]]:
     """By family: the recipe, and the states `base`, `tuned` (from base on other data) and `apart` (another seed)."""
     images, labels = (torch.from_numpy(array) for array in small_networks.digits())
+    images, labels = images[:600], labels[:600]
     half = len(images) // 2
     found = {}
     for family, width in (("mlp", 32), ("residual", 16), ("lstm", 32), ("transformer", 32)):
