@@ -104,18 +104,18 @@ def own_or_new_index(first: Path) -> Path:
 
 
 def _refuse_several() -> None:
-    found = sorted(str(path.parent) for path in (RUNS / "indexes").glob("[!.]*/manifest.json"))
-    if len(found) > 1:
-        few = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        raise UsageError(f"there are {len(found)} indexes ({few}); say which is meant with --index or ${VARIABLE}")
+    indexes = sorted(str(path.parent) for path in (RUNS / "indexes").glob("[!.]*/manifest.json"))
+    if len(indexes) > 1:
+        few = ", ".join(indexes[:3]) + (f" and {len(indexes) - 3} more" if len(indexes) > 3 else "")
+        raise UsageError(f"there are {len(indexes)} indexes ({few}); say which is meant with --index or ${VARIABLE}")
 
 
 def _newest(directory: Path, markers: tuple[str, ...]) -> Path | None:
     """The sub-directory whose marker files changed last; hidden ones are half-made or old."""
     times = {
-        path: max(found)
+        path: max(changed)
         for path in directory.glob("[!.]*/")
-        if (found := [(path / marker).stat().st_mtime for marker in markers if (path / marker).exists()])
+        if (changed := [(path / marker).stat().st_mtime for marker in markers if (path / marker).exists()])
     }
     return max(times, key=lambda path: times[path]) if times else None
 

@@ -273,15 +273,17 @@ def _normalise(
         raise WeightsearchError(f"{source}: training and test images are {sizes}, expected {expected}")
     y_train = _labels(y_train, len(train), f"{source}: y_train")
     y_test = _labels(y_test, len(test), f"{source}: y_test")
-    known = np.arange(classes) if classes else np.unique(y_train)
-    if len(known) < 2 or not np.array_equal(known, np.arange(len(known))):
-        problem = f"{len(known)} different labels from {known[0]} to {known[-1]}"
+    expected_labels = np.arange(classes) if classes else np.unique(y_train)
+    if len(expected_labels) < 2 or not np.array_equal(expected_labels, np.arange(len(expected_labels))):
+        problem = f"{len(expected_labels)} different labels from {expected_labels[0]} to {expected_labels[-1]}"
         raise WeightsearchError(f"{source}: y_train has {problem}, expected each of 0 to K-1 and K at least 2")
     for what, labels in (("y_train", y_train), ("y_test", y_test)):
-        outside = labels[(labels < 0) | (labels >= len(known))]
+        outside = labels[(labels < 0) | (labels >= len(expected_labels))]
         if len(outside):
-            raise WeightsearchError(f"{source}: {what} has the label {outside[0]}, expected 0 to {len(known) - 1}")
-    return ImageDataset(str(name), train, y_train, test, y_test, len(known))
+            raise WeightsearchError(
+                f"{source}: {what} has the label {outside[0]}, expected 0 to {len(expected_labels) - 1}"
+            )
+    return ImageDataset(str(name), train, y_train, test, y_test, len(expected_labels))
 
 
 def _images(pixels: np.ndarray, what: str) -> np.ndarray:
@@ -299,8 +301,8 @@ def _images(pixels: np.ndarray, what: str) -> np.ndarray:
     low, high = pixels.min(), pixels.max()
     lowest, highest = (-1, 1) if is_float else (0, 255)
     if not (lowest <= low and high <= highest):  # written so that NaN fails it
-        found = "NaN" if np.isnan(low) else f"{low} to {high}"
-        raise WeightsearchError(f"{what} has {pixels.dtype} values {found}, expected {lowest} to {highest}")
+        span = "NaN" if np.isnan(low) else f"{low} to {high}"
+        raise WeightsearchError(f"{what} has {pixels.dtype} values {span}, expected {lowest} to {highest}")
     if is_float:
         if low >= 0:
             log.warning("%s has no value below 0: if it is scaled to [0, 1], scale it to [-1, 1]", what)

@@ -119,8 +119,8 @@ class Encoder(nn.Module, ABC):
         self.eval()
         embeddings = []
         for start in range(0, len(weights), size := max(1, EMBED_BLOCK // self.architecture.size)):
-            known = None if activations is None else activations[start : start + size]
-            embeddings.append(self._embed_block(weights[start : start + size], known))
+            block_activations = None if activations is None else activations[start : start + size]
+            embeddings.append(self._embed_block(weights[start : start + size], block_activations))
         embedding = torch.cat(embeddings)
         return embedding, self.predict(embedding)
 

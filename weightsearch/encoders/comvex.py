@@ -33,9 +33,9 @@ class ComvexConv(WeightEncoder):
 
     def calibrate(self, features: Tensor) -> None:
         """Centre and scale of every column of every layer matrix, over networks and rows."""
-        found = [centre_and_scale(matrix.flatten(0, 1)) for matrix in self.layer_matrices(features)]
-        self.mean.copy_(torch.cat([centre for centre, _ in found]))
-        self.scale.copy_(torch.cat([scale for _, scale in found]))
+        scalings = [centre_and_scale(matrix.flatten(0, 1)) for matrix in self.layer_matrices(features)]
+        self.mean.copy_(torch.cat([centre for centre, _ in scalings]))
+        self.scale.copy_(torch.cat([scale for _, scale in scalings]))
 
     def normalise(self, features: Tensor) -> Tensor:
         columns = [layer.columns for layer in self.architecture.layers]

@@ -111,10 +111,10 @@ class Invariant(Encoder):
         size = max(1, PROBE_BLOCK // (self.patches[0] * self.config.probes * self.architecture.layers[0].rows))
         tanh = kinds[:, list(CODES).index(Activation.TANH)]
         blocks: list[Tensor] = []
-        found = [tanh.nonzero()[:, 0], (~tanh).nonzero()[:, 0]]  # positions; the unknown count as ReLU
-        for positions, activation in zip(found, (torch.tanh, torch.relu), strict=True):
+        groups = [tanh.nonzero()[:, 0], (~tanh).nonzero()[:, 0]]  # positions; the unknown count as ReLU
+        for positions, activation in zip(groups, (torch.tanh, torch.relu), strict=True):
             blocks += [self._probe(weights[block], activation) for block in positions.split(size) if len(block)]
-        outputs = torch.cat(blocks)[torch.cat(found).argsort()] if blocks else summaries.new_zeros(0, self.probe_width)
+        outputs = torch.cat(blocks)[torch.cat(groups).argsort()] if blocks else summaries.new_zeros(0, self.probe_width)
         return self.body(torch.cat([self._noisy(torch.cat([summaries, outputs], dim=1)), kinds.float()], dim=1))
 
     @torch.no_grad()
@@ -140,23 +140,23 @@ class Invariant(Encoder):
 
     def _summaries(self, weights: Tensor) -> Tensor:
         """Weights `(B, P)` -> summaries `(B, S)`."""
-        found = []
+        summaries = []
         for part, layer in zip(self.architecture.slices, self.architecture.layers, strict=True):
             matrix = weights[:, part].view(len(weights), layer.rows, layer.columns)
-            own = layer.weight_columns
-            found += [_moments(matrix[:, :, :own].flatten(1)), _spectrum(matrix[:, :, :own])]
-            found += [seven_statistics(matrix[:, :, own + number]) for number in range(len(layer.extras))]
-        return torch.cat(found, dim=1)
+            inputs = layer.weight_columns
+            summaries += [_moments(matrix[:, :, :inputs].flatten(1)), _spectrum(matrix[:, :, :inputs])]
+            summaries += [seven_statistics(matrix[:, :, inputs + number]) for number in range(len(layer.extras))]
+        return torch.cat(summaries, dim=1)
 
     def _probe(self, weights: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         """Canonical weights `(B, P)` -> the last layer's outputs for all probes, compressed `(B, probe_width)`."""
         count, values = len(weights), self.probes * PROBE_SCALE  # (inputs, patches * probes)
         for number, (part, layer) in enumerate(zip(self.architecture.slices, self.architecture.layers, strict=True)):
             matrix = weights[:, part].view(count, layer.rows, layer.columns)
-            own = layer.weight_columns
-            values = matrix[:, :, :own] @ values  # (B, rows, patches * probes)
+            inputs = layer.weight_columns
+            values = matrix[:, :, :inputs] @ values  # (B, rows, patches * probes)
             if layer.extras:
-                values = values + matrix[:, :, own:]
+                values = values + matrix[:, :, inputs:]
             if number == len(self.chain):
                 break
             values = activation(values)

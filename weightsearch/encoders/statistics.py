@@ -40,9 +40,9 @@ class Statistics(Encoder):
         blocks = []
         for part, layer in zip(self.architecture.slices, self.architecture.layers, strict=True):
             matrix = weights[:, part].view(len(weights), layer.rows, layer.columns)
-            own = layer.weight_columns
-            blocks.append(matrix[:, :, :own].flatten(1))  # (B, rows * own)
-            blocks += [matrix[:, :, own + i] for i in range(len(layer.extras))]  # (B, rows) each
+            inputs = layer.weight_columns
+            blocks.append(matrix[:, :, :inputs].flatten(1))  # (B, rows * own)
+            blocks += [matrix[:, :, inputs + i] for i in range(len(layer.extras))]  # (B, rows) each
         return torch.cat([seven_statistics(block) for block in blocks], dim=1)  # (B, F)
 
     def calibrate(self, features: Tensor) -> None:

@@ -41,7 +41,7 @@ def hidden_units(architecture: Architecture) -> tuple[Hidden, ...]:
     Raises WeightsearchError where shapes do not fit one another, and at layers without such units (attention, layer
     and group norms, embeddings). Shapes cannot tell a network with skip connections from one without.
     """
-    found: list[Hidden] = []
+    hidden: list[Hidden] = []
     made_by: int | None = None
     norms: list[int] = []
     for number, layer in enumerate(architecture.layers):
@@ -61,9 +61,9 @@ def hidden_units(architecture: Architecture) -> tuple[Hidden, ...]:
                     "these layers do not follow one another"
                 )
             block = math.prod(layer.shape[1:]) // units
-            found.append(Hidden(made_by, number, units, block, tuple(norms)))
+            hidden.append(Hidden(made_by, number, units, block, tuple(norms)))
         made_by, norms = number, []
-    return tuple(found)
+    return tuple(hidden)
 
 
 def twins(
@@ -78,9 +78,9 @@ def twins(
     flipped at random (valid with average pooling, not with maximum pooling), except where a batch norm follows: a scale
     would pass through it or not, by its place.
     """
-    made = weights.copy()
-    matrices = architecture.matrices(made)
-    count = len(made)
+    twin = weights.copy()
+    matrices = architecture.matrices(twin)
+    count = len(twin)
     for hidden in hidden_units(architecture):
         order = np.argsort(generator.random((count, hidden.units)), axis=1)  # (B, units)
         factor = np.ones((count, hidden.units))
@@ -92,8 +92,8 @@ def twins(
             rows = matrices[number]  # (B, units, columns)
             rows[...] = np.take_along_axis(rows, order[:, :, None], axis=1) * factor[:, :, None]
         reader = matrices[hidden.read_by]
-        own = hidden.units * hidden.block  # without its bias
-        columns = reader[:, :, :own].reshape(count, -1, hidden.units, hidden.block)
+        inputs = hidden.units * hidden.block  # without its bias
+        columns = reader[:, :, :inputs].reshape(count, -1, hidden.units, hidden.block)
         columns = np.take_along_axis(columns, order[:, None, :, None], axis=2) / factor[:, None, :, None]
-        reader[:, :, :own] = columns.reshape(count, -1, own)
-    return made
+        reader[:, :, :inputs] = columns.reshape(count, -1, inputs)
+    return twin

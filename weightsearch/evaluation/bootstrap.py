@@ -25,10 +25,10 @@ def resampled(runs: int, count: int, seed: int = 0) -> np.ndarray:
 
 def mean(values: np.ndarray, run: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The mean of `values (n,)`, leaving out NaN; NaN where nothing is left."""
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     runs = weights.shape[1]
-    total = weights @ np.bincount(run[known], values[known], runs)
-    count = weights @ np.bincount(run[known], minlength=runs).astype(np.float64)
+    total = weights @ np.bincount(run[finite], values[finite], runs)
+    count = weights @ np.bincount(run[finite], minlength=runs).astype(np.float64)
     return _divide(total, count)
 
 
@@ -53,8 +53,8 @@ def tau(predicted: np.ndarray, truth: np.ndarray, run: np.ndarray, weights: np.n
     def pairs(matrix: np.ndarray) -> np.ndarray:
         """Sums over the pairs of checkpoints `(n, n)`, by weight."""
         between = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0, dtype=np.int64), starts, axis=1)
-        own = weights[:, present]
-        return ((own @ between) * own).sum(axis=1)
+        weights_of_present = weights[:, present]
+        return ((weights_of_present @ between) * weights_of_present).sum(axis=1)
 
     concordance = pairs(signs[0] * signs[1])
     return _divide(concordance, np.sqrt(pairs(signs[0] != 0) * pairs(signs[1] != 0)))

@@ -143,7 +143,7 @@ def make_tables(
     opened = [Zoo.open(zoo) for zoo in zoos]
     settings = {"trials": trials, "seeds": seeds, "epochs": epochs, "seed": seed}
     total = len(zoos) * len(protocols) * sum(numbers[method] + seeds for method in methods)
-    made: list[ZooTables] = []
+    tables: list[ZooTables] = []
     bar = progress_bar("fits", None if curve else total, unit="fits", quiet=quiet)
     with worker_pool(workers, device) as pool, bar as advance:
 
@@ -156,9 +156,9 @@ def make_tables(
             run_jobs(jobs, pool, finished)
 
         for zoo in opened:
-            made.append(_one_zoo(zoo, run, settings, numbers, methods, protocols, curve, root))
-            _write(target, made, settings)
-    return made
+            tables.append(_one_zoo(zoo, run, settings, numbers, methods, protocols, curve, root))
+            _write(target, tables, settings)
+    return tables
 
 
 def _one_zoo(
@@ -189,19 +189,19 @@ def _one_zoo(
         }
         trials = [job for one in jobs.values() for job in one]
         run(trials, f"{zoo.path.name} by {name}: searching", keeping_best(trials))
-        found = {method: collect(one) for method, one in jobs.items()}
+        searches = {method: collect(one) for method, one in jobs.items()}
         judged = {
-            method: [_judged(jobs[method], found[method], fold) for fold in range(settings["seeds"])]
+            method: [_judged(jobs[method], searches[method], fold) for fold in range(settings["seeds"])]
             for method in methods
         }
         run([job for one in judged.values() for job in one], f"{zoo.path.name} by {name}: judging")
-        result.tables[name] = [_row(found[m], judged[m], len(jobs[m]), figures.get(m)) for m in methods]
+        result.tables[name] = [_row(searches[m], judged[m], len(jobs[m]), figures.get(m)) for m in methods]
         if not result.top_trials:
-            result.top_trials.extend(top for method in methods for top in top_trials(found[method].trials))
+            result.top_trials.extend(top for method in methods for top in top_trials(searches[method].trials))
         if curve and name is not ProtocolName.CHECKPOINT:
             points = {
                 (method, count): [
-                    _judged(jobs[method], found[method], fold, runs=count)
+                    _judged(jobs[method], searches[method], fold, runs=count)
                     for fold in range(min(CURVE_FOLDS, settings["seeds"]))
                 ]
                 for method in methods
@@ -216,13 +216,13 @@ def _one_zoo(
     return result
 
 
-def _judged(jobs: list[FitJob], found: Search, fold: int, runs: int | None = None) -> FitJob:
+def _judged(jobs: list[FitJob], searched: Search, fold: int, runs: int | None = None) -> FitJob:
     """The chosen trial, fitted on another deal of training and validation, and judged on the test part."""
-    job = jobs[found.best]
+    job = jobs[searched.best]
     part = f"runs-{runs}" if runs else "judged"
     return replace(
         job,
-        out=str(found.directory / f"{part}-{found.best:05d}-{fold}.json"),
+        out=str(searched.directory / f"{part}-{searched.best:05d}-{fold}.json"),
         protocol=replace(job.protocol, fold=fold, runs=runs),
         seed=job.seed + 1000 * fold,
         compared_with=(),
@@ -244,8 +244,8 @@ def _spread(jobs: list[FitJob], score: str) -> Spread:
     return Spread.of([test.get(score) for test in tests])
 
 
-def _row(found: Search, judged: list[FitJob], trials: int, figures: dict[str, float] | None) -> MethodScores:
-    best = found.trials[found.best]
+def _row(searched: Search, judged: list[FitJob], trials: int, figures: dict[str, float] | None) -> MethodScores:
+    best = searched.trials[searched.best]
     scores = {score: _spread(judged, score) for score in ("mse", "r2", "tau")}
     return MethodScores(
         best["method"], best["parameters"], scores["mse"], scores["r2"], scores["tau"], best["validation"]["r2"],
@@ -298,18 +298,18 @@ def _trials(number: int) -> str:
     return "one trial, the default settings," if number == 1 else f"{number} trials of a random search"
 
 
-def _other_trials(made: Sequence[ZooTables], settings: dict[str, int]) -> bool:
-    rows = [row for zoo in made for table in zoo.tables.values() for row in table]
+def _other_trials(zoos: Sequence[ZooTables], settings: dict[str, int]) -> bool:
+    rows = [row for zoo in zoos for table in zoo.tables.values() for row in table]
     return any(row.trials != settings["trials"] for row in rows if row.method != Baseline.MEAN)
 
 
-def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
+def markdown(zoos: Sequence[ZooTables], settings: dict[str, int]) -> str:
     """All tables as Markdown."""
     lines = [
         "# Predicting accuracy from weights",
         "",
         f"Made by `weightsearch tables` {version('weightsearch')}: {_trials(settings['trials'])} a "
-        f"method{', or as many as the table says' if _other_trials(made, settings) else ''}, at most "
+        f"method{', or as many as the table says' if _other_trials(zoos, settings) else ''}, at most "
         f"{settings['epochs']} epochs each; the best by validation loss, fitted with "
         + (
             "one seed and judged on the test part."
@@ -318,7 +318,7 @@ def markdown(made: Sequence[ZooTables], settings: dict[str, int]) -> str:
             "the test part and deal the rest into training and validation anew."
         ),
     ]
-    for zoo in made:
+    for zoo in zoos:
         lines += [
             "",
             f"## {zoo.name}: {zoo.preset} on {zoo.dataset}, {zoo.runs:,} runs, {zoo.checkpoints:,} checkpoints",
@@ -343,8 +343,8 @@ def _curve_table(zoo: ZooTables) -> Table:
     counts = sorted({point.runs for point in zoo.curve})
     rows = []
     for method, per_run in dict.fromkeys((point.method, point.per_run) for point in zoo.curve):
-        own = {p.runs: p.test_r2.mean for p in zoo.curve if (p.method, p.per_run) == (method, per_run)}
-        texts = [f"{own[count]:.3f}" if np.isfinite(own.get(count, np.nan)) else "–" for count in counts]
+        by_runs = {p.runs: p.test_r2.mean for p in zoo.curve if (p.method, p.per_run) == (method, per_run)}
+        texts = [f"{by_runs[count]:.3f}" if np.isfinite(by_runs.get(count, np.nan)) else "–" for count in counts]
         rows.append((method, str(per_run or "all"), *texts))
     return Table(
         "Learning curve: test R², split by run, by number of training runs",
@@ -354,11 +354,11 @@ def _curve_table(zoo: ZooTables) -> Table:
     )
 
 
-def _write(out: Path, made: Sequence[ZooTables], settings: dict[str, int]) -> None:
+def _write(out: Path, zoos: Sequence[ZooTables], settings: dict[str, int]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    content = {"version": version("weightsearch"), "settings": settings, "zoos": [asdict(zoo) for zoo in made]}
+    content = {"version": version("weightsearch"), "settings": settings, "zoos": [asdict(zoo) for zoo in zoos]}
     write_whole(out / "tables.json", json.dumps(plain(content), indent=1) + "\n")
-    write_whole(out / "tables.md", markdown(made, settings))
+    write_whole(out / "tables.md", markdown(zoos, settings))
 
 
 def render(zoo: ZooTables) -> RenderableType:

@@ -97,10 +97,12 @@ def evaluate(
 
         for name, zoo in opened.items():
             for method in methods:
-                made = [fit_task(zoo.path, method, s, queries=queries, epochs=epochs, root=root) for s in range(seeds)]
-                tasks[name, method] = made
-            own = [task for method in methods for task in tasks[name, method]]
-            run_jobs(own, pool, finished, run_task)
+                seed_tasks = [
+                    fit_task(zoo.path, method, s, queries=queries, epochs=epochs, root=root) for s in range(seeds)
+                ]
+                tasks[name, method] = seed_tasks
+            method_tasks = [task for method in methods for task in tasks[name, method]]
+            run_jobs(method_tasks, pool, finished, run_task)
             rows += _zoo_rows(name, zoo, {method: tasks[name, method] for method in methods})
             _write(target, Evaluation(tuple(rows), settings))
         elsewhere = {
@@ -110,8 +112,8 @@ def evaluate(
         }
         everything = [task for one in elsewhere.values() for task in one]
         run_jobs(everything, pool, finished, run_task)
-        for (a, b, method), made in elsewhere.items():
-            rows += _elsewhere_rows(a, b, method, opened[b], made)
+        for (a, b, method), seed_tasks in elsewhere.items():
+            rows += _elsewhere_rows(a, b, method, opened[b], seed_tasks)
     done = Evaluation(tuple(rows), settings)
     _write(target, done)
     return done
@@ -132,29 +134,31 @@ def _succeeded(tasks: Sequence[Task]) -> list[Task]:
 
 def _zoo_rows(name: str, zoo: Zoo, tasks: dict[str, list[Task]]) -> list[MetricRow]:
     judged, rows = _judged(zoo), []
-    found: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> seed -> draws
-    for method, made in tasks.items():
-        found[method] = {}
-        for task in _succeeded(made):
+    draws_by_seed: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> seed -> draws
+    for method, seed_tasks in tasks.items():
+        draws_by_seed[method] = {}
+        for task in _succeeded(seed_tasks):
             result, seed = read_result(task.out) or {}, task.protocol.fold
             _, split = load_protocol(task.protocol)
-            found[method][seed] = draws(read_arrays(task), judged, split.train, seed)
+            draws_by_seed[method][seed] = draws(read_arrays(task), judged, split.train, seed)
             for cost in ("parameters", "per_second", "fit_seconds", "training_checkpoints"):
                 if result.get(cost) is not None:
-                    found[method][seed][f"cost.{cost}"] = np.array([float(result[cost])])
-    for method, by_seed in found.items():
+                    draws_by_seed[method][seed][f"cost.{cost}"] = np.array([float(result[cost])])
+    for method, by_seed in draws_by_seed.items():
         for metric in dict.fromkeys(metric for one in by_seed.values() for metric in one):
             rows += rows_of(name, method, metric, [(s, one[metric]) for s, one in by_seed.items() if metric in one])
-    for task in [task for made in tasks.values() for task in _succeeded(made)][:1]:
+    for task in [task for seed_tasks in tasks.values() for task in _succeeded(seed_tasks)][:1]:
         for method, one in plain_forecasts(judged, read_arrays(task)["queries"]).items():
             for metric, values in one.items():
                 rows += rows_of(name, method, metric, [(0, values)])
-    for method, reference in [(m, r) for m in found for r in REFERENCES if m not in REFERENCES and r in found]:
+    for method, reference in [
+        (m, r) for m in draws_by_seed for r in REFERENCES if m not in REFERENCES and r in draws_by_seed
+    ]:
         for metric in COMPARED:
             pairs = [
-                (seed, own[metric] - other[metric])
-                for seed, own in found[method].items()
-                if metric in own and metric in (other := found[reference].get(seed, {}))
+                (seed, scores[metric] - other[metric])
+                for seed, scores in draws_by_seed[method].items()
+                if metric in scores and metric in (other := draws_by_seed[reference].get(seed, {}))
             ]
             if pairs:
                 rows += rows_of(name, method, metric, pairs, against=reference)
@@ -163,10 +167,10 @@ def _zoo_rows(name: str, zoo: Zoo, tasks: dict[str, list[Task]]) -> list[MetricR
 
 def _elsewhere_rows(fitted_on: str, on: str, method: str, zoo: Zoo, tasks: list[Task]) -> list[MetricRow]:
     judged = _judged(zoo)
-    found = [(t.protocol.fold, prediction_elsewhere(read_arrays(t), judged)) for t in _succeeded(tasks)]
+    predictions = [(t.protocol.fold, prediction_elsewhere(read_arrays(t), judged)) for t in _succeeded(tasks)]
     rows = []
-    for metric in found[0][1] if found else ():
-        rows += rows_of(fitted_on, method, metric, [(seed, one[metric]) for seed, one in found], on=on)
+    for metric in predictions[0][1] if predictions else ():
+        rows += rows_of(fitted_on, method, metric, [(seed, one[metric]) for seed, one in predictions], on=on)
     return rows
 
 

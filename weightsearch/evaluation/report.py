@@ -122,9 +122,9 @@ def tables(rows: Sequence[MetricRow], zoo: str) -> list[Table]:
     """One zoo's tables, of pooled seeds."""
     pooled = [row for row in rows if row.zoo == zoo and row.seed is None and row.on is None]
     plain = [row for row in pooled if row.against is None]
-    made = [_table(section, plain) for section in SECTIONS[:-2]]
-    made += [_table(_forecast_section(plain), plain)]
-    made += [_table(section, plain) for section in SECTIONS[-2:]]
+    shown = [_table(section, plain) for section in SECTIONS[:-2]]
+    shown += [_table(_forecast_section(plain), plain)]
+    shown += [_table(section, plain) for section in SECTIONS[-2:]]
     for against in dict.fromkeys(row.against for row in pooled if row.against):
         columns = {
             "prediction.r2": "R²",
@@ -134,8 +134,8 @@ def tables(rows: Sequence[MetricRow], zoo: str) -> list[Table]:
             "neighbours.r2": "R² @10",
         }
         section = Section(f"Difference from {against}", DIFFERENCE.format(against=against), columns)
-        made.append(_table(section, [row for row in pooled if row.against == against]))
-    return [table for table in made if table.rows]
+        shown.append(_table(section, [row for row in pooled if row.against == against]))
+    return [table for table in shown if table.rows]
 
 
 def elsewhere_tables(rows: Sequence[MetricRow]) -> list[Table]:
@@ -146,13 +146,13 @@ def elsewhere_tables(rows: Sequence[MetricRow]) -> list[Table]:
         for r in rows
         if r.on is None and r.against is None and r.seed is None and r.metric == "prediction.tau"
     }
-    made = []
+    shown = []
     for method in dict.fromkeys(method for method, _, _ in foreign):
-        zoos = list(dict.fromkeys(zoo for own, zoo, _ in foreign if own == method))
-        known = {**foreign, **home}
-        cells = tuple((zoo, *(_cell(known.get((method, zoo, on))) for on in zoos)) for zoo in zoos)
-        made.append(_numbers(method, ("fitted on", *zoos), cells))
-    return made
+        zoos = list(dict.fromkeys(zoo for fitted, zoo, _ in foreign if fitted == method))
+        all_rows = {**foreign, **home}
+        cells = tuple((zoo, *(_cell(all_rows.get((method, zoo, on))) for on in zoos)) for zoo in zoos)
+        shown.append(_numbers(method, ("fitted on", *zoos), cells))
+    return shown
 
 
 def _forecast_section(rows: Sequence[MetricRow]) -> Section:
@@ -167,7 +167,7 @@ def _forecast_section(rows: Sequence[MetricRow]) -> Section:
 def _table(section: Section, rows: Sequence[MetricRow]) -> Table:
     """Only methods with a value, and only columns that one of them has."""
     values = {(row.method, row.metric): row for row in rows if row.metric in section.columns}
-    columns = [metric for metric in section.columns if any(metric == own for _, own in values)]
+    columns = [metric for metric in section.columns if any(metric == present for _, present in values)]
     methods = dict.fromkeys(method for method, _ in values)
     cells = tuple((method, *(_cell(values.get((method, metric))) for metric in columns)) for method in methods)
     headings = ("method", *(section.columns[metric] for metric in columns))

@@ -83,14 +83,14 @@ def measure_retrieval(
     start = 0
     for block in _blocks(queries, zoo):
         generator = np.random.default_rng([seed, int(block[0])])
-        own = indexed + start + np.arange(len(block))  # where the queries lie among the stored
+        own_positions = indexed + start + np.arange(len(block))  # where the queries lie among the stored
         start += len(block)
         weights = zoo.weights(block)
-        known = activations_of(zoo, block)
-        embedding, predicted = _embedded(represent, weights, known)
+        block_activations = activations_of(zoo, block)
+        embedding, predicted = _embedded(represent, weights, block_activations)
         similarity = stored.cosine(embedding)  # (b, N)
         to_index = similarity[:, :indexed]
-        made = {
+        measures = {
             "predicted": predicted,
             "neighbours": _positions(split.train, nearest(to_index)),
             "run_neighbours": _positions(split.train, nearest_runs(to_index, run[split.train])),
@@ -102,27 +102,27 @@ def measure_retrieval(
         }
         kinds: dict[str, list[Activation | None]] = {"twin": [None], "rescaled": [*TRAINED_ACTIVATIONS]}
         for name, activations in kinds.items():
-            made |= {f"{name}_{key}": np.full(len(block), np.nan) for key in ("first", "drift", "predicted")}
+            measures |= {f"{name}_{key}": np.full(len(block), np.nan) for key in ("first", "drift", "predicted")}
             for activation in activations if twinnable else ():
-                chosen = np.flatnonzero([activation is None or its is activation for its in known])
+                chosen = np.flatnonzero([activation is None or its is activation for its in block_activations])
                 if len(chosen):
                     twin = twins(weights[chosen], zoo.architecture, generator, activation)
-                    other, prediction = _embedded(represent, twin, [known[i] for i in chosen])
-                    made[f"{name}_first"][chosen] = stored.is_first(other, own[chosen])
-                    made[f"{name}_drift"][chosen] = _relative(other, embedding[chosen])
-                    made[f"{name}_predicted"][chosen] = np.abs(prediction / predicted[chosen] - 1)
-        noisy, _ = _embedded(represent, with_noise(weights, zoo.architecture, generator), known)
+                    other, prediction = _embedded(represent, twin, [block_activations[i] for i in chosen])
+                    measures[f"{name}_first"][chosen] = stored.is_first(other, own_positions[chosen])
+                    measures[f"{name}_drift"][chosen] = _relative(other, embedding[chosen])
+                    measures[f"{name}_predicted"][chosen] = np.abs(prediction / predicted[chosen] - 1)
+        noisy, _ = _embedded(represent, with_noise(weights, zoo.architecture, generator), block_activations)
         before, after = nearest(similarity), nearest(stored.cosine(noisy))
-        made["noise_shift"] = np.linalg.norm(noisy - embedding, axis=1) / median
-        made["noise_kept"] = np.array([len(np.intersect1d(*pair)) for pair in zip(before, after, strict=True)]) / K
-        rows.append(made)
+        measures["noise_shift"] = np.linalg.norm(noisy - embedding, axis=1) / median
+        measures["noise_kept"] = np.array([len(np.intersect1d(*pair)) for pair in zip(before, after, strict=True)]) / K
+        rows.append(measures)
         cosines.append(to_index.astype(np.float32))
-    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    by_query = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     classes = good.astype(int) - bad  # 1, 0 or -1
-    found["same"], found["different"] = _pair_counts(
+    by_query["same"], by_query["different"] = _pair_counts(
         np.concatenate(cosines), classes[queries], classes[split.train], run[queries]
     )
-    return found
+    return by_query
 
 
 class _Stored:
@@ -146,12 +146,12 @@ class _Stored:
         blocks = [unit @ unit_length(_wide(self._zoo.weights(b))).T for b in _blocks(self._positions, self._zoo)]
         return np.concatenate(blocks, axis=1)
 
-    def is_first(self, embedding: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def is_first(self, embedding: np.ndarray, own_positions: np.ndarray) -> np.ndarray:
         """Whether stored row `own[i]` is strictly nearest to `embedding[i]`, but for copies of its weights."""
         cosine = self.cosine(embedding)
-        rows = np.arange(len(own))
-        wanted = cosine[rows, own]
-        cosine[self._ids[own][:, None] == self._ids[None, :]] = -np.inf
+        rows = np.arange(len(own_positions))
+        wanted = cosine[rows, own_positions]
+        cosine[self._ids[own_positions][:, None] == self._ids[None, :]] = -np.inf
         return wanted > cosine.max(axis=1)
 
     def median_distance(self, run: np.ndarray, generator: np.random.Generator) -> float:
@@ -185,9 +185,9 @@ def nearest_runs(similarity: np.ndarray, run: np.ndarray, k: int = K) -> np.ndar
         [order[part][np.argmax(similarity[:, order[part]], axis=1)] for part in _parts(starts, len(run))], axis=1
     )  # (b, runs) the best column of each run
     chosen = nearest(np.take_along_axis(similarity, best, axis=1), min(k, len(names)))
-    found = np.full((len(similarity), k), -1)
-    found[:, : chosen.shape[1]] = np.take_along_axis(best, chosen, axis=1)
-    return found
+    nearest_of_run = np.full((len(similarity), k), -1)
+    nearest_of_run[:, : chosen.shape[1]] = np.take_along_axis(best, chosen, axis=1)
+    return nearest_of_run
 
 
 def nearest_in_time(
@@ -197,14 +197,14 @@ def nearest_in_time(
 
     That is within a quarter of it, as `query` forecasts a network's end.
     """
-    found = np.full((len(similarity), k), -1)
+    nearest = np.full((len(similarity), k), -1)
     for one in np.unique(asked):
         slack = 0 if one <= 0 else max(1, one // 4)
         columns, rows = np.flatnonzero(np.abs(epoch - one) <= slack), asked == one
         if len(columns):
             near = nearest_runs(similarity[np.ix_(rows, columns)], run[columns], k)
-            found[rows] = np.where(near >= 0, columns[near], -1)
-    return found
+            nearest[rows] = np.where(near >= 0, columns[near], -1)
+    return nearest
 
 
 def with_noise(weights: np.ndarray, architecture: Architecture, generator: np.random.Generator) -> np.ndarray:

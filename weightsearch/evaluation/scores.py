@@ -48,14 +48,14 @@ class Judged:
         """The last known accuracy `(n,)` of each checkpoint's run, NaN where none is."""
         runs, number = np.unique(self.run, return_inverse=True)
         ends = np.full(len(runs), np.nan)
-        known = np.isfinite(self.accuracy)
-        ends[number[known]] = self.accuracy[known]  # ordered by epoch, so that the last one stays
+        judged = np.isfinite(self.accuracy)
+        ends[number[judged]] = self.accuracy[judged]  # ordered by epoch, so that the last one stays
         return ends[number]
 
     def is_last(self, positions: np.ndarray) -> np.ndarray:
         """Whether each of `positions` is the last of its run whose accuracy is known."""
-        known = np.isfinite(self.accuracy)
-        last = [self.epoch[known & (self.run == self.run[position])].max() for position in positions]
+        judged = np.isfinite(self.accuracy)
+        last = [self.epoch[judged & (self.run == self.run[position])].max() for position in positions]
         return self.epoch[positions] == last
 
 
@@ -94,28 +94,28 @@ def draws(arrays: Mapping[str, np.ndarray], judged: Judged, indexed: np.ndarray,
     queries = arrays["queries"]
     truth, run = judged.accuracy[queries], _numbers(judged.run[queries])
     weights = resampled(int(run.max()) + 1, SAMPLES)
-    found: Draws = {}
+    scores: Draws = {}
     if np.isfinite(arrays["predicted"]).all():
-        found |= prediction(arrays["predicted"], truth, run, weights, "prediction")
-        found |= interval(arrays["predicted"], truth, run, weights, seed)
+        scores |= prediction(arrays["predicted"], truth, run, weights, "prediction")
+        scores |= interval(arrays["predicted"], truth, run, weights, seed)
     if "neighbours" in arrays:
-        found |= neighbours(arrays, judged, indexed, run, weights)
-        found |= separation(arrays, judged, indexed, run, weights)
+        scores |= neighbours(arrays, judged, indexed, run, weights)
+        scores |= separation(arrays, judged, indexed, run, weights)
         for kind in ("twin", "rescaled"):
             if np.isfinite(arrays[f"{kind}_first"]).any():
-                found |= {
+                scores |= {
                     f"{kind}.recall": mean(arrays[f"{kind}_first"], run, weights),
                     f"{kind}.drift": mean(arrays[f"{kind}_drift"], run, weights),
                     f"{kind}.drift_worst": np.array([np.nanmax(arrays[f"{kind}_drift"])]),
                     f"{kind}.predicted": mean(arrays[f"{kind}_predicted"], run, weights),
                 }
-        found["noise.shift"] = mean(arrays["noise_shift"], run, weights)
-        found["noise.kept"] = mean(arrays["noise_kept"], run, weights)
+        scores["noise.shift"] = mean(arrays["noise_shift"], run, weights)
+        scores["noise.kept"] = mean(arrays["noise_kept"], run, weights)
         ends = judged.final()
-        found |= forecast(middle_of_neighbours(arrays["epoch_neighbours"], ends), judged, queries, weights)
+        scores |= forecast(middle_of_neighbours(arrays["epoch_neighbours"], ends), judged, queries, weights)
         of_any = forecast(mean_of_neighbours(arrays["run_neighbours"], ends), judged, queries, weights)
-        found["forecast.mae_any_epoch"] = of_any["forecast.mae"]
-    return {metric: values for metric, values in found.items() if np.isfinite(values[0])}
+        scores["forecast.mae_any_epoch"] = of_any["forecast.mae"]
+    return {metric: values for metric, values in scores.items() if np.isfinite(values[0])}
 
 
 def prediction_elsewhere(arrays: Mapping[str, np.ndarray], judged: Judged) -> Draws:
@@ -132,17 +132,17 @@ def neighbours(
     """Precision@k for good and for bad queries, and the mean accuracy of the 10 nearest, one of each run."""
     queries, accuracy = arrays["queries"], judged.accuracy
     good, bad = is_good(accuracy, indexed), is_bad(accuracy, indexed)
-    found: Draws = {}
+    scores: Draws = {}
     for name, members in (("good", good), ("bad", bad)):
         for k in KS:
             nearest = arrays["neighbours"][:, :k]
             share = np.where(nearest >= 0, members[nearest], np.nan)
             shares = np.full(len(queries), np.nan)
             shares[members[queries]] = np.nanmean(share[members[queries]], axis=1)
-            found[f"precision@{k}.{name}"] = mean(shares, run, weights)
-        found[f"precision.chance.{name}"] = np.array([members[indexed].mean()])
+            scores[f"precision@{k}.{name}"] = mean(shares, run, weights)
+        scores[f"precision.chance.{name}"] = np.array([members[indexed].mean()])
     of_them = mean_of_neighbours(arrays["run_neighbours"], accuracy)
-    return found | prediction(of_them, accuracy[queries], run, weights, "neighbours")
+    return scores | prediction(of_them, accuracy[queries], run, weights, "neighbours")
 
 
 def separation(
@@ -165,10 +165,10 @@ def forecast(guess: np.ndarray, judged: Judged, queries: np.ndarray, weights: np
     error = np.abs(guess - judged.final()[queries])
     error[judged.is_last(queries)] = np.nan
     run, epoch = _numbers(judged.run[queries]), judged.epoch[queries]
-    found = {"forecast.mae": mean(error, run, weights)}
+    scores = {"forecast.mae": mean(error, run, weights)}
     for one in np.unique(epoch[np.isfinite(error)]):
-        found[f"forecast.mae@{one}"] = mean(np.where(epoch == one, error, np.nan), run, weights)
-    return found
+        scores[f"forecast.mae@{one}"] = mean(np.where(epoch == one, error, np.nan), run, weights)
+    return scores
 
 
 def plain_forecasts(judged: Judged, queries: np.ndarray) -> dict[str, Draws]:
@@ -176,9 +176,9 @@ def plain_forecasts(judged: Judged, queries: np.ndarray) -> dict[str, Draws]:
     weights = resampled(len(np.unique(judged.run[queries])), SAMPLES)
     continued = np.empty(len(queries))
     for i, query in enumerate(queries):
-        own = np.flatnonzero((judged.run == judged.run[query]) & np.isfinite(judged.accuracy))
-        seen = own[judged.epoch[own] <= judged.epoch[query]]
-        continued[i] = extrapolate(judged.epoch[seen], judged.accuracy[seen], int(judged.epoch[own].max()))
+        of_run = np.flatnonzero((judged.run == judged.run[query]) & np.isfinite(judged.accuracy))
+        seen = of_run[judged.epoch[of_run] <= judged.epoch[query]]
+        continued[i] = extrapolate(judged.epoch[seen], judged.accuracy[seen], int(judged.epoch[of_run].max()))
     return {
         "stays as it is": forecast(judged.accuracy[queries], judged, queries, weights),
         "own curve continued": forecast(continued, judged, queries, weights),
@@ -199,8 +199,10 @@ def interval(predicted: np.ndarray, truth: np.ndarray, run: np.ndarray, weights:
     inside, width, times = np.zeros((3, runs))
     for split in range(INTERVAL_SPLITS):
         calibration = np.isin(run, np.random.default_rng([seed, split]).permutation(runs)[:count])
-        found = calibrate(predicted[calibration], truth[calibration], run[calibration], coverage=COVERAGE, seed=split)
-        low, high = found.interval(predicted[~calibration])
+        calibrated = calibrate(
+            predicted[calibration], truth[calibration], run[calibration], coverage=COVERAGE, seed=split
+        )
+        low, high = calibrated.interval(predicted[~calibration])
         of, value = run[~calibration], truth[~calibration]
         size = np.bincount(of, minlength=runs)
         there = size > 0
@@ -222,11 +224,11 @@ def mean_of_neighbours(neighbours: np.ndarray, values: np.ndarray) -> np.ndarray
 
 def middle_of_neighbours(neighbours: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The median of `values (n,)` at `neighbours (Q, k)`; NaN where there is none."""
-    found = np.full(len(neighbours), np.nan)
+    middles = np.full(len(neighbours), np.nan)
     some = (neighbours >= 0).any(axis=1)
-    own = neighbours[some]
-    found[some] = np.nanmedian(np.where(own >= 0, values[own], np.nan), axis=1)
-    return found
+    nearest = neighbours[some]
+    middles[some] = np.nanmedian(np.where(nearest >= 0, values[nearest], np.nan), axis=1)
+    return middles
 
 
 def _numbers(run: np.ndarray) -> np.ndarray:

@@ -69,8 +69,10 @@ def fit_task(zoo: str | Path, method: str, seed: int, *, queries: int, epochs: i
 
 def elsewhere_task(fitted: Task, other: Task) -> Task:
     """`fitted` on the test part that `other`, of the same method and seed on another zoo, is probed with."""
-    own = Path(fitted.out)
-    return replace(other, out=str(own.with_name(f"{own.stem}-on-{Path(other.out).parts[-3]}.json")), fitted=fitted.out)
+    folder = Path(fitted.out)
+    return replace(
+        other, out=str(folder.with_name(f"{folder.stem}-on-{Path(other.out).parts[-3]}.json")), fitted=fitted.out
+    )
 
 
 def _key(protocol: SplitSpec, method: str, queries: int, epochs: int) -> str:
@@ -159,19 +161,19 @@ def _fitted(task: Task, zoo: Zoo, split: Split, values: np.ndarray, out: Path) -
         return _of_trees(zoo, trees.predict), trees.parameters
     method = Method(task.method)
     config, settings = DEFAULTS[method]
-    found = fit(
+    fitted = fit(
         zoo, split, config, replace(settings, epochs=min(settings.epochs, task.epochs)),
         target=task.protocol.target, seed=task.protocol.fold, features=features_of(task.protocol, method),
         progress=out.with_suffix(".partial"),
     )  # fmt: skip
-    save_encoder(found.encoder, directory, {})
-    return _of_encoder(found.encoder), found.encoder.parameters_count
+    save_encoder(fitted.encoder, directory, {})
+    return _of_encoder(fitted.encoder), fitted.encoder.parameters_count
 
 
 def _of_encoder(encoder: Encoder) -> Represent:
     def embed(weights: np.ndarray, activations: Activations) -> tuple[np.ndarray, np.ndarray]:
-        found = represent(encoder, weights, activations, layers=False)
-        return found.embedding, found.predicted
+        represented = represent(encoder, weights, activations, layers=False)
+        return represented.embedding, represented.predicted
 
     return embed
 

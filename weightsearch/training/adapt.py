@@ -68,7 +68,7 @@ class Adapted:
             "slope": self.ridge.slope,
             "mean": self.mean,
             "labelled_runs": self.labelled_runs,
-            "scores": {name: found.to_dict() for name, found in self.scores.items()},
+            "scores": {name: score.to_dict() for name, score in self.scores.items()},
         }
 
 
@@ -135,16 +135,16 @@ def adapt(
     together[labelled] = shares @ left_out[:, labelled]
     for i, name in enumerate(CANDIDATES):
         if (~labelled).any():
-            own = shares[i] * fit.candidate(name, labelled)(~labelled)
-            together[~labelled] = own if i == 0 else together[~labelled] + own
-    known = values[labelled]
-    scores = {SHIPPED: score(predicted[labelled], known)}
-    scores |= {name: score(left_out[i, labelled], known) for i, name in enumerate(CANDIDATES)}
-    scores["all"] = score(together[labelled], known)
+            weighted = shares[i] * fit.candidate(name, labelled)(~labelled)
+            together[~labelled] = weighted if i == 0 else together[~labelled] + weighted
+    labels = values[labelled]
+    scores = {SHIPPED: score(predicted[labelled], labels)}
+    scores |= {name: score(left_out[i, labelled], labels) for i, name in enumerate(CANDIDATES)}
+    scores["all"] = score(together[labelled], labels)
     interval = None
     if len(runs) >= FEWEST_FOR_INTERVAL:
-        found = calibrate(together[labelled], known, run[labelled], low=0.0, high=1.0, seed=seed)
-        interval = found if np.isfinite(found.width) else None
+        calibrated = calibrate(together[labelled], labels, run[labelled], low=0.0, high=1.0, seed=seed)
+        interval = calibrated if np.isfinite(calibrated.width) else None
     return Adapted(
         np.clip(together, 0, 1), dict(zip(CANDIDATES, shares.tolist(), strict=True)), scores, interval, ridge, mean,
         len(runs),

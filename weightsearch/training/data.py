@@ -30,8 +30,8 @@ def target_values(table: CheckpointTable, target: Target) -> np.ndarray:
     columns = {**table.extras, **vars(table)}
     values = columns.get(target.column)
     if not _is_numbers(values):
-        known = [name for name, column in columns.items() if _is_numbers(column)]
-        raise UsageError(f"--target {target.column}: the zoo has no such column; choose among {', '.join(known)}")
+        numeric = [name for name, column in columns.items() if _is_numbers(column)]
+        raise UsageError(f"--target {target.column}: the zoo has no such column; choose among {', '.join(numeric)}")
     return values
 
 
@@ -42,23 +42,23 @@ def _is_numbers(column: Any) -> TypeGuard[np.ndarray]:
 def usable_checkpoints(zoo: Zoo, target: Target) -> np.ndarray:
     """Positions of the checkpoints with a finite target and finite weights; one warning tells of the others."""
     table = zoo.table()
-    known = np.isfinite(target_values(table, target))
-    if len(known) and not known.any():
+    labelled = np.isfinite(target_values(table, target))
+    if len(labelled) and not labelled.any():
         columns = {**table.extras, **vars(table)}.items()
         others = [name for name, values in columns if _is_numbers(values) and np.isfinite(values).any()]
         raise WeightsearchError(
             f"{zoo.path}: no checkpoint has a {target.column}; choose another --target"
             + (f" among {', '.join(others)}" if others else ", or import the zoo again with --metadata")
         )
-    finite = finite_weights(zoo, np.arange(len(known)))
+    finite = finite_weights(zoo, np.arange(len(labelled)))
     left_out = [
         f"{count:,} without a {target.column}" if why == "target" else f"{count:,} with NaN or infinite weights"
-        for why, count in (("target", int((~known).sum())), ("weights", int((~finite).sum())))
+        for why, count in (("target", int((~labelled).sum())), ("weights", int((~finite).sum())))
         if count
     ]
     if left_out:
         log.warning("%s: checkpoints that take no part in the fit: %s", zoo.path, ", ".join(left_out))
-    return np.flatnonzero(known & finite)
+    return np.flatnonzero(labelled & finite)
 
 
 def finite_weights(zoo: Zoo, positions: np.ndarray) -> np.ndarray:

@@ -189,14 +189,14 @@ def search(
 
     with worker_pool(workers, device) as pool:
         run_jobs(jobs, pool, finished)
-        found = collect(jobs)
-        if isinstance(method, Method) and not (found.encoder_directory / "encoder.json").exists():
+        searched = collect(jobs)
+        if isinstance(method, Method) and not (searched.encoder_directory / "encoder.json").exists():
             # A search of more trials had removed it: fit it again, to the end.
-            again = replace(jobs[found.best], compared_with=())
+            again = replace(jobs[searched.best], compared_with=())
             Path(again.out).unlink()
             run_jobs([again], pool)
-            found = collect(jobs)
-    return found
+            searched = collect(jobs)
+    return searched
 
 
 def keeping_best(jobs: list[FitJob]) -> Callable[[FitJob, dict[str, Any]], None]:
@@ -207,10 +207,10 @@ def keeping_best(jobs: list[FitJob]) -> Callable[[FitJob, dict[str, Any]], None]
             best[job.method] = min(best.get(job.method, (math.inf, "")), (validation_loss(result), job.out))
 
     def finished(job: FitJob, result: dict[str, Any]) -> None:
-        own, before = (validation_loss(result), job.out), best.get(job.method, (math.inf, ""))
-        best[job.method] = min(own, before)
-        worse = max(own, before)
-        if own != before and worse[1]:
+        result_key, before = (validation_loss(result), job.out), best.get(job.method, (math.inf, ""))
+        best[job.method] = min(result_key, before)
+        worse = max(result_key, before)
+        if result_key != before and worse[1]:
             shutil.rmtree(Path(worse[1]).with_suffix(""), ignore_errors=True)
 
     return finished

@@ -75,9 +75,9 @@ def represent(
     """
     if isinstance(encoder, UniversalEncoder):
         assert architecture is not None
-        known = encoder.embed(weights, architecture)
-        predicted = calibrated(encoder.notes.get("adaptation"), known.predicted, known.chance)
-        return Representation(known.embedding, predicted, None, known.strangeness, known.damage)
+        embedded = encoder.embed(weights, architecture)
+        predicted = calibrated(encoder.notes.get("adaptation"), embedded.predicted, embedded.chance)
+        return Representation(embedded.embedding, predicted, None, embedded.strangeness, embedded.damage)
     codes = torch.tensor([activation_code(activation) for activation in activations])
     return _represent(encoder, weights, codes, layers)
 

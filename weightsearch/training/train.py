@@ -253,16 +253,16 @@ def _search(zoo: Zoo, method: Method, options: TrainOptions, quiet: bool) -> Fit
             best = min(best, validation_loss(result))
             advance(note=f"best validation RMSE {best**0.5:.4f}")
 
-        found = search(
+        searched = search(
             protocol, method, trials=options.trials, workers=options.workers, device=options.device, on_trial=show
         )
-    result = found.trials[found.best]
+    result = searched.trials[searched.best]
     return Fit(
-        load_encoder(found.encoder_directory),
+        load_encoder(searched.encoder_directory),
         settings_from_dict(result["settings"]),
         Prediction(**result["validation"]),
         tuple(result["losses"]),
-        sum(trial["seconds"] for trial in found.trials),
+        sum(trial["seconds"] for trial in searched.trials),
     )
 
 

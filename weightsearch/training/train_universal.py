@@ -110,14 +110,14 @@ def train_universal(
         encoder, split = _fit(opened, described, usable, values, seed, quiet)
     else:
         encoder = shipped_encoder()
-    known = encoder.know(described)
-    adapted, test = _adapted(table, usable, known, values, split, seed)
+    knowledge = encoder.know(described)
+    adapted, test = _adapted(table, usable, knowledge, values, split, seed)
     names = np.full(len(table), "", object) if split is None else split.names(table)
     held_out = _examples(opened, usable, values, names, options.examples)
     kept = _kept(table, usable, held_out, names, rows_per_run, runs_kept, seed)
-    calibration = _calibration(table, usable, known, adapted, values, names, kept, metric, seed)
-    rows = _rows(opened, usable[kept], known, adapted, kept, names)
-    flagged = float(np.mean(known.strangeness > 1))
+    calibration = _calibration(table, usable, knowledge, adapted, values, names, kept, metric, seed)
+    rows = _rows(opened, usable[kept], knowledge, adapted, kept, names)
+    flagged = float(np.mean(knowledge.strangeness > 1))
     summary = UniversalSummary(
         index=directory,
         zoo=opened.path,
@@ -125,7 +125,7 @@ def train_universal(
         runs=len(np.unique(table.run[usable])),
         checkpoints=len(rows),
         flagged=flagged,
-        damaged=int(np.sum(known.damage > 1)),
+        damaged=int(np.sum(knowledge.damage > 1)),
         adapted=adapted,
         seconds=time.monotonic() - start,
         test=test,
@@ -207,22 +207,24 @@ def _fit(
 
 
 def _adapted(
-    table: CheckpointTable, usable: np.ndarray, known: Known, values: np.ndarray, split: Split | None, seed: int
+    table: CheckpointTable, usable: np.ndarray, knowledge: Known, values: np.ndarray, split: Split | None, seed: int
 ) -> tuple[Adapted, Prediction | None]:
     if split is None:
         run = table.run[usable]
         recipe = recipe_features(table)[usable]
-        return adapt(known.predicted, known.chance, recipe, values[usable], run, seed=seed), None
+        return adapt(knowledge.predicted, knowledge.chance, recipe, values[usable], run, seed=seed), None
     held = np.isin(usable, split.test)
     unknown = np.full(len(usable), np.nan)
-    plain = adapt(known.predicted, known.chance, np.zeros((len(usable), 1)), unknown, table.run[usable], seed=seed)
-    return plain, score(known.predicted[held], values[usable][held])
+    plain = adapt(
+        knowledge.predicted, knowledge.chance, np.zeros((len(usable), 1)), unknown, table.run[usable], seed=seed
+    )
+    return plain, score(knowledge.predicted[held], values[usable][held])
 
 
 def _calibration(
     table: CheckpointTable,
     usable: np.ndarray,
-    known: Known,
+    knowledge: Known,
     adapted: Adapted,
     values: np.ndarray,
     names: np.ndarray,
@@ -235,13 +237,15 @@ def _calibration(
     test = np.flatnonzero((names[usable] == "test") & np.isfinite(values[usable]))
     run = table.run[usable]
     if len(np.unique(run[test])) >= 9:
-        found = calibrate(known.predicted[test], values[usable][test], run[test], seed=seed)
-        interval = found if np.isfinite(found.width) else None
+        calibrated = calibrate(knowledge.predicted[test], values[usable][test], run[test], seed=seed)
+        interval = calibrated if np.isfinite(calibrated.width) else None
     sample = test if len(test) else np.arange(len(usable))
     sample = np.random.default_rng(seed).permutation(sample)[:2000]
     limit = float("inf")
     if len(np.unique(run[kept])) > 1:
-        distances = nearest_distances(known.embedding[sample], run[sample], known.embedding[kept], run[kept], metric)
+        distances = nearest_distances(
+            knowledge.embedding[sample], run[sample], knowledge.embedding[kept], run[kept], metric
+        )
         distances = distances[np.isfinite(distances)]
         limit = far(distances.tolist()) if len(distances) else limit
     runs = adapted.labelled_runs or len(np.unique(run[test]))
@@ -260,11 +264,11 @@ def _examples(zoo: Zoo, usable: np.ndarray, values: np.ndarray, names: np.ndarra
     held = held[sizes <= np.median(sizes)] if len(sizes) else held
     families = np.array([str(table.recipes[int(run)].get("family", "network")) for run in table.run[held]], object)
     for family in sorted(set(families)):
-        own = held[families == family]
+        of_family = held[families == family]
         for i, share in enumerate(np.linspace(0.95, 0.3, count)):
-            free = own[~np.isin(table.run[own], table.run[list(chosen.values())])]
+            free = of_family[~np.isin(table.run[of_family], table.run[list(chosen.values())])]
             if len(free):
-                wanted = np.quantile(values[own], share)
+                wanted = np.quantile(values[of_family], share)
                 chosen[f"{family}-{i + 1}"] = int(free[np.argmin(np.abs(values[free] - wanted))])
     return chosen
 
@@ -291,21 +295,23 @@ def _kept(
     return np.flatnonzero(keep)
 
 
-def _rows(zoo: Zoo, positions: np.ndarray, known: Known, adapted: Adapted, kept: np.ndarray, names: np.ndarray) -> Rows:
+def _rows(
+    zoo: Zoo, positions: np.ndarray, knowledge: Known, adapted: Adapted, kept: np.ndarray, names: np.ndarray
+) -> Rows:
     split = np.array([name or None for name in names[positions]], object)
-    return zoo_rows(zoo, positions, known.embedding[kept], adapted.predicted[kept], None, split)
+    return zoo_rows(zoo, positions, knowledge.embedding[kept], adapted.predicted[kept], None, split)
 
 
 def _card(summary: UniversalSummary, zoo: Zoo) -> str:
     info = zoo.info
     runs = len(zoo.table().recipes)
-    made = f"weightsearch build-zoo --preset {info.preset} --runs {runs} --seed {info.seed}"
+    command = f"weightsearch build-zoo --preset {info.preset} --runs {runs} --seed {info.seed}"
     test = summary.test
     scores = f"On runs held out: R² {test.r2:.3f}, tau {test.tau:.3f} ({test.count:,} checkpoints).\n" if test else ""
     return (
         "# An index of any architecture\n\n"
         f"{summary.checkpoints:,} checkpoints in one space, embedded by the encoder `{METHOD}`, of a zoo of "
         f"{summary.architectures:,} architectures.\n\n"
-        + (f"Zoo: `{made}`\n\n" if info.preset == "wild" else f"Zoo: {info.name} ({info.origin})\n\n")
+        + (f"Zoo: `{command}`\n\n" if info.preset == "wild" else f"Zoo: {info.name} ({info.origin})\n\n")
         + scores
     )

@@ -88,8 +88,8 @@ def calibrate_encoder(
     part = split.calibration
     interval, coverage, judged = None, None, units[split.test]
     if len(part):
-        found = calibrate(predicted[part], truth[part], units[part], low=low, high=high, seed=seed)
-        interval = found if math.isfinite(found.width) else None
+        calibrated = calibrate(predicted[part], truth[part], units[part], low=low, high=high, seed=seed)
+        interval = calibrated if math.isfinite(calibrated.width) else None
     if interval is not None:
         lower, upper = interval.interval(predicted[split.test])
         inside = (lower <= truth[split.test]) & (truth[split.test] <= upper)
@@ -121,6 +121,6 @@ def nearest_distances(
     for start in range(0, len(queries), BLOCK):
         distances = pairwise(queries[start : start + BLOCK], rows, metric)
         distances[query_runs[start : start + BLOCK, None] == row_runs] = np.inf
-        found = smallest_distances(distances, NEAREST)
-        means.append(np.where(np.isfinite(found), found, np.nan))
+        nearest = smallest_distances(distances, NEAREST)
+        means.append(np.where(np.isfinite(nearest), nearest, np.nan))
     return np.nanmean(np.concatenate(means), axis=1)

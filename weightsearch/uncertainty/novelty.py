@@ -61,10 +61,10 @@ def describe_layers(weights: np.ndarray, architecture: Architecture) -> np.ndarr
         return np.concatenate([describe_layers(block, architecture) for block in blocks])
     numbers: list[np.ndarray] = []
     for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
-        own = layer.weight_columns
+        inputs = layer.weight_columns
         with np.errstate(over="ignore", invalid="ignore"):  # weights near the end of float32; cleaned up below
-            size = np.sqrt(np.square(matrix[..., :own], dtype=np.float64).mean(axis=(1, 2))) + TINY  # (n,)
-            scaled = (matrix[..., :own] / size[:, None, None]).astype(np.float32)  # root mean square 1
+            size = np.sqrt(np.square(matrix[..., :inputs], dtype=np.float64).mean(axis=(1, 2))) + TINY  # (n,)
+            scaled = (matrix[..., :inputs] / size[:, None, None]).astype(np.float32)  # root mean square 1
             concentration, peak = _spectrum(scaled)
             squares = scaled**2
             numbers += [
@@ -76,7 +76,7 @@ def describe_layers(weights: np.ndarray, architecture: Architecture) -> np.ndarr
                 np.sqrt(squares.mean(axis=2)).std(axis=1),
                 np.sqrt(squares.mean(axis=1)).std(axis=1),
             ]
-            for column in range(own, layer.columns):
+            for column in range(inputs, layer.columns):
                 extra = matrix[..., column] / size[:, None]  # (n, rows)
                 numbers += [np.log(np.sqrt((extra**2).mean(axis=1)) + 1e-3), np.arcsinh(extra.mean(axis=1))]
     return np.nan_to_num(np.stack(numbers, axis=1), nan=0.0, posinf=1e3, neginf=-1e3).astype(np.float32)
@@ -134,19 +134,19 @@ class Familiar:
     limit: float  # distances above this are unlike everything known
 
     @classmethod
-    def fit(cls, known: np.ndarray, held_out: np.ndarray, seed: int = 0) -> Familiar:
+    def fit(cls, described: np.ndarray, held_out: np.ndarray, seed: int = 0) -> Familiar:
         """From descriptions of known networks `(n, F)` and of others like them, of other runs, `(h, F)`."""
-        low, centre, high = np.quantile(known, [0.25, 0.5, 0.75], axis=0)
+        low, centre, high = np.quantile(described, [0.25, 0.5, 0.75], axis=0)
         spread = (high - low) / 1.349  # as a normal distribution's standard deviation
-        spread = np.where(spread > 1e-6, spread, known.std(axis=0))
+        spread = np.where(spread > 1e-6, spread, described.std(axis=0))
         spread = np.where(spread > 1e-6, spread, 1.0)
-        ends = np.stack([known.min(axis=0), known.max(axis=0)])
-        size = known.shape[1]
+        ends = np.stack([described.min(axis=0), described.max(axis=0)])
+        size = described.shape[1]
         familiar = cls(centre, spread, ends, np.eye(size), np.empty((0, size)), limit=np.inf)
-        scores = familiar.scores(known)
+        scores = familiar.scores(described)
         variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(scores.T)))
-        axes = directions / np.sqrt(np.maximum(variances, 0) + SHRINKAGE * size / len(known)) / np.sqrt(size)
-        drawn = np.random.default_rng(seed).permutation(len(known))[: max(NEAREST, REFERENCE_VALUES // size)]
+        axes = directions / np.sqrt(np.maximum(variances, 0) + SHRINKAGE * size / len(described)) / np.sqrt(size)
+        drawn = np.random.default_rng(seed).permutation(len(described))[: max(NEAREST, REFERENCE_VALUES // size)]
         familiar = replace(familiar, axes=axes, reference=scores[drawn] @ axes)
         distances = [familiar.distance(description) for description in held_out]
         return replace(familiar, limit=1.001 * far(distances))  # to be the same in single precision
@@ -163,7 +163,7 @@ class Familiar:
         return float(np.sqrt(smallest_distances(squares, NEAREST)).mean())
 
     def compare(
-        self, architecture: Architecture, own: np.ndarray, good: np.ndarray | None, bad: np.ndarray | None
+        self, architecture: Architecture, described: np.ndarray, good: np.ndarray | None, bad: np.ndarray | None
     ) -> tuple[LayerDifference, ...]:
         """A description `(F,)` beside those of a good and a bad neighbour, layer by layer."""
         differences = []
@@ -173,8 +173,8 @@ class Familiar:
                 if other is None:
                     sides.append((None, ""))
                     continue
-                away = self.scores(own)[part] - self.scores(other)[part]
-                sides.append((float(np.sqrt(np.mean(away**2))), _words(layer, away)))
+                deviation = self.scores(described)[part] - self.scores(other)[part]
+                sides.append((float(np.sqrt(np.mean(deviation**2))), _words(layer, deviation)))
             (from_good, good_words), (from_bad, bad_words) = sides
             differences.append(LayerDifference(layer.name, from_good, from_bad, good_words, bad_words))
         return tuple(differences)
@@ -197,7 +197,7 @@ class Familiar:
         return cls(**{**arrays, "limit": float(arrays["limit"])})
 
 
-def _words(layer: Layer, away: np.ndarray) -> str:
+def _words(layer: Layer, deviation: np.ndarray) -> str:
     """The number that differs most, in words."""
     phrases = [phrase[1:] for phrase in WEIGHTS]
     for extra in layer.extras:
@@ -205,5 +205,5 @@ def _words(layer: Layer, away: np.ndarray) -> str:
             extra, extra
         )
         phrases += [(more.format(plural), less.format(plural)) for _, more, less in EXTRA]
-    most = int(np.argmax(np.abs(away)))
-    return phrases[most][0 if away[most] > 0 else 1]
+    most = int(np.argmax(np.abs(deviation)))
+    return phrases[most][0 if deviation[most] > 0 else 1]

@@ -179,7 +179,10 @@ def read(connection: duckdb.DuckDBPyConnection) -> tuple[CheckpointTable, Places
     runs = connection.execute("SELECT * FROM runs ORDER BY run").fetchnumpy()
     run = np.asarray(columns["run"], np.int64)
     by_run = {number: values for number, values in zip(runs["run"].tolist(), _parsed(runs), strict=True) if values}
-    extras = [{**by_run.get(number, {}), **own} for number, own in zip(run.tolist(), _parsed(columns), strict=True)]
+    extras = [
+        {**by_run.get(number, {}), **checkpoint_extras}
+        for number, checkpoint_extras in zip(run.tolist(), _parsed(columns), strict=True)
+    ]
     table = CheckpointTable(
         id=np.asarray(columns["id"], object).astype(str),
         run=run,
@@ -238,7 +241,7 @@ def _parsed(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    known = [value for value in values if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         return np.array([np.nan if value is None else value for value in values], np.float64)
     return _objects(values)

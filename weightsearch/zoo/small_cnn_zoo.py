@@ -47,20 +47,20 @@ def read_layout(path: Path) -> tuple[Architecture, np.ndarray]:
         ) from None
     layers, columns = [], []
     for module in dict.fromkeys(name.rpartition("/")[0] for name in variables):
-        own = {
+        kept_columns = {
             name.rpartition("/")[2].partition(":")[0]: name for name in variables if name.rpartition("/")[0] == module
         }
-        kernel = variables[own["kernel"]] if "kernel" in own else None
-        if kernel is None or kernel.ndim not in _KINDS or set(own) - {"kernel", "bias"}:
+        kernel = variables[kept_columns["kernel"]] if "kernel" in kept_columns else None
+        if kernel is None or kernel.ndim not in _KINDS or set(kept_columns) - {"kernel", "bias"}:
             raise WeightsearchError(
-                f"{path}: the layer {module} has the variables {', '.join(own)}; only a kernel with or without a bias "
-                "can be imported"
+                f"{path}: the layer {module} has the variables {', '.join(kept_columns)}; only a kernel with or "
+                "without a bias can be imported"
             )
         weight = np.moveaxis(kernel, (-1, -2), (0, 1))  # (..., inputs, outputs) -> (outputs, inputs, ...)
         parts = [weight.reshape(len(weight), -1)]
-        if "bias" in own:
-            parts.append(variables[own["bias"]].reshape(-1, 1))
-        extras = ("bias",) if "bias" in own else ()
+        if "bias" in kept_columns:
+            parts.append(variables[kept_columns["bias"]].reshape(-1, 1))
+        extras = ("bias",) if "bias" in kept_columns else ()
         layers.append(Layer(module.replace("/", "."), _KINDS[kernel.ndim], weight.shape, extras))
         columns.append(np.concatenate(parts, axis=1).ravel())
     if not layers:
@@ -114,8 +114,8 @@ def _read_metrics(path: Path) -> dict[str, list[Any]]:
 
     try:
         with duckdb.connect() as connection:
-            found = connection.execute("SELECT * FROM read_csv(?, header = true, sample_size = -1)", [str(path)])
-            columns = {name: np.ma.asarray(column).tolist() for name, column in found.fetchnumpy().items()}
+            relation = connection.execute("SELECT * FROM read_csv(?, header = true, sample_size = -1)", [str(path)])
+            columns = {name: np.ma.asarray(column).tolist() for name, column in relation.fetchnumpy().items()}
     except (duckdb.Error, ValueError) as error:
         raise WeightsearchError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
     missing = [name for name in ("modeldir", "step", *METRICS) if name not in columns]
@@ -163,6 +163,9 @@ def _short(runs: Sequence[str]) -> dict[str, str]:
     """Runs' names without the directories that all share."""
     parts = {run: [part for part in run.split("/") if part] for run in runs}
     shared = 0
-    while all(len(own) > shared + 1 for own in parts.values()) and len({own[shared] for own in parts.values()}) == 1:
+    while (
+        all(len(words) > shared + 1 for words in parts.values())
+        and len({words[shared] for words in parts.values()}) == 1
+    ):
         shared += 1
-    return {run: "/".join(own[shared:]) for run, own in parts.items()}
+    return {run: "/".join(words[shared:]) for run, words in parts.items()}

@@ -122,6 +122,6 @@ def _draw(runs: np.ndarray, positions: np.ndarray, per_run: int, seed: int) -> n
     """Up to `per_run` random positions of each run; how many runs the zoo has does not change a run's draw."""
     drawn = []
     for run in np.unique(runs[positions]):
-        own = positions[runs[positions] == run]
-        drawn.append(np.random.default_rng([seed, int(run), per_run]).permutation(own)[:per_run])
+        of_run = positions[runs[positions] == run]
+        drawn.append(np.random.default_rng([seed, int(run), per_run]).permutation(of_run)[:per_run])
     return np.sort(np.concatenate(drawn)) if drawn else positions

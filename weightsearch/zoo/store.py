@@ -169,9 +169,9 @@ class Zoo:
     def groups(self, positions: np.ndarray | Sequence[int]) -> Iterator[tuple[Architecture, np.ndarray]]:
         """The positions `(n,)` of `table()` by architecture: pairs of one and `(m,)` places in `positions`."""
         chosen = self.fingerprints[np.asarray(positions, int)]
-        known = self.architectures
+        architectures = self.architectures
         for fingerprint in np.unique(chosen):
-            yield known[str(fingerprint)], np.flatnonzero(chosen == fingerprint)
+            yield architectures[str(fingerprint)], np.flatnonzero(chosen == fingerprint)
 
     def table(self) -> CheckpointTable:
         if self._table is None:
@@ -296,9 +296,9 @@ class ZooWriter:
                 connection.execute("DELETE FROM runs WHERE run IN (SELECT run FROM checkpoints WHERE part = ?)", [part])
                 connection.execute("DELETE FROM checkpoints WHERE part = ?", [part])
                 connection.execute("COMMIT")
-        known = {part_path(self.path, part) for part, _ in parts.items()}
+        part_files = {part_path(self.path, part) for part, _ in parts.items()}
         for leftover in (self.path / "weights").iterdir():
-            if leftover not in known and re.fullmatch(r"part-\d+\.npy|\.part-.*\.tmp", leftover.name):
+            if leftover not in part_files and re.fullmatch(r"part-\d+\.npy|\.part-.*\.tmp", leftover.name):
                 leftover.unlink()
 
     def publish(
