@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from weightsearch.zoo.build_zoo import build_zoo as build_zoo
     from weightsearch.zoo.import_zoo import ImportSummary as ImportSummary
     from weightsearch.zoo.import_zoo import import_zoo as import_zoo
+    from weightsearch.zoo.options import BuildOptions as BuildOptions
     from weightsearch.zoo.store import Zoo as Zoo
 
     __version__: str
@@ -72,6 +73,7 @@ _PUBLIC = {
     "Architecture": "weightsearch.types",
     "Baseline": "weightsearch.types",
     "build_zoo": "weightsearch.zoo.build_zoo",
+    "BuildOptions": "weightsearch.zoo.options",
     "BuildSummary": "weightsearch.zoo.build_zoo",
     "Checkpoint": "weightsearch.types",
     "Comparison": "weightsearch.relations",

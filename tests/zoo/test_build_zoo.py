@@ -152,7 +152,7 @@ def test_refusals_change_nothing(built, tiny, tmp_path):
         ({"runs": 0}, "--runs must be at least 1, got 0"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"workers": 0}, "--workers must be at least 1, got 0"),
-        ({"dtype": "int8"}, "--dtype must be float32 or float16"),
+        ({"dtype": "int8"}, "--dtype int8: choose one of float32, float16"),
         ({"layers": 9}, "too small for 9 convolutions"),
         ({"device": "warp9"}, "--device warp9: choose"),
     ):

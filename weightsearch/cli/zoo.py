@@ -47,9 +47,9 @@ def build_zoo(
 ) -> None:
     """Train a population of small networks by random recipes and keep their checkpoints. Resumes where it was."""
     from weightsearch.zoo.build_zoo import build_zoo as run
+    from weightsearch.zoo.options import BuildOptions, Dtype
 
-    summary = run(
-        out=out or runs.default_zoo(dataset, preset),
+    options = BuildOptions(
         dataset=dataset,
         runs=runs_,
         preset=preset,
@@ -60,11 +60,11 @@ def build_zoo(
         layers=layers,
         batch_size=batch_size,
         data_dir=data_dir,
-        dtype=dtype,
+        dtype=choose(Dtype, dtype, "--dtype"),
         device=device,
         workers=workers,
-        quiet=quiet,
     )
+    summary = run(out or runs.default_zoo(dataset, preset), options, quiet=quiet)
     from weightsearch.cli import render
 
     show(render.build_summary(summary))

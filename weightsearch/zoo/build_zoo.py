@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightsearch.datasets.load import ImageDataset, load_dataset
-from weightsearch.errors import Interrupted, UsageError, WeightsearchError
-from weightsearch.progress import progress_bar
+from weightsearch.errors import WeightsearchError
+from weightsearch.zoo.build_runs import train_missing
+from weightsearch.zoo.options import WILD, BuildOptions
 from weightsearch.zoo.recipes import Preset, RecipeSpace, load_preset, sample
 from weightsearch.zoo.store import ZooInfo, ZooWriter, connect, open_writer
-from weightsearch.zoo.workers.messages import ARRAYS, Group, Setup, TrainingJob
-from weightsearch.zoo.workers.pool import train_jobs
+from weightsearch.zoo.workers.messages import ARRAYS, Setup, TrainingJob
 
 if TYPE_CHECKING:
     from weightsearch.zoo.trainer.networks import CnnShape
-
-
-class Dtype(StrEnum):
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
 
 
 @dataclass(frozen=True)
@@ -53,116 +46,74 @@ class BuildSummary:
 
 
 def build_zoo(
-    *,
     out: str | Path,
-    dataset: str = "digits",
-    runs: int = 100,
-    preset: str = "v1",
-    seed: int = 0,
-    recipes: str | Path | None = None,
-    epochs: int | None = None,
-    filters: int | None = None,
-    layers: int | None = None,
-    batch_size: int | None = None,
-    data_dir: str | Path | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    workers: int | None = None,
+    options: BuildOptions | None = None,
+    *,
     quiet: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
 ) -> BuildSummary:
     """Train networks of random recipes and keep their checkpoints as a zoo in the directory `out`.
 
-    A zoo that is there already is added to until it has `runs` runs; so a killed build resumes where it was, and on
-    one machine it ends up the same, bit for bit, as if it had never been killed.
+    A zoo that is there already is added to until it has as many runs as the options say; so a killed build resumes
+    where it was, and on one machine it ends up the same, bit for bit, as if it had never been killed.
 
     Args:
-        dataset: a name or a path, as `load_dataset` takes it.
-        preset: `v1` or `v2`, or `wild`, which has networks of every kind on several datasets and none of the
-            other options that decide the content. `recipes` (a TOML file, see `load_preset`) and then the flags
-            override parts of the other presets.
-        dtype: of the stored weights, `float32` or `float16`.
-        device: a torch device; `cpu` trains in one single-threaded process per core.
-        workers: processes; by default one per core on `cpu` and one on an accelerator.
+        options: which networks; by default as `BuildOptions()` says.
+        quiet: no progress on stderr.
         progress: called with the networks × epochs that are done and how many there are.
+        changes: fields of `BuildOptions` that differ from `options`.
 
     Raises:
-        WeightsearchError: anything a user can fix; what was in the zoo stays good.
+        UsageError: options that make no sense.
+        WeightsearchError: anything else that a user can fix; what was in the zoo stays good.
         Interrupted: after Ctrl-C, within two seconds.
 
     Example:
-        >>> build_zoo(out='small', dataset='digits', runs=2, epochs=1, workers=1, quiet=True).runs
+        >>> build_zoo('small', dataset='digits', runs=2, epochs=1, workers=1, quiet=True).runs
         2
     """
     start = time.monotonic()
-    for name, value, least in (("runs", runs, 1), ("seed", seed, 0), ("workers", workers, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"--{name} must be at least {least}, got {value}")
-    if dtype not in list(Dtype):
-        raise UsageError(f"--dtype must be float32 or float16, got {dtype!r}")
-    if preset == "wild":
-        changed = {"dataset": dataset != "digits", "device": device != "cpu", "recipes": recipes, "epochs": epochs}
-        changed |= {"filters": filters, "layers": layers, "batch-size": batch_size}
-        if named := [name for name, value in changed.items() if value]:
-            raise UsageError(f"--{named[0]} does not go with --preset wild, which has datasets and recipes of its own")
-        from weightsearch.zoo.wild.build import build_wild
+    options = replace(options or BuildOptions(), **changes)
+    if options.preset == WILD:
+        from weightsearch.zoo.wild.build import build_wild as build
+    else:
+        build = _build
+    trained, network_epochs = build(Path(out), options, quiet, progress)
+    return _summary(Path(out), trained, network_epochs, time.monotonic() - start)
 
-        trained = build_wild(
-            Path(out),
-            runs=runs,
-            seed=seed,
-            dtype=dtype,
-            data_dir=data_dir,
-            workers=workers or _default_workers(device),
-            quiet=quiet,
-            progress=progress,
-        )
-        return _summary(Path(out), trained, trained, time.monotonic() - start)
+
+def _build(
+    out: Path, options: BuildOptions, quiet: bool, progress: Callable[[int, int], None] | None
+) -> tuple[int, int]:
+    """Networks, and networks × epochs, that were trained to complete the zoo at `out`."""
     settings = load_preset(
-        preset, recipes=recipes, filters=filters, layers=layers, epochs=epochs, batch_size=batch_size
+        options.preset,
+        recipes=options.recipes,
+        filters=options.filters,
+        layers=options.layers,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
     )
-    if device != "cpu":
+    if options.device != "cpu":
         from weightsearch.devices import TRAINING_DEVICES, check_device  # which imports torch
 
-        check_device(device, TRAINING_DEVICES)
-    data = load_dataset(dataset, data_dir)
+        check_device(options.device, TRAINING_DEVICES)
+    data = load_dataset(options.dataset, options.data_dir)
     shape = _shape(settings, data)
-    per_part = settings.runs_per_part or _runs_per_part(settings, shape, data, device)
-    info = _info(settings, shape, data, seed=seed, dtype=dtype, device=device, per_part=per_part)
-    out = Path(out)
+    per_part = settings.runs_per_part or _runs_per_part(settings, shape, data, options.device)
+    info = _info(settings, shape, data, options, per_part)
     with open_writer(out, info) as writer:
-        jobs = _jobs(writer, settings.space, seed, runs, per_part)
-        trained = sum(len(job.runs) for job in jobs)
-        if jobs:
-            count = min(workers or _default_workers(device), len(jobs))
-            with (
-                progress_bar(
-                    f"{runs} runs on {info.dataset}", trained * settings.epochs, unit="epochs", quiet=quiet
-                ) as advance,
-                _shared(data, shape, settings, device, dtype) as setup,
-            ):
-                del data  # the workers map the files
-                done = 0
-
-                def on_epoch(networks: int) -> None:
-                    nonlocal done
-                    done += networks
-                    advance(networks)
-                    if progress is not None:
-                        progress(done, trained * settings.epochs)
-
-                def on_group(job: TrainingJob, group: Group) -> None:
-                    written = Path(job.path) if group.checkpoints else None
-                    writer.publish(job.part, written, group.runs, group.checkpoints)
-
-                try:
-                    train_jobs(setup, jobs, count, on_epoch=on_epoch, on_group=on_group)
-                except KeyboardInterrupt:
-                    raise Interrupted(
-                        f"stopped: {len(writer.runs)} of {runs} runs are kept in {out}; "
-                        "run the same command again to go on"
-                    ) from None
-    return _summary(out, trained, trained * settings.epochs, time.monotonic() - start)
+        jobs = _jobs(writer, settings.space, options.seed, options.runs, per_part)
+        if not jobs:
+            return 0, 0
+        with _shared(data, shape, settings, options) as setup:
+            del data  # the workers map the files
+            trained = train_missing(
+                writer, jobs, setup, options, steps=settings.epochs, unit="epochs",
+                title=f"{options.runs} runs on {info.dataset}", quiet=quiet, progress=progress,
+            )  # fmt: skip
+    return trained, trained * settings.epochs
 
 
 def _shape(settings: Preset, data: ImageDataset) -> CnnShape:
@@ -193,9 +144,7 @@ def _runs_per_part(settings: Preset, shape: CnnShape, data: ImageDataset, device
     return max(1, int(most))
 
 
-def _info(
-    settings: Preset, shape: CnnShape, data: ImageDataset, *, seed: int, dtype: str, device: str, per_part: int
-) -> ZooInfo:
+def _info(settings: Preset, shape: CnnShape, data: ImageDataset, options: BuildOptions, per_part: int) -> ZooInfo:
     digest = hashlib.blake2b(digest_size=8)
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
         digest.update(np.ascontiguousarray(array).data)
@@ -210,15 +159,15 @@ def _info(
         "momentum": settings.momentum,
         "checkpoint_epochs": list(settings.schedule),
         "runs_per_part": per_part,
-        "device": device.split(":")[0],
+        "device": options.device.split(":")[0],
         **asdict(settings.space),
     }
     return ZooInfo(
         name=f"{data.name}-{settings.name}",
         dataset=data.name,
         preset=settings.name,
-        seed=seed,
-        dtype=dtype,
+        seed=options.seed,
+        dtype=options.dtype,
         architecture=shape.architecture,
         settings=json.loads(json.dumps(content)),
         version=version("weightsearch"),
@@ -236,14 +185,8 @@ def _jobs(writer: ZooWriter, space: RecipeSpace, seed: int, runs: int, per_part:
     return jobs
 
 
-def _default_workers(device: str) -> int:
-    if device != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
-def _shared(data: ImageDataset, shape: CnnShape, settings: Preset, device: str, dtype: str) -> Iterator[Setup]:
+def _shared(data: ImageDataset, shape: CnnShape, settings: Preset, options: BuildOptions) -> Iterator[Setup]:
     """The workers' set-up, with the dataset in files for them to map."""
     with tempfile.TemporaryDirectory(prefix="weightsearch-", ignore_cleanup_errors=True) as directory:
         try:
@@ -259,7 +202,7 @@ def _shared(data: ImageDataset, shape: CnnShape, settings: Preset, device: str, 
             "checkpoint_epochs": settings.schedule,
             "momentum": settings.momentum,
         }
-        setup = Setup(data.name, data.classes, directory, asdict(shape), plan, device, dtype)
+        setup = Setup(data.name, data.classes, directory, asdict(shape), plan, options.device, options.dtype)
         del data  # as the caller does, so that its memory is free while the workers train
         yield setup
 

@@ -12,59 +12,32 @@ from pathlib import Path
 import numpy as np
 
 from weightsearch.datasets.load import load_dataset
-from weightsearch.errors import Interrupted, WeightsearchError
-from weightsearch.progress import progress_bar
+from weightsearch.errors import WeightsearchError
+from weightsearch.zoo.build_runs import train_missing
+from weightsearch.zoo.options import BuildOptions
 from weightsearch.zoo.store import ZooInfo, ZooWriter, open_writer
 from weightsearch.zoo.wild.group import SIZES, dataset_key
 from weightsearch.zoo.wild.recipes import ACTIVATIONS, CHECKPOINTS, DATASETS, GROWTH, LEARNING_RATES, SHARES, sample
 from weightsearch.zoo.wild.train import SECONDS, reduced
-from weightsearch.zoo.workers.messages import ARRAYS, Group, Setup, TrainingJob
-from weightsearch.zoo.workers.pool import train_jobs
+from weightsearch.zoo.workers.messages import ARRAYS, Setup, TrainingJob
 
 RUNS_PER_PART = 20
 
 
 def build_wild(
-    out: Path,
-    *,
-    runs: int,
-    seed: int,
-    dtype: str,
-    data_dir: str | Path | None,
-    workers: int,
-    quiet: bool,
-    progress: Callable[[int, int], None] | None,
-) -> int:
-    """Add runs to the zoo at `out` until it has `runs`; returns how many were trained. See `build_zoo`."""
-    with open_writer(out, _info(seed, dtype)) as writer:
-        jobs = _jobs(writer, seed, runs)
-        missing = sum(len(job.runs) for job in jobs)
+    out: Path, options: BuildOptions, quiet: bool, progress: Callable[[int, int], None] | None
+) -> tuple[int, int]:
+    """Add runs to the zoo at `out` until it has enough; returns how many were trained, twice. See `build_zoo`."""
+    with open_writer(out, _info(options.seed, options.dtype)) as writer:
+        jobs = _jobs(writer, options.seed, options.runs)
         if not jobs:
-            return 0
-        with (
-            progress_bar(f"{runs} wild runs", missing, unit="runs", quiet=quiet) as advance,
-            _shared(data_dir, dtype) as setup,
-        ):
-            done = 0
-
-            def on_run(count: int) -> None:
-                nonlocal done
-                done += count
-                advance(count)
-                if progress is not None:
-                    progress(done, missing)
-
-            def on_group(job: TrainingJob, group: Group) -> None:
-                written = Path(job.path) if group.checkpoints else None
-                writer.publish(job.part, written, group.runs, group.checkpoints, group.architectures)
-
-            try:
-                train_jobs(setup, jobs, min(workers, len(jobs)), on_epoch=on_run, on_group=on_group)
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"stopped: {len(writer.runs)} of {runs} runs are kept in {out}; run the same command again to go on"
-                ) from None
-    return missing
+            return 0, 0
+        with _shared(options.data_dir, options.dtype) as setup:
+            trained = train_missing(
+                writer, jobs, setup, options, steps=1, unit="runs",
+                title=f"{options.runs} wild runs", quiet=quiet, progress=progress,
+            )  # fmt: skip
+    return trained, trained
 
 
 def _info(seed: int, dtype: str) -> ZooInfo:
