@@ -1,0 +1,40 @@
+"""What people wrote for version 0.1.0 still works: its options, and the keys of a query's JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from weightsearch import cli
+from weightsearch.paths import REFERENCE_INDEX
+
+from .conftest import Run
+
+OLD: dict[str, Any] = json.loads((Path(__file__).parent / "version-0.1.0.json").read_text())
+
+
+@pytest.mark.parametrize("command", OLD["options"])
+def test_no_option_is_gone(command: str):
+    shown: Any = typer.main.get_command(cli.app)
+    for word in command.split():
+        shown = shown.commands[word]
+    options = {option for parameter in shown.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert set(OLD["options"][command]) <= options
+
+
+def keys(value: object, prefix: str = "") -> set[str]:
+    """A JSON value's keys as paths; of a list's elements, the first one's."""
+    if isinstance(value, dict):
+        return {prefix + key for key in value}.union(*(keys(below, f"{prefix}{key}.") for key, below in value.items()))
+    return keys(value[0], prefix + "[]") if isinstance(value, list) and value else set()
+
+
+def test_no_key_of_an_answer_is_gone(run: Run):
+    options = ("--index", REFERENCE_INDEX, "--k", 3, "--json")
+    code, out, err = run("query", REFERENCE_INDEX / "examples" / "good.pt", *options)
+    assert code == 0, err
+    assert set(OLD["query_json"]) <= keys(json.loads(out))
