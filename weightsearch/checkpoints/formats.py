@@ -16,17 +16,13 @@ from typing import BinaryIO
 from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.readers.arrays import ORDER_KEY, read_npz, read_safetensors, read_shards
 from weightsearch.checkpoints.readers.distributed import read_distributed
-from weightsearch.checkpoints.readers.keras_files import read_h5, read_keras
+from weightsearch.checkpoints.readers.guard import read_apart
 from weightsearch.checkpoints.readers.limits import (
-    FREE_INFLATION,
     MAX_FILE_BYTES,
-    MAX_INFLATION,
+    Allowance,
     file_size,
-    in_gib,
     natural,
 )
-from weightsearch.checkpoints.readers.onnx_files import read_onnx
-from weightsearch.checkpoints.readers.other_files import read_flax, read_gguf, read_tflite
 from weightsearch.checkpoints.readers.torch_files import (
     LEGACY_START,
     read_bare_pickle,
@@ -81,18 +77,24 @@ def read_content(path: Path) -> Content:
         if start[257:262] == b"ustar":
             return read_tar(path)
         if start.startswith(HDF5):
-            return read_h5(path, size)
+            return _apart("hdf5", path)
         if start.startswith(b"GGUF"):
-            return read_gguf(path)
+            return _apart("gguf", path)
         if start[4:8] == b"TFL3":
-            return read_tflite(path)
+            return _apart("tflite", path)
         if path.suffix == ".onnx":
-            return read_onnx(path)
+            return _apart("onnx", path)
         if path.suffix == ".msgpack":
-            return read_flax(path)
+            return _apart("flax", path)
         if is_pickle(start):
             return read_bare_pickle(file, size)
     raise WeightsearchError(_not_a_checkpoint(start))
+
+
+def _apart(reader: str, path: Path) -> Content:
+    content = read_apart(reader, path)
+    assert isinstance(content, Content)
+    return content
 
 
 def _with_adapter(path: Path, content: Content) -> Content:
@@ -146,12 +148,7 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Content:
         if not end.startswith(b"PK\x05\x06") or int.from_bytes(end[10:12], "little") not in (len(members), 0xFFFF):
             raise WeightsearchError("the zip's directory is damaged or has something appended; copy or save it again")
         inflated = sum(member.file_size for member in members)
-        factor = MAX_INFLATION if inflated <= FREE_INFLATION else MAX_INFLATION // 10
-        if inflated > min(MAX_FILE_BYTES, factor * size):
-            raise WeightsearchError(
-                f"the zip would inflate from {size:,} to {inflated:,} bytes, over the limits of {factor} times "
-                f"and {in_gib(MAX_FILE_BYTES)}; save it uncompressed"
-            )
+        Allowance(size).spend(inflated)
         if len({member.filename.casefold() for member in members}) < len(members):
             raise WeightsearchError("the zip holds two members of one name; save it again")
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
@@ -160,7 +157,7 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Content:
         if damaged is not None:
             raise WeightsearchError(f"the zip's member {shown(damaged)} fails its checksum; copy or save it again")
         if any(member.filename == "model.weights.h5" for member in members):
-            return read_keras(archive)
+            return _apart("keras", path)
         if members and all(member.filename.endswith(".npy") for member in members):
             return read_npz(archive)
         return read_torch_zip(archive, FileBytes(path), size)

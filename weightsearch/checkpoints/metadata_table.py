@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weightsearch.checkpoints.metadata import Metadata, interpret, typed
+from weightsearch.checkpoints.readers.guard import read_apart
 from weightsearch.errors import UsageError, WeightsearchError
 
 MAX_JSON_BYTES = 16 * 2**20
@@ -58,11 +59,11 @@ def read_table(path: Path, key: str) -> list[dict[str, Any]]:
     """
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if suffix in ("csv", "tsv"):
-        rows = _typed_columns(_query(path, "SELECT * FROM read_csv(?, all_varchar = true, sample_size = -1)"))
+        rows = _typed_columns(_query(path, "csv"))
     elif suffix in ("json", "jsonl", "ndjson"):
         rows = _read_objects(path)
     elif suffix == "parquet":
-        rows = _query(path, "SELECT * FROM read_parquet(?)")
+        rows = _query(path, "parquet")
     else:
         raise UsageError(f"{path}: give a .csv, .json or .parquet file")
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -71,18 +72,31 @@ def read_table(path: Path, key: str) -> list[dict[str, Any]]:
     return [row for row in rows if row.get(key) is not None]
 
 
-def _query(path: Path, query: str) -> list[dict[str, Any]]:
+def _query(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows, by column, as DuckDB reads them in a process apart."""
+    if not path.exists():
+        raise WeightsearchError(f"{path} cannot be read: there is no such file")
+    try:
+        names, rows = read_apart("table", path, kind)
+    except WeightsearchError as error:
+        raise WeightsearchError(f"{path} cannot be read: {error}") from None
+    return [dict(zip(names, values, strict=True)) for values in rows]
+
+
+def query_table(path: Path, kind: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Columns' names and rows of a "csv" or "parquet" file."""
     import duckdb
 
+    query = {
+        "csv": "SELECT * FROM read_csv(?, all_varchar = true, sample_size = -1)",
+        "parquet": "SELECT * FROM read_parquet(?)",
+    }[kind]
     try:
         with duckdb.connect(config={"memory_limit": TABLE_MEMORY, "threads": 2}) as connection:
             found = connection.execute(query, [str(path)])
-            names = [column[0] for column in found.description or ()]
-            content = _fetch(found, path)
+            return [column[0] for column in found.description or ()], _fetch(found, path)
     except duckdb.Error as error:
-        reason = "there is no such file" if not path.exists() else str(error).splitlines()[0]
-        raise WeightsearchError(f"{path} cannot be read: {reason}") from None
-    return [dict(zip(names, values, strict=True)) for values in content]
+        raise WeightsearchError(str(error).splitlines()[0]) from None
 
 
 def _fetch(found: Any, path: Path) -> list[tuple[Any, ...]]:
@@ -93,7 +107,7 @@ def _fetch(found: Any, path: Path) -> list[tuple[Any, ...]]:
         left -= sum(CELL_BYTES + (len(cell) if isinstance(cell, str | bytes) else 0) for row in batch for cell in row)
         if left < 0:
             raise WeightsearchError(
-                f"{path} holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; leave out columns or rows that say nothing"
+                f"it holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; leave out columns or rows that say nothing"
             )
         rows += batch
     return rows
@@ -113,8 +127,14 @@ def _typed_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _read_objects(path: Path) -> list[dict[str, Any]]:
     """A JSON list of objects, or an object a line."""
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw).decode("utf-8-sig")
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            raw = file.read(MAX_TABLE_BYTES + 1)
+        if len(raw) > MAX_TABLE_BYTES or CELL_BYTES * sum(map(raw.count, (b",", b"[", b"{"))) > MAX_TABLE_BYTES:
+            raise WeightsearchError(
+                f"{path} cannot be read: it holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; "
+                "leave out columns or rows that say nothing"
+            )
+        text = raw.decode("utf-8-sig")
         content = (
             json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.splitlines() if x.strip()]
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,11 @@ def read_apart(path: Path, options: ServeOptions, processes: Any) -> Checkpoint:
 
 def _read(answer: Connection, path: str, largest_memory: int, seconds: float) -> None:
     """In the child: limits first, then the file."""
+    from weightsearch.checkpoints.readers.guard import limit_process
     from weightsearch.checkpoints.state_dict import read_checkpoint
     from weightsearch.files import plain
 
-    _limit(largest_memory, seconds)
+    limit_process(largest_memory, seconds)
     try:
         found = read_checkpoint(path)
     except WeightsearchError as error:
@@ -82,18 +82,3 @@ def _read(answer: Connection, path: str, largest_memory: int, seconds: float) ->
         answer.send_bytes(json.dumps(head, default=str).encode())
         answer.send_bytes(np.ascontiguousarray(found.weights, "<f4").tobytes())
     answer.close()
-
-
-def _limit(largest_memory: int, seconds: float) -> None:
-    if sys.platform == "win32":
-        return
-    import resource
-
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        pages = 0
-    most = pages * resource.getpagesize() + largest_memory
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -19,7 +19,7 @@ import numpy as np
 from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.readers.channels_last import NORM_NAMES, after_flatten, kernel_to_torch
 from weightsearch.checkpoints.readers.libraries import library
-from weightsearch.checkpoints.readers.limits import MAX_FILE_BYTES, MAX_INFLATION, natural
+from weightsearch.checkpoints.readers.limits import Allowance, natural
 from weightsearch.checkpoints.tensors import Content
 from weightsearch.errors import WeightsearchError
 
@@ -36,15 +36,16 @@ _BY_FLAG = {"gamma": "scale", "beta": "center", "bias": "use_bias"}
 MAX_DEPTH = 20
 
 
-def read_keras(archive: zipfile.ZipFile) -> Content:
-    """A `.keras` zip: `config.json` and `model.weights.h5`."""
-    config = json.loads(archive.read("config.json")) if "config.json" in archive.namelist() else None
-    return _read(BytesIO(archive.read("model.weights.h5")), config, archive.getinfo("model.weights.h5").file_size)
+def read_keras_file(path: Path) -> Content:
+    """A `.keras` zip, whose sizes were checked: `config.json` and `model.weights.h5`."""
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json")) if "config.json" in archive.namelist() else None
+        return _read(BytesIO(archive.read("model.weights.h5")), config, archive.getinfo("model.weights.h5").file_size)
 
 
-def read_h5(path: Path, size: int) -> Content:
+def read_h5(path: Path) -> Content:
     """An HDF5 file of a model or of weights alone, by Keras 2 or 3."""
-    return _read(path, None, size)
+    return _read(path, None, path.stat().st_size)
 
 
 def _read(source: Any, config: Any, size: int) -> Content:
@@ -55,7 +56,7 @@ def _read(source: Any, config: Any, size: int) -> Content:
                 text = file.attrs["model_config"]
                 config = json.loads(text.decode() if isinstance(text, bytes) else text)
             root = file.get("model_weights", file)
-            variables = list(_variables(h5py, root, "", size, 0))
+            variables = list(_variables(h5py, root, "", Allowance(size), 0))
             if "layer_names" in root.attrs:
                 return _older(root, dict(variables), config)
             return _newer(variables, config)
@@ -63,7 +64,7 @@ def _read(source: Any, config: Any, size: int) -> Content:
         raise WeightsearchError(f"the HDF5 file is damaged ({shown(str(error))}); copy or save it again") from None
 
 
-def _variables(h5py: Any, group: Any, place: str, size: int, depth: int) -> Iterator[tuple[str, np.ndarray]]:
+def _variables(h5py: Any, group: Any, place: str, allowance: Allowance, depth: int) -> Iterator[tuple[str, np.ndarray]]:
     """All arrays below a group, by path. Links to other files are not followed."""
     if depth > MAX_DEPTH:
         raise WeightsearchError("its groups are nested too deeply; save it again")
@@ -73,10 +74,9 @@ def _variables(h5py: Any, group: Any, place: str, size: int, depth: int) -> Iter
         item = group[name]
         path = f"{place}{name}"
         if isinstance(item, h5py.Group):
-            yield from _variables(h5py, item, f"{path}/", size, depth + 1)
+            yield from _variables(h5py, item, f"{path}/", allowance, depth + 1)
         elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub" and not item.is_virtual and not item.external:
-            if item.size * item.dtype.itemsize > min(MAX_FILE_BYTES, MAX_INFLATION * size):
-                raise WeightsearchError(f"its array {shown(path)} would inflate a hundredfold; save it uncompressed")
+            allowance.spend(item.size * item.dtype.itemsize)
             yield path, np.asarray(item[()])
 
 

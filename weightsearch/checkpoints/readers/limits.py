@@ -36,6 +36,24 @@ def file_size(path: Path) -> int:
     return status.st_size
 
 
+class Allowance:
+    """How many bytes a file of `size` may inflate to, in all."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._inflated = 0
+
+    def spend(self, count: int) -> None:
+        """Raises WeightsearchError where the file would inflate beyond what it may."""
+        self._inflated += count
+        factor = MAX_INFLATION if self._inflated <= FREE_INFLATION else MAX_INFLATION // 10
+        if self._inflated > min(MAX_FILE_BYTES, factor * self.size):
+            raise WeightsearchError(
+                f"it would inflate from {self.size:,} to over {self._inflated - 1:,} bytes, over the limits of "
+                f"{factor} times and {in_gib(MAX_FILE_BYTES)}; save it uncompressed"
+            )
+
+
 def parse_json(content: bytes, what: str) -> Any:
     """JSON that cannot ask for much more memory than it is long. Raises WeightsearchError, or what `json` does."""
     values = sum(content.count(mark) for mark in (b",", b"[", b"{"))

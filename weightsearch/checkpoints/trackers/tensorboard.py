@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from weightsearch.checkpoints.metadata import interpret, is_metric
+from weightsearch.checkpoints.readers.guard import read_apart
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report, belongs
 from weightsearch.errors import WeightsearchError
 
@@ -17,8 +18,8 @@ def find(folder: Path, report: Report) -> Finder | None:
         return None
     series: dict[str, list[tuple[int, float]]] = {}
     for path in files:
-        for tag, points in _scalars(path).items():
-            series.setdefault(tag, []).extend(points)
+        for tag, points in read_apart("events", path).items():
+            series.setdefault(tag, []).extend((int(step), float(value)) for step, value in points)
     if not any(map(is_metric, series)):
         return None
     epochs = {step: value for step, value in series.get("epoch", ())}
@@ -43,7 +44,8 @@ def find(folder: Path, report: Report) -> Finder | None:
     return label
 
 
-def _scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
+def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Of each tag the steps and values, in the order in which they were written."""
     try:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
         from tensorboard.util import tensor_util
