@@ -104,6 +104,21 @@ def exchange(one: Path, other: Path) -> bool:
     return rename is not None and rename(at_here, os.fsencode(one), at_here, os.fsencode(other), swap) == 0
 
 
+def runs_elsewhere(pid: int) -> bool:
+    """Whether another process than this one has that number; True where the system cannot tell."""
+    if pid == os.getpid():
+        return False
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to somebody else
+        pass
+    return True
+
+
 def sha256(path: Path) -> str:
     """The checksum of a file's content, in hexadecimal."""
     with path.open("rb") as file:

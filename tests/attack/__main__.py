@@ -15,14 +15,15 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before faiss: a fork has no use for its threads
 
-from tests.attack import damages, files, kills, waits
+from tests.attack import damages, files, kills, waits, web
 from tests.attack.common import Report, peak_mib
 
 PARTS: dict[str, tuple[float, Callable[[Report, Path, random.Random, float], None]]] = {  # shares of the time
-    "files": (0.4, files.attack),
     "kills": (0.3, kills.attack),
-    "damages": (0.25, damages.attack),
+    "damages": (0.4, damages.attack),
     "waits": (0.05, waits.attack),
+    "files": (0.2, files.attack),
+    "web": (0.05, web.attack),
 }
 
 

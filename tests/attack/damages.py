@@ -72,8 +72,12 @@ def ask(path: Path, say: Callable[[Any], None]) -> None:
 
 
 def examine(path: Path, say: Callable[[Any], None]) -> None:
-    findings = doctor(path)
-    say(["doctor", [[finding.what, finding.state.value] for finding in findings]])
+    """In a child: what the doctor calls broken; where that is nothing, the answers afterwards."""
+    broken = [finding.what for finding in doctor(path) if finding.state is State.BROKEN]
+    if broken:
+        say(["broken", broken])
+    else:
+        ask(path, say)
 
 
 def attack(report: Report, folder: Path, draw: random.Random, until: float) -> None:
@@ -110,11 +114,11 @@ def attack(report: Report, folder: Path, draw: random.Random, until: float) -> N
         report.counts["damages without consequence"] += verdict[0] == "answers"
         looked = in_child(lambda say: examine(path, say))
         said = looked.said[-1] if looked.said else ["died", looked.signal]
-        if said[0] != "doctor":
+        if said[0] == "broken":
+            continue
+        if said[0] not in ("answers", "refused"):
             report.finding("damages", f"{place}: doctor: {said[:4]}", changed)
             continue
-        after = in_child(lambda say: ask(path, say)).said[-1:]
-        broken = any(state == State.BROKEN for _, state in said[1])
-        report.counts["damages that doctor repaired"] += (not broken) and verdict != right
-        if not broken and (not after or after[0][0] != "answers" or after[0][1] != right[1]):
-            report.finding("damages", f"{place}: doctor calls it sound, and a query says {after}"[:200], changed)
+        report.counts["damages that doctor repaired"] += verdict != right
+        if said[:2] != right[:2]:
+            report.finding("damages", f"{place}: doctor calls it sound, and a query says {said}"[:200], changed)

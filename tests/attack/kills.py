@@ -15,13 +15,14 @@ import numpy as np
 from tests.attack.common import Report, in_child
 from tests.index.test_store import DENSE, make_index, make_rows
 from tests.index.test_writer import more_rows
-from weightsearch.index import IndexStore, add_rows, doctor, rebuild, remove_rows, update_rows
+from weightsearch.errors import WeightsearchError
+from weightsearch.index import IndexStore, add_rows, create, doctor, rebuild, remove_rows, update_rows
 from weightsearch.index import writer as writing
 from weightsearch.index.create import create_index
 from weightsearch.index.manifest import DATABASE, MANIFEST, read_manifest, write_manifest
 
 FINGERPRINT = DENSE.fingerprint
-ACTIONS = ("add", "add", "remove", "update", "rebuild", "doctor", "migrate", "replace")
+ACTIONS = ("add", "add", "remove", "update", "rebuild", "doctor", "migrate", "replace", "replace by two renames")
 BEYOND = 1.2  # times what an action took last: until then it is killed
 Rows = dict[str, tuple[bytes, str | None]]  # by id: the embedding, and the dataset
 
@@ -61,7 +62,9 @@ def _act(action: str, path: Path, first: int, chosen: list[str], say: Callable[[
         update_rows(path, {id: {"dataset": f"d{first}", "team": first} for id in chosen})
     elif action == "rebuild":
         rebuild(path)
-    elif action == "replace":
+    elif action.startswith("replace"):
+        if action != "replace":
+            create.exchange = lambda one, other: False  # as on other systems than Linux
         rows = make_rows(60, seed=first)
         create_index(path, DENSE, rows, write_extras=_extras, replace=True)
     else:  # migrate: by whatever writes first
@@ -78,7 +81,7 @@ def _expected(action: str, before: Rows, first: int, chosen: list[str]) -> Rows:
         return {id: row for id, row in before.items() if id not in chosen}
     if action == "update":
         return before | {id: (before[id][0], f"d{first}") for id in chosen}
-    return _by_id(make_rows(60, seed=first)) if action == "replace" else before
+    return _by_id(make_rows(60, seed=first)) if action.startswith("replace") else before
 
 
 def _by_id(rows: Any) -> Rows:
@@ -86,6 +89,19 @@ def _by_id(rows: Any) -> Rows:
         id: (vector.astype("<f4").tobytes(), rows.dataset)
         for id, vector in zip(rows.id.tolist(), rows.embedding, strict=True)
     }
+
+
+def put_back(path: Path, report: Report) -> None:
+    """What the error says is to be done after a kill between two renames."""
+    olds = [*path.parent.glob(f".{path.name}.*.old")]
+    try:
+        IndexStore.open(path)
+    except WeightsearchError as error:
+        if len(olds) == 1 and f"rename {olds[0]} to {path}" in str(error):  # those of earlier kills are cleared
+            report.counts["kills between two renames"] += 1
+            olds[0].rename(path)
+            return
+    report.finding("kills", f"after a kill of a replacement the index is gone; beside it: {olds}")
 
 
 def check(path: Path, say: Callable[[Any], None]) -> None:
@@ -135,6 +151,8 @@ def attack(report: Report, folder: Path, draw: random.Random, until: float) -> N
         errors = [said for said in ended.said if said[0] == "error"]
         for error in errors:
             report.finding("kills", f"{action} after earlier kills: {error[1]}: {error[2][:200]}")
+        if not path.exists():
+            put_back(path, report)
         checked = in_child(lambda say: check(path, say))
         verdict = checked.said[-1] if checked.said else ["died", checked.signal]
         if verdict[0] != "sound":

@@ -14,10 +14,10 @@ import duckdb
 import numpy as np
 import pytest
 
-from tests.index.test_store import DENSE, make_index, make_rows
+from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import exchange, turnstile
-from weightsearch.index import IndexStore, State, doctor, export, update_rows, update_where
+from weightsearch.index import IndexStore, State, create, doctor, export, update_rows, update_where
 from weightsearch.index import writer as writing
 from weightsearch.index.manifest import DATABASE, describe_file, is_intact, read_manifest, sector_sums, write_manifest
 from weightsearch.types import Selection
@@ -234,3 +234,42 @@ def test_thousands_of_columns_no_row_and_a_moved_index(tmp_path: Path):
     with pytest.raises(WeightsearchError, match="does not exist"):
         index.count(FINGERPRINT)
     assert IndexStore.open(tmp_path / "moved").count(FINGERPRINT) == 0
+
+
+def killed_within(step: int, path: Path) -> int:
+    """A replacement by two renames in a child that ends just before its rename number `step`; its PID."""
+    pid = os.fork()
+    if pid == 0:
+        renames = iter(range(step))
+        rename = Path.rename
+
+        def stop(old: Path, new: Path) -> Path:
+            if old.is_dir() and next(renames, None) is None:
+                os._exit(9)
+            return rename(old, new)
+
+        Path.rename = stop  # type: ignore[method-assign]
+        create.exchange = lambda one, other: False  # type: ignore[attr-defined]
+        create.create_index(path, DENSE, make_rows(7, seed=4), write_extras=write_encoder_files, replace=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_a_kill_between_two_renames_is_named_and_put_back_and_leaves_nothing(tmp_path: Path):
+    path = tmp_path / "index"
+    make_index(path, make_rows(9))
+    reader = IndexStore.open(path)
+    killed_within(0, path)
+    assert reader.count(FINGERPRINT) == 9
+    pid = killed_within(1, path)  # the old one has been moved aside, the new one is not there yet
+    old = tmp_path / f".index.{pid}.old"
+    with pytest.raises(WeightsearchError, match=f"its replacement was interrupted; rename {old} to {path}"):
+        IndexStore.open(path)
+    old.rename(path)
+    assert reader.count(FINGERPRINT) == 9
+    assert {finding.state for finding in doctor(path)} == {State.OK}
+    (tmp_path / ".index.1.partial").mkdir()  # of a process that runs
+    killed_within(2, path)
+    assert reader.count(FINGERPRINT) == 7
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".index.1.partial", "index"]

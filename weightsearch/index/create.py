@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import UsageError
-from weightsearch.files import exchange, sync
+from weightsearch.files import exchange, runs_elsewhere, sync
 from weightsearch.index import database, vectors
 from weightsearch.index.database import SCHEMA, Database, Rows
-from weightsearch.index.manifest import DATABASE, FORMAT, check_target, describe_file, read_manifest, write_manifest
+from weightsearch.index.manifest import (
+    DATABASE,
+    FORMAT,
+    MANIFEST,
+    check_target,
+    describe_file,
+    read_manifest,
+    write_manifest,
+)
 from weightsearch.index.store import IndexStore
 from weightsearch.index.writer import BATCH, check_rows, publish, writing
 from weightsearch.types import Architecture, Metric, Target
@@ -43,7 +51,7 @@ def create_index(
     rows = rows.distinct()
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.parent / f".{path.name}.{os.getpid()}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
+    _clear(path)
     try:
         (staging / fingerprint).mkdir(parents=True)
         with Database(staging / DATABASE).open(read_only=False) as connection:
@@ -76,7 +84,7 @@ def create_empty(path: Path, metric: Metric = Metric.COSINE) -> IndexStore:
     check_target(path, replace=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.parent / f".{path.name}.{os.getpid()}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
+    _clear(path)
     try:
         staging.mkdir()
         with Database(staging / DATABASE).open(read_only=False) as connection:
@@ -164,6 +172,19 @@ def describe_encoder(directory: Path) -> dict[str, Any]:
 def _insert(connection: Any, fingerprint: str, rows: Rows) -> None:
     for start in range(0, len(rows), BATCH):
         database.insert(connection, fingerprint, rows.take(np.arange(start, min(start + BATCH, len(rows)))))
+
+
+def _clear(path: Path) -> None:
+    """Removes what processes that were killed while they made or replaced this index left beside it.
+
+    An older index stays as long as no other has taken its place.
+    """
+    for left in path.parent.glob(f".{path.name}.*"):
+        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+        if kind not in ("partial", "old") or not pid.isdecimal() or (kind == "old" and not (path / MANIFEST).exists()):
+            continue
+        if not runs_elsewhere(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _publish(staging: Path, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,7 +125,6 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._lock = threading.Lock()
-        self._connection: duckdb.DuckDBPyConnection | None = None
 
     @contextmanager
     def open(self, *, read_only: bool = True, wait_seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -133,9 +133,7 @@ class Database:
         Readers let a writer that waits go first.
         """
         with self._lock:
-            if self._connection is None:
-                self._connection = self._connect()
-            connection = self._connection
+            connection = _take_idle(self.path) or self._connect()
             self._attach(connection, read_only, LOCK_WAIT_SECONDS if wait_seconds is None else wait_seconds)
             try:
                 yield connection
@@ -170,7 +168,36 @@ class Database:
             connection.execute("DETACH ix")
         except duckdb.Error:  # inside a failed transaction, or the database is beyond use: start anew next time
             connection.close()
-            self._connection = None
+        else:
+            with _idle_lock:
+                _idle[:] = [(self.path, connection), *_idle][:IDLE_KEPT]
+
+
+IDLE_KEPT = 4  # connections with nothing attached: making one takes as long as a question
+_idle: list[tuple[Path, duckdb.DuckDBPyConnection]] = []  # the last used first
+_idle_lock = threading.Lock()
+_of_parent: list[Any] = []
+
+
+def _take_idle(path: Path) -> duckdb.DuckDBPyConnection | None:
+    with _idle_lock:
+        for entry in _idle:
+            if entry[0] == path:
+                _idle.remove(entry)
+                return entry[1]
+    return None
+
+
+def _forget_idle() -> None:
+    """In a fork, which has none of the threads that a connection of its parent would wait for when it is closed."""
+    global _idle_lock
+    _idle_lock = threading.Lock()
+    _of_parent.extend(_idle)
+    _idle.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_idle)
 
 
 BEYOND_USE = (duckdb.IOException, duckdb.FatalException, duckdb.SerializationException, duckdb.InternalException)
