@@ -190,16 +190,28 @@ def novelty() -> str:
 def relations() -> str:
     """The confusion table of benchmarks/results/relations.json."""
     result = json.loads((RESULTS / "relations.json").read_text())
-    lines = ["| pairs | n | right | direction told: right, wrong | otherwise |", "|---|---:|---:|---:|---|"]
+    lines = [
+        "| pairs | n | right | direction told: right, wrong | trained further told: right, wrong | otherwise |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
     for kind, row in result["rows"].items():
-        told, has = row["directions"], row["truth"] not in ("independent", "unrelated", "shares", "contains")
-        wrong = told.get("wrong", 0) + told.get("told without one", 0)
-        way = f"{told.get('right', 0)}, {wrong}" if has and (told.get("right") or wrong) else ""
+        told = (row[column] for column in ("directions", "further"))
+        counts = [(one.get("right", 0), one.get("wrong", 0)) for one in told]
+        way = " | ".join(f"{right}, {wrong}" if right or wrong else "" for right, wrong in counts)
         accepted = {row["truth"]} | ({"independent", "unrelated"} if "apart" in kind or "other" in kind else set())
         others = ", ".join(f"{name} {n}" for name, n in row["answers"].items() if name not in accepted)
         lines.append(f"| {kind} | {row['pairs']:,} | {row['right'] / row['pairs']:.1%} | {way} | {others} |")
     foreign = sum(row["pairs"] for row in result["rows"].values() if row["truth"] in ("independent", "unrelated"))
-    lines += ["", f"{len(result['false_claims'])} false claims of a relation in {foreign:,} unrelated pairs."]
+    derived = sum(row["pairs"] for row in result["rows"].values()) - foreign
+    wrong, told = (
+        sum(sum(row["directions"].get(verdict, 0) for verdict in verdicts) for row in result["rows"].values())
+        for verdicts in (("wrong",), ("right", "wrong"))
+    )
+    lines += [
+        "",
+        f"{derived:,} related pairs, {foreign:,} unrelated ones; {len(result['false_claims'])} false claims of a "
+        f"relation among the latter. Directions told: {told:,}, wrong: {wrong}.",
+    ]
     return "\n".join(lines)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/derive.py runs/derived-held-out --seed 2 --per-family 6
     python benchmarks/relations.py runs/derived-held-out
 
-Writes benchmarks/results/relations.json and relations.md. `--real FOLDER` adds the real files of six wheels (see
-`REAL`), downloaded there by `pip download --no-deps`.
+Writes benchmarks/results/relations.json and relations.md. Parts of it may be measured apart (`--only '*-mlp-*' --out
+part.json`) and counted together (`--add`). Real files have a benchmark of their own, `relations_real.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Case:
     a: Tensors
     b: Tensors
     direction: Direction | None = None  # None: there is none to tell
+    further: bool = False  # whether b was trained further than a
     where: str = ""
 
 
@@ -95,14 +96,15 @@ def derived_cases(lineage: Lineage, rng: np.random.Generator) -> Iterator[Case]:
         body = [tensor for tensor, value in final.items() if value.ndim > 1 and not tensor.startswith("head")]
         only_head = all(np.array_equal(final[tensor], states[name][tensor]) for tensor in body)
         kind, truth = ("fine-tune of the head", Kind.NEW_HEAD) if only_head else ("fine-tune", Kind.RELATIVE)
-        yield Case(kind, truth, final, states[name], FORWARD)
+        yield Case(kind, truth, final, states[name], FORWARD, True)
     for one, other in (("epoch1", "epoch3"), ("epoch3", "final"), ("epoch1", "final"), ("epoch6", "final")):
-        yield Case("later epoch", Kind.RELATIVE, states[one], states[other], FORWARD)
-    yield Case("trained from this start", Kind.RELATIVE, states["init"], final, FORWARD)
-    yield Case("same initialisation", Kind.RELATIVE, final, states["same-init"])
-    yield Case("siblings", Kind.RELATIVE, states["tuned-new-data"], states["tuned-other-task"])
+        yield Case("later epoch", Kind.RELATIVE, states[one], states[other], FORWARD, True)
+    yield Case("trained from this start", Kind.RELATIVE, states["init"], final, FORWARD, True)
+    # of five and of eight epochs; of two at .3 and of three at .5 of the learning rate
+    yield Case("same initialisation", Kind.RELATIVE, states["same-init"], final, None, True)
+    yield Case("siblings", Kind.RELATIVE, states["tuned-new-data"], states["tuned-other-task"], None, True)
     soup = derive.merged([(0.5, states["tuned-new-data"]), (0.5, states["tuned-hard"])])
-    yield Case("soup and its base", Kind.RELATIVE, final, soup, FORWARD)
+    yield Case("soup and its base", Kind.RELATIVE, final, soup, FORWARD, True)
     twin = {
         n: v.astype(np.float16) if v.dtype.kind == "f" else v for n, v in derive.permuted(base, groups, rng).items()
     }
@@ -131,13 +133,13 @@ def foreign_cases(lineages: list[Lineage], rng: np.random.Generator, count: int)
     for k in range(count if pairs else 0):
         one, other = pairs[k % len(pairs)]
         a, b = (lineage.states[str(rng.choice(list(lineage.states)))] for lineage in (one, other))
-        yield Case("trained apart", Kind.INDEPENDENT, _copy(a, rng), _copy(b, rng), None, "foreign")
+        yield Case("trained apart", Kind.INDEPENDENT, _copy(a, rng), _copy(b, rng), None, False, "foreign")
     for _ in range(count // 4):
         i, j = rng.choice(len(lineages), 2, replace=False)
         if lineages[i].spec == lineages[j].spec:
             continue
         a, b = (lineages[k].states[str(rng.choice(list(lineages[k].states)))] for k in (i, j))
-        yield Case("other architecture", Kind.UNRELATED, _copy(a, rng), _copy(b, rng), None, "foreign")
+        yield Case("other architecture", Kind.UNRELATED, _copy(a, rng), _copy(b, rng), None, False, "foreign")
 
 
 def _copy(tensors: Tensors, rng: np.random.Generator) -> Tensors:
@@ -205,6 +207,7 @@ def evaluate(
     right: Counter[str] = Counter()
     named: Counter[str] = Counter()
     directions: dict[str, Counter[str]] = defaultdict(Counter)
+    further: dict[str, Counter[str]] = defaultdict(Counter)
     false_claims: list[str] = []
     seconds: dict[str, float] = defaultdict(float)
     numbers: dict[str, int] = defaultdict(int)
@@ -213,9 +216,9 @@ def evaluate(
     for case in cases:
         turned = bool(rng.random() < 0.5)
         a, b = (case.b, case.a) if turned else (case.a, case.b)
-        start = time.perf_counter()
+        start = time.process_time()
         answer = compare(a, b, *(signatures.of(tensors) for tensors in (a, b)))
-        seconds[case.kind] += time.perf_counter() - start
+        seconds[case.kind] += time.process_time() - start
         numbers[case.kind] += sum(v.size for v in a.values())
         table[case.kind][str(answer.relation)] += 1
         truths[case.kind] = case.truth
@@ -223,22 +226,22 @@ def evaluate(
         right[case.kind] += fits
         named[case.kind] += fits or case.truth in answer.also
         told = answer.direction.turned() if turned and answer.direction else answer.direction
-        if case.direction is not None:
-            verdict = "untold" if told is None else "right" if told == case.direction else "wrong"
-        else:
-            verdict = "untold" if told is None else "told without one"
+        verdict = "untold" if told is None else "right" if told == case.direction else "wrong"
         directions[case.kind][verdict] += 1
+        later = answer.evidence.get("trained_further")
+        judged = "untold" if later is None else "right" if (later == "b") != turned and case.further else "wrong"
+        further[case.kind][judged] += 1
         if case.where == "foreign" and answer.relation.is_related:
             false_claims.append(f"{case.kind}: {answer.summary}")
-        if not fits or verdict in ("wrong", "told without one"):
+        if not fits or "wrong" in (verdict, judged):
             lines.append(f"{case.kind} | {case.where} | {answer.relation} {answer.also} | {told} | {answer.summary}")
         if sum(right.values()) % 50 == 0:
-            keep(_result(table, truths, right, named, directions, seconds, numbers, false_claims))
+            keep(_result(table, truths, right, named, directions, further, seconds, numbers, false_claims))
             if misses is not None:
                 misses.write_text("\n".join(lines))
     if misses is not None:
         misses.write_text("\n".join(lines))
-    return _result(table, truths, right, named, directions, seconds, numbers, false_claims)
+    return _result(table, truths, right, named, directions, further, seconds, numbers, false_claims)
 
 
 def _result(
@@ -247,6 +250,7 @@ def _result(
     right: Mapping[str, int],
     named: Mapping[str, int],
     directions: Mapping[str, Counter[str]],
+    further: Mapping[str, Counter[str]],
     seconds: Mapping[str, float],
     numbers: Mapping[str, int],
     false_claims: list[str],
@@ -259,6 +263,7 @@ def _result(
             "named": named[kind],
             "answers": dict(counts.most_common()),
             "directions": dict(directions[kind]),
+            "further": dict(further[kind]),
             "ms_per_million_numbers": round(1e9 * seconds[kind] / numbers[kind], 1),
         }
         for kind, counts in table.items()
@@ -271,7 +276,7 @@ def cases_of(lineages: list[Lineage], rng: np.random.Generator, rounds: int, for
         for lineage in lineages:
             for case in derived_cases(lineage, rng):
                 name = f"{lineage.spec.family} {lineage.spec.activation} {lineage.seed}"
-                yield Case(case.kind, case.truth, case.a, case.b, case.direction, name)
+                yield replace(case, where=name)
     if rounds:
         yield from composed_cases(lineages, rng)
     yield from foreign_cases(lineages, rng, foreign)
@@ -290,7 +295,7 @@ def combined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         rows[kind] = {
             "truth": row["truth"],
             **{name: mine[name] + row[name] for name in ("pairs", "right", "named")},
-            **{name: dict(Counter(mine[name]) + Counter(row[name])) for name in ("answers", "directions")},
+            **{name: dict(Counter(mine[name]) + Counter(row[name])) for name in ("answers", "directions", "further")},
             time_: round((mine[time_] * mine["pairs"] + row[time_] * row["pairs"]) / pairs, 1),
         }
     return {
@@ -302,19 +307,19 @@ def combined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        "| pairs of | n | right | also named | direction right / wrong / untold | answers otherwise |",
-        "|---|---|---|---|---|---|",
+        "| pairs of | n | right | also named | direction right / wrong / untold "
+        "| trained further right / wrong / untold | answers otherwise |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind, row in result["rows"].items():
-        way = row["directions"]
         other = {name: n for name, n in row["answers"].items() if name != row["truth"]}
-        told = (
-            f"{way.get('right', 0)} / {way.get('wrong', 0) + way.get('told without one', 0)} / {way.get('untold', 0)}"
+        told = " | ".join(
+            " / ".join(str(row[column].get(verdict, 0)) for verdict in ("right", "wrong", "untold"))
+            for column in ("directions", "further")
         )
         lines.append(
             f"| {kind} | {row['pairs']} | {row['right'] / row['pairs']:.1%} | {row['named'] / row['pairs']:.1%} | "
-            f"{told} | "
-            f"{', '.join(f'{name} {n}' for name, n in other.items())} |"
+            f"{told} | {', '.join(f'{name} {n}' for name, n in other.items())} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -324,12 +329,13 @@ def main() -> None:
     parser.add_argument("networks", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--foreign", type=int, default=5_000)
+    parser.add_argument("--seed", type=int, default=7, help="of strengths and of pairs' choice")
     parser.add_argument("--only", default="*", help="a pattern of the networks' names")
     parser.add_argument("--out", type=Path, default=RESULTS / "relations.json")
     parser.add_argument("--misses", type=Path)
     parser.add_argument("--add", type=Path, nargs="*", default=[], help="results of other parts, to be counted in")
     options = parser.parse_args()
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(options.seed)
     paths = [path for path in sorted(options.networks.glob(f"{options.only}.npz")) if ".tmp" not in path.name]
     lineages = [derive.load(path) for path in paths]
     names = [path.stem for path in paths]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from weightsearch.relations.hashes import CHUNK, to_bfloat16, to_float16, value_hashes
+from weightsearch.relations.hashes import CHUNK, Hasher, to_bfloat16, to_float16, value_hashes
 from weightsearch.relations.roles import Role
-from weightsearch.relations.signature import sign
+from weightsearch.relations.signature import add_in_numpy, compiled, empty_sums, sign
 
 
 @pytest.fixture
@@ -33,6 +33,29 @@ def test_a_copy_in_half_precision_has_the_hash_that_its_origin_foretells(values:
     assert hashes.float16 == value_hashes(values.astype(np.float16)).exact
     assert hashes.bfloat16 == value_hashes(torch.from_numpy(values).bfloat16().float().numpy()).exact
     assert len({hashes.exact, hashes.float16, hashes.bfloat16, hashes.unordered}) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strange", [False, True])
+def test_compiled_code_says_what_numpy_says(strange: bool, values: np.ndarray, rng: np.random.Generator):
+    """Hashes to the bit; sums within the rounding of their order."""
+    chunk = rng.permutation(values)[:CHUNK]
+    if strange:
+        chunk[:5] = np.nan, np.inf, -np.inf, -np.nan, np.float32(3e38)
+    signs = np.where(rng.random(len(chunk)) < 0.5, -1, 1).astype(np.float32)
+    results = []
+    for add in (add_in_numpy, compiled()):
+        hasher, sums = Hasher(), empty_sums()
+        for _ in range(2):
+            add(chunk, signs, hasher, sums)
+        results.append((hasher.finish(), sums))
+    (hashes, expected), (compiled_hashes, sums) = results
+    assert compiled_hashes == hashes
+    assert (sums.zeros, sums.largest, sums.differ) == (expected.zeros, expected.largest, expected.differ)
+    np.testing.assert_allclose(sums.powers, expected.powers, rtol=1e-6)
+    np.testing.assert_array_equal(sums.ones, expected.ones)
+    size = np.abs(np.where(np.isfinite(chunk), chunk, 0)).max()
+    np.testing.assert_allclose(sums.sketch, expected.sketch, atol=1e-4 * size)
 
 
 @pytest.mark.parametrize("size", [2, 1_000, CHUNK, CHUNK + 1, 3 * CHUNK + 17])

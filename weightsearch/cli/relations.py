@@ -200,8 +200,8 @@ def _as_text(comparison: Comparison, all_layers: bool) -> str:
     arrow = {"a-to-b": ", a → b", "b-to-a": ", b → a"}.get(str(comparison.direction), "")
     lines = [f"{comparison.relation}{also}{arrow}: {comparison.summary} [{comparison.certainty}]"]
     evidence = comparison.evidence
-    if evidence.get("direction_means"):
-        lines.append(f"the direction says which was trained further, by {evidence['direction_by']}")
+    if evidence.get("trained_further"):
+        lines.append(f"{evidence['trained_further']} was trained further, by {evidence['trained_further_by']}")
     shown = [layer for layer in comparison.layers if all_layers or str(layer.state) != "untouched"]
     names = [layer.a or layer.b or "" for layer in shown]
     width = max(map(len, names), default=0)

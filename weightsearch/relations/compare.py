@@ -217,12 +217,14 @@ class _Judge(Case):
         if told and len(set(told)) == 1:
             return replace(answer, direction=told[0])
         if not told:
-            told_by, later = directions.of_relatives(
+            by, further = directions.trained_further(
                 [fact for fact in self.facts if fact not in heads], Kind.NEW_HEAD in kinds
             )
-            if later is not None:
-                more = {"direction_by": told_by, "direction_means": "trained further"}
-                return replace(answer, direction=later, evidence={**answer.evidence, **more})
+            if (
+                further is not None
+            ):  # which says nothing of which was made from which: two children of one parent differ so
+                side = "b" if further is Direction.A_TO_B else "a"
+                return replace(answer, evidence={**answer.evidence, "trained_further": side, "trained_further_by": by})
         return answer
 
     def _noise_or_low_rank(

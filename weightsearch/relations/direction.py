@@ -1,4 +1,4 @@
-"""Which of two related checkpoints was made from the other, where their numbers tell."""
+"""Which of two related checkpoints was made from the other, or was trained further, where their numbers tell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import TensorSignature
 
 MARGIN = 0.005  # of the logarithms that signs of training must differ by before they are believed
-GROWTH = 0.5  # see `of_relatives`
+GROWTH = 0.5  # see `trained_further`
 
 
 def of_precision(same: Sequence[Fact]) -> Direction | None:
@@ -50,8 +50,8 @@ def of_noise(changed: Sequence[Fact]) -> Direction | None:
     return Direction.A_TO_B if total > 0 else Direction.B_TO_A
 
 
-def of_relatives(facts: Sequence[Fact], new_head: bool) -> tuple[str, Direction | None]:
-    """Which of two relatives was trained further, and what tells it; None where the signs disagree.
+def trained_further(facts: Sequence[Fact], new_head: bool) -> tuple[str, Direction | None]:
+    """What tells which of two relatives was trained further, and that one as `A_TO_B` for b; None where signs disagree.
 
     A batch norm's counter tells it; else, where all agree, norms, kurtosis and largest values, which training raises,
     and that each tensor grew by at least half of the square of what it moved (a step that starts at a is about

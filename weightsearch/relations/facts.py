@@ -96,7 +96,7 @@ def measure(pair: Pair, arrays_a: Mapping[str, np.ndarray], arrays_b: Mapping[st
     if exact and pair.a.shape == pair.b.shape:
         return Fact(pair, State.UNTOUCHED)
     a, b = load(arrays_a, pair.a.name), load(arrays_b, pair.b.name)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    if not (_all_finite(a) and _all_finite(b)):
         return Fact(pair, State.DIFFERENT, "holds values that are not finite")
     if pair.a.role is not Role.WEIGHT or pair.b.role is not Role.WEIGHT or a.ndim < 2:
         return _vector(pair, a, b)
@@ -111,6 +111,11 @@ def measure(pair: Pair, arrays_a: Mapping[str, np.ndarray], arrays_b: Mapping[st
         if a.shape != b.shape:
             return Fact(pair, State.DIFFERENT, "other shape")
     return _changed(pair, a, b, detail)
+
+
+def _all_finite(a: np.ndarray) -> bool:
+    flat = a.ravel()
+    return math.isfinite(float(np.dot(flat, flat))) or bool(np.isfinite(a).all())
 
 
 def _square(a: np.ndarray) -> bool:
@@ -182,37 +187,41 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 def _changed(pair: Pair, a: np.ndarray, b: np.ndarray, detail: str) -> Fact:
     difference = b - a
     same = difference == 0
-    equal = float(np.mean(same))
+    equal = int(np.count_nonzero(same)) / a.size
     if equal == 1:
         return Fact(pair, State.LAYOUT if detail else State.UNTOUCHED, detail, 1.0, 1.0, 0.0)
     precision_a, precision_b = storage_precision(a, pair.a.dtype), storage_precision(b, pair.b.dtype)
     coarse = max(precision_a, precision_b)
     cosine = _cosine(a, b)
-    size_a, size = float(np.linalg.norm(a)), float(np.linalg.norm(difference))
-    relative = size / size_a if size_a else math.inf
+    size = float(np.linalg.norm(difference))
+    relative = size / pair.a.norm if pair.a.norm else math.inf
     if relative < coarse and _only_rounded(a, b, precision_a, precision_b):
         return Fact(
             pair, State.PRECISION, "rounded", equal, cosine, relative, precision_a=precision_a, precision_b=precision_b
         )
     score = place_score(a, b)
-    zeros = a == 0, b == 0
-    kept = ~(zeros[0] | zeros[1])
-    kept_count = int(np.count_nonzero(kept))
     state = State.MOVED if cosine > 0.3 or score > 3 else State.DIFFERENT
     fact = Fact(
         pair, state, detail, equal, cosine, relative, score,
-        zeros_a=float(np.mean(zeros[0])), zeros_b=float(np.mean(zeros[1])),
-        kept_equal=float(np.count_nonzero(same & kept)) / kept_count if kept_count else math.nan,
-        spread=size / math.sqrt(a.size), spread_a=float(a.std(dtype=np.float64)),
+        zeros_a=pair.a.zeros / a.size, zeros_b=pair.b.zeros / b.size, kept_equal=_kept_equal(pair, a, b, same),
+        spread=size / math.sqrt(a.size), spread_a=math.sqrt(max(pair.a.norm**2 / a.size - pair.a.mean**2, 0.0)),
         precision_a=precision_a, precision_b=precision_b,
         fixed=cosine > 0.9 and is_filter_bank(a) and is_filter_bank(b),
     )  # fmt: skip
     if state is State.DIFFERENT:
         return fact
     grid_a, grid_b = find_grid(a, precision_a), find_grid(b, precision_b)
-    noise = 0.5 * coarse * max(float(np.abs(a).max()), float(np.abs(b).max()))
-    values = spectrum(difference, noise)
+    values = spectrum(difference, 0.5 * coarse * max(pair.a.largest, pair.b.largest))
     return replace(fact, grid_a=grid_a, grid_b=grid_b, rank=(values.rank, values.full), white=values.whiteness)
+
+
+def _kept_equal(pair: Pair, a: np.ndarray, b: np.ndarray, same: np.ndarray) -> float:
+    """The share of equal values among those that are zero in neither; NaN without any."""
+    if not pair.a.zeros and not pair.b.zeros:
+        return int(np.count_nonzero(same)) / a.size
+    kept = (a != 0) & (b != 0)
+    count = int(np.count_nonzero(kept))
+    return int(np.count_nonzero(same & kept)) / count if count else math.nan
 
 
 def _only_rounded(a: np.ndarray, b: np.ndarray, precision_a: float, precision_b: float) -> bool:

@@ -40,7 +40,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """From `a` to `b` where `directed`; `by` says what tells the relation: `run` (known) or `weights`."""
+    """From `a` to `b` where `directed`; `by` says what tells the relation: `run` (known) or `weights`.
+
+    `further` is the node that was trained further, where that is told of two of which none need come from the other.
+    """
 
     a: int
     b: int
@@ -50,11 +53,13 @@ class Edge:
     by: str
     summary: str
     cosine: float | None = None
+    further: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "a": self.a, "b": self.b, "relation": str(self.relation), "directed": self.directed,
             "certainty": str(self.certainty), "by": self.by, "summary": self.summary, "cosine": self.cosine,
+            "further": self.further,
         }  # fmt: skip
 
 
@@ -77,8 +82,9 @@ class Lineage:
             label = _short(node.source) + (f"\\n+ {len(node.copies)} copies" if node.copies else "")
             lines.append(f"  n{number} [label={json.dumps(label)}];")
         for edge in self.edges:
-            arrow = "" if edge.directed else ", dir=none"
-            lines.append(f"  n{edge.a} -> n{edge.b} [label={json.dumps(str(edge.relation))}{arrow}];")
+            one, other = (edge.b, edge.a) if edge.further == edge.a else (edge.a, edge.b)
+            arrow = "" if edge.directed else ", dir=none" if edge.further is None else ", style=dashed"
+            lines.append(f"  n{one} -> n{other} [label={json.dumps(str(edge.relation))}{arrow}];")
         return "\n".join([*lines, "}"]) + "\n"
 
     def to_text(self) -> str:
@@ -140,7 +146,12 @@ class Lineage:
                 copies = (
                     f" (and {len(node.copies)} copies: {', '.join(map(_short, node.copies))})" if node.copies else ""
                 )
-                why = "" if edge is None else f"  [{edge.summary}; {edge.certainty}]"
+                later = (
+                    ""
+                    if edge is None or edge.further is None
+                    else f"; {_short(self.nodes[edge.further].source)} further trained"
+                )
+                why = "" if edge is None else f"  [{edge.summary}; {edge.certainty}{later}]"
                 lines.append(text(f"{lead}{node.source}{copies}{why}"))
                 following = sorted(around[number], key=lambda item: -item[0])
                 stack.extend((other, depth + 1, edge) for other, edge in following if other not in seen)
@@ -213,6 +224,7 @@ def find_lineage(index: str | Path) -> Lineage:
         joined.join(i, j)
         one, other = (j, i) if comparison.direction is Direction.B_TO_A else (i, j)
         likeness = comparison.evidence.get("cosine_of_changed")
+        further = {"a": i, "b": j}.get(comparison.evidence.get("trained_further"))
         edges.append(
             Edge(
                 one,
@@ -223,6 +235,7 @@ def find_lineage(index: str | Path) -> Lineage:
                 "weights",
                 comparison.summary,
                 likeness,
+                further,
             )
         )
     merges = _merges(known, signatures, opened, rows, related)

@@ -5,7 +5,9 @@ All take float32 or float64 arrays of two or more dimensions, output first: `(D_
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +23,12 @@ def as_units(values: np.ndarray, axis: int) -> np.ndarray:
     return moved.reshape(len(moved), -1)
 
 
-def sub_block(values: np.ndarray, size: int = BLOCK, seed: int = 0) -> tuple[np.ndarray, ...]:
+@functools.lru_cache(maxsize=64)
+def sub_block(shape: tuple[int, ...], size: int = BLOCK) -> tuple[np.ndarray, ...]:
     """Indices for `np.ix_` of a block of at most `size` entries along the first two axes, the same for one shape."""
-    rng = np.random.default_rng([seed, *values.shape])
+    rng = np.random.default_rng([0, *shape])
     picks = []
-    for axis, length in enumerate(values.shape):
+    for axis, length in enumerate(shape):
         whole = np.arange(length)
         picks.append(np.sort(rng.choice(length, size, replace=False)) if axis < 2 and length > size else whole)
     return np.ix_(*picks)
@@ -38,8 +41,10 @@ def place_score(a: np.ndarray, b: np.ndarray) -> float:
     units and over input units, the smaller of the two. NaN where there are too few units to tell. It is the
     Daniels–Mantel statistic of tr(G) under permutations of one side's units, with the variance for large n.
     """
-    pick = sub_block(a)
-    a, b = a[pick].astype(np.float64), b[pick].astype(np.float64)
+    pick = sub_block(a.shape)
+    a, b = a[pick], b[pick]
+    if a.size < 65_536:  # of large ones float32 is precise enough
+        a, b = a.astype(np.float64), b.astype(np.float64)
     scores = [_units_score(as_units(a, axis), as_units(b, axis)) for axis in (0, 1)]
     known = [score for score in scores if not math.isnan(score)]
     return min(known) if known else math.nan
@@ -81,8 +86,9 @@ def spectrum(difference: np.ndarray, noise: float) -> Spectrum:
     Singular values that rounding could have made do not count: `noise` is the rounding error of one entry.
     """
     matrix = difference.reshape(len(difference), -1)
-    matrix = matrix[sub_block(matrix, 256)].astype(np.float64)
-    values = np.linalg.svd(matrix, compute_uv=False)
+    matrix = matrix[sub_block(matrix.shape, 256)].astype(np.float64)
+    gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))  # its error is under the floor below
     if not values[0] > 0:
         return Spectrum(0, len(values), math.inf)
     edge = math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])
@@ -146,31 +152,41 @@ def find_grid(values: np.ndarray, precision: float = 2.0**-23) -> Grid | None:
 
     `precision` is the spacing of the stored numbers at 1. A scope is judged by up to 48 of its sets of values.
     """
-    flat = values.reshape(-1)
     rows = values.reshape(len(values), -1)
-    scopes = [("tensor", flat[None]), ("row", rows)]
+    rng = np.random.default_rng(0)
+    levels = _levels([values.reshape(-1)], precision, rng)
+    if levels is not None:
+        return Grid(levels, "tensor")
+    scopes = [("row", rows)]
     if values.ndim >= 2 and values.shape[0] != values.shape[1]:
         scopes.append(("column", as_units(values, 1)))
-    scopes += [
-        (f"group of {width}", rows[:, : rows.shape[1] // width * width].reshape(-1, width))
-        for width in GROUPS if rows.shape[1] > width
-    ]  # fmt: skip
-    for scope, sets in scopes:
-        levels = _levels(sets, precision)
+    for scope, units in scopes:
+        levels = _levels(units[_some(len(units), rng)], precision, rng)
         if levels is not None:
             return Grid(levels, scope)
+    for width in GROUPS:
+        groups = rows.shape[1] // width
+        if rows.shape[1] > width:
+            chosen = _some(len(rows) * groups, rng)
+            columns = (chosen % groups * width)[:, None] + np.arange(width)
+            levels = _levels(rows[(chosen // groups)[:, None], columns], precision, rng)
+            if levels is not None:
+                return Grid(levels, f"group of {width}")
     return None
 
 
-def _levels(sets: np.ndarray, precision: float) -> int | None:
-    rng = np.random.default_rng(0)
-    chosen = sets if len(sets) <= 48 else sets[rng.choice(len(sets), 48, replace=False)]
+def _some(count: int, rng: np.random.Generator, most: int = 48) -> np.ndarray:
+    """Up to `most` of the numbers below `count`, all where those are few."""
+    return np.arange(count) if count <= most else rng.choice(count, most, replace=False)
+
+
+def _levels(sets: Sequence[np.ndarray] | np.ndarray, precision: float, rng: np.random.Generator) -> int | None:
     most, judged, evidence = 2, 0, 0.0
-    for values in chosen:
-        found = _even(np.asarray(values, np.float64), precision, rng)
-        if found is None:
+    for values in sets:
+        even = _even(values, precision, rng)
+        if even is None:
             return None
-        levels, surprise = found
+        levels, surprise = even
         most, judged, evidence = max(most, levels), judged + 1, evidence + surprise
     return most if judged and evidence > 40 else None  # in nats against values that lie anywhere
 
@@ -181,7 +197,8 @@ def _even(values: np.ndarray, precision: float, rng: np.random.Generator) -> tup
     span = high - low
     if span <= 0:
         return 1, 0.0
-    sample = values if len(values) <= 512 else rng.choice(values, 512, replace=False)
+    sample = values if len(values) <= 512 else values[rng.choice(len(values), 512, replace=False)]
+    sample = sample.astype(np.float64)
     distinct = np.unique(sample)
     if len(distinct) > MOST_LEVELS:
         return None
@@ -206,7 +223,7 @@ def is_filter_bank(values: np.ndarray) -> bool:
     if rows.shape[1] < 16 or len(rows) < 8:
         return False
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 128)).astype(int)].astype(np.float64)
-    chosen = chosen[np.linalg.norm(chosen, axis=1) > 1e-9 * (np.abs(rows).max() or 1.0)]
+    chosen = chosen[np.linalg.norm(chosen, axis=1) > 1e-9 * (np.abs(chosen).max() or 1.0)]
     if not len(chosen):
         return False
     spectrum = np.abs(np.fft.rfft(chosen, axis=1)) ** 2

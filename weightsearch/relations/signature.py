@@ -6,18 +6,20 @@ Per tensor name, shape, hashes and order-free statistics; of the whole a count s
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from weightsearch.relations.hashes import CHUNK, Hasher, ValueHashes, chunks
+from weightsearch.relations.hashes import CHUNK, WEIGHTS, Hasher, ValueHashes, chunk_hashes, chunks
 from weightsearch.relations.roles import Role, role_of
 
 SKETCH_WIDTH = 512  # a power of two, so that a sketch can be folded to a narrower one
 _SIGN_SEED = 5_121_127
+COMPILED_FROM = 20_000_000  # numbers from which compiled code pays for the start of its compiler
 _TURN = 977  # places by which the signs move on from chunk to chunk
 
 
@@ -130,31 +132,18 @@ def _sign_tensor(name: str, values: np.ndarray) -> tuple[TensorSignature, tuple[
     """The tensor's signature, and the count sketches `(512,)` of its values and of all ones."""
     shape = values.shape
     hasher = Hasher()
-    total = square = fourth = third = 0.0
-    largest, zeros = 0.0, 0
-    sketch, ones = np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH)
-    signs = _signs(tuple(sorted(size for size in shape if size != 1)), values.size)
-    first: np.float32 | None = None
-    constant = True
+    sums = empty_sums()
+    signs = _signs(tuple(sorted(size for size in shape if size != 1)), min(values.size, CHUNK + 1))
+    add = _adder(values.size)
+    first: float | None = None
     for number, chunk in enumerate(chunks(values)):
-        hasher.update(chunk)
-        finite = np.isfinite(chunk).all()
-        kept = chunk if finite else np.where(np.isfinite(chunk), chunk, np.float32(0))
-        if first is None:
-            first = kept[0]
-        constant = constant and bool((kept == first).all())
-        zeros += len(kept) - int(np.count_nonzero(kept))
-        largest = max(largest, float(np.abs(kept).max()))
-        total += float(kept.sum(dtype=np.float64))
-        squares = kept * kept
-        square += float(squares.sum(dtype=np.float64))
-        third += float((squares * kept).sum(dtype=np.float64))
-        fourth += float(np.dot(squares, squares))
         start = number * _TURN % CHUNK
-        turned = signs[start : start + len(kept)]
-        sketch += _folded(kept * turned)
-        ones += _folded(turned)
+        add(chunk, signs[start : start + len(chunk)], hasher, sums)
+        own_first = float(chunk[0]) if np.isfinite(chunk[0]) else 0.0
+        first = own_first if first is None else first
+        sums.differ = sums.differ or own_first != first
     count = values.size
+    total, square, third, fourth = sums.powers.tolist()
     mean = total / count if count else 0.0
     variance = square / count - mean**2 if count else 0.0
     central = fourth / count - 4 * mean * third / count + 6 * mean**2 * square / count - 3 * mean**4 if count else 0.0
@@ -163,10 +152,77 @@ def _sign_tensor(name: str, values: np.ndarray) -> tuple[TensorSignature, tuple[
     if not math.isfinite(kurtosis):
         kurtosis = 0.0
     tensor = TensorSignature(
-        name, shape, str(values.dtype), hasher.finish(), math.sqrt(square), mean, kurtosis, largest, zeros,
-        role_of(name, shape, values.dtype, constant),
+        name, shape, str(values.dtype), hasher.finish(), math.sqrt(square), mean, kurtosis, sums.largest, sums.zeros,
+        role_of(name, shape, values.dtype, not sums.differ),
     )  # fmt: skip
-    return tensor, (sketch, ones)
+    return tensor, (sums.sketch, sums.ones)
+
+
+@dataclass
+class Sums:
+    """Over a tensor's finite values: powers 1 to 4, count of zeros, largest |value|, whether any two differ, sketches.
+
+    `sketch` and `ones` `(512,)` are the count sketches of the values and of as many ones.
+    """
+
+    powers: np.ndarray
+    zeros: int
+    largest: float
+    differ: bool
+    sketch: np.ndarray
+    ones: np.ndarray
+
+
+def empty_sums() -> Sums:
+    return Sums(np.zeros(4), 0, 0.0, False, np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH))
+
+
+Adder = Callable[[np.ndarray, np.ndarray, Hasher, Sums], None]
+_seen = 0  # numbers signed by this process so far
+
+
+def _adder(numbers: int) -> Adder:
+    """What adds a chunk: compiled once the process has enough numbers to sign to be worth the compiler's start."""
+    global _seen
+    _seen += numbers
+    return add_in_numpy if _seen < COMPILED_FROM else compiled()
+
+
+def add_in_numpy(values: np.ndarray, signs: np.ndarray, hasher: Hasher, sums: Sums) -> None:
+    """Adds a chunk `(n,)` of float32 with its random signs `(n,)` to a tensor's hashes and sums."""
+    hasher.update(*chunk_hashes(values))
+    if not np.isfinite(values).all():
+        values = np.where(np.isfinite(values), values, np.float32(0))
+    sums.differ = sums.differ or bool(values.min() != values.max())
+    sums.zeros += len(values) - int(np.count_nonzero(values))
+    sums.largest = max(sums.largest, float(np.abs(values).max()))
+    wide = values.astype(np.float64)
+    squares = wide * wide
+    sums.powers += wide.sum(), squares.sum(), np.dot(squares, wide), np.dot(squares, squares)
+    sums.sketch += _folded(values * signs)
+    sums.ones += _folded(signs)
+
+
+@functools.cache
+def compiled() -> Adder:
+    """`add_in_numpy` in compiled code."""
+    from weightsearch.relations.kernels import hash_chunk, moments, sketch_chunk
+
+    def add(values: np.ndarray, signs: np.ndarray, hasher: Hasher, sums: Sums) -> None:
+        hashes, found = np.empty(4, np.uint64), np.empty(8)
+        hash_chunk(values, WEIGHTS, hashes)
+        single, half, brain, unordered = hashes.tolist()
+        hasher.update((single, half, brain), unordered)
+        moments(values, found)
+        sums.powers += found[:4]
+        sums.zeros += int(found[4])
+        sums.differ = sums.differ or bool(found[5])
+        sums.largest = max(sums.largest, float(np.uint32(found[6]).view(np.float32)))
+        if not found[7]:
+            values = np.where(np.isfinite(values), values, np.float32(0))
+        sketch_chunk(values, signs, sums.sketch, sums.ones)
+
+    return add
 
 
 def _folded(values: np.ndarray) -> np.ndarray:
@@ -178,6 +234,7 @@ def _folded(values: np.ndarray) -> np.ndarray:
     return result
 
 
+@functools.lru_cache(maxsize=16)
 def _signs(shape: tuple[int, ...], count: int) -> np.ndarray:
     """Random signs as float32, the same for all tensors of a shape: for one chunk, or a ring of them laid out twice."""
     length = min(count, CHUNK)

@@ -18,9 +18,11 @@ from weightsearch.relations.hashes import ValueHashes
 from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import SKETCH_WIDTH, Signature, TensorSignature
 
-SCHEMA = """
+SCHEME = 2  # of hashes and sketches: signatures by another one cannot be compared, and are made anew
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS ix.signatures (
     number BIGINT PRIMARY KEY,
+    scheme INTEGER NOT NULL DEFAULT {SCHEME},
     source VARCHAR NOT NULL UNIQUE, -- a file, or zoo-path#run/epoch
     content VARCHAR NOT NULL,       -- names equal weights, whatever their names, layout and order
     exact VARCHAR NOT NULL,         -- the same with order, as stored, as float16 and as bfloat16
@@ -87,7 +89,7 @@ def add_signatures(path: str | Path, signed: Sequence[Signed]) -> int:
     if not signed:
         return 0
     with writing(path) as writer, writer.transaction() as connection:
-        connection.execute(SCHEMA)
+        _make_tables(connection)
         connection.register("given", {"source": _objects(one.source for one in signed)})
         old = "(SELECT number FROM ix.signatures WHERE source IN (SELECT source FROM given))"
         connection.execute(f"DELETE FROM ix.tensors WHERE signature IN {old}")
@@ -103,7 +105,7 @@ def add_signatures(path: str | Path, signed: Sequence[Signed]) -> int:
 def remove_signatures(path: str | Path, sources: Iterable[str]) -> int:
     """Forgets the signatures of these sources; returns how many those were."""
     with writing(path) as writer, writer.transaction() as connection:
-        connection.execute(SCHEMA)
+        _make_tables(connection)
         connection.register("given", {"source": _objects(sources)})
         old = "(SELECT number FROM ix.signatures WHERE source IN (SELECT source FROM given))"
         count = int(connection.execute(f"SELECT count(*) FROM {old}").fetchall()[0][0])
@@ -187,12 +189,21 @@ def sharing(path: str | Path, hashes: Iterable[int]) -> dict[int, int]:
     return dict(rows)
 
 
+def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the tables where they are not there, or hold signatures by another scheme."""
+    if not _has_tables(connection):
+        connection.execute("DROP TABLE IF EXISTS ix.signatures; DROP TABLE IF EXISTS ix.tensors")
+    connection.execute(SCHEMA)
+
+
 def _has_tables(connection: duckdb.DuckDBPyConnection) -> bool:
-    try:
-        connection.execute("SELECT number FROM ix.signatures LIMIT 0").fetchall()
-    except duckdb.CatalogException:
+    """Whether there are signatures' tables, by this scheme."""
+    columns = connection.execute(
+        "SELECT column_name FROM duckdb_columns() WHERE database_name = 'ix' AND table_name = 'signatures'"
+    ).fetchall()
+    if ("scheme",) not in columns:
         return False
-    return True
+    return connection.execute("SELECT scheme FROM ix.signatures LIMIT 1").fetchall() in ([], [(SCHEME,)])
 
 
 def _rows(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndarray]:
