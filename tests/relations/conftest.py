@@ -27,26 +27,38 @@ def small_networks(derive: ModuleType) -> ModuleType:
     return sys.modules["small_networks"]
 
 
-@pytest.fixture(scope="session")
-def networks(small_networks: ModuleType) -> dict[str, tuple[object, dict[str, Tensors]]]:
-    """By family: the recipe, and the states `base`, `tuned` (from base on other data) and `apart` (another seed)."""
-    images, labels = (torch.from_numpy(array) for array in small_networks.digits())
-    images, labels = images[:600], labels[:600]
-    half = len(images) // 2
-    found = {}
-    for family, width in (("mlp", 32), ("residual", 16), ("lstm", 32), ("transformer", 32)):
-        recipe = small_networks.Spec(family, width, 2, "relu", False, "adam", 3e-3)
+WIDTHS = {"mlp": 32, "residual": 16, "lstm": 32, "transformer": 32}
+
+
+class Networks(dict[str, tuple[object, dict[str, Tensors]]]):
+    """By family: the recipe, and the states `base`, `tuned` (from base on other data) and `apart` (another seed).
+
+    A family is trained once a test asks for it.
+    """
+
+    def __init__(self, small_networks: ModuleType) -> None:
+        self._module = small_networks
+
+    def __missing__(self, family: str) -> tuple[object, dict[str, Tensors]]:
+        module = self._module
+        images, labels = (torch.from_numpy(array) for array in module.digits())
+        images, labels = images[:600], labels[:600]
+        half = len(images) // 2
+        recipe = module.Spec(family, WIDTHS[family], 2, "relu", False, "adam", 3e-3)
         states = {}
         for seed, name in ((1, "base"), (2, "apart")):
             torch.manual_seed(seed)
-            network = small_networks.FAMILIES[family](recipe)
-            small_networks.train_epoch(network, recipe, images[:half], labels[:half], seed, 3e-3)
-            states[name] = small_networks.tensors_of(network)
-        states["tuned"] = small_networks.fine_tuned(
-            recipe, states["base"], images[half:], labels[half:], 3, 0.3, epochs=1
-        )
-        found[family] = (recipe, states)
-    return found
+            network = module.FAMILIES[family](recipe)
+            module.train_epoch(network, recipe, images[:half], labels[:half], seed, 3e-3)
+            states[name] = module.tensors_of(network)
+        states["tuned"] = module.fine_tuned(recipe, states["base"], images[half:], labels[half:], 3, 0.3, epochs=1)
+        self[family] = recipe, states
+        return self[family]
+
+
+@pytest.fixture(scope="session")
+def networks(small_networks: ModuleType) -> Networks:
+    return Networks(small_networks)
 
 
 @pytest.fixture

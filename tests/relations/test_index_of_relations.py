@@ -185,3 +185,22 @@ def test_compare_of_files_is_compare_of_tensors(folder: Path, networks: Networks
     assert (
         weightsearch.diff(folder / "base.safetensors", folder / "copy of base.safetensors").relation is Kind.IDENTICAL
     )
+
+
+def test_removing_rows_forgets_their_signatures(tmp_path: Path):
+    from weightsearch.index import IndexStore, remove_rows
+
+    index = Path(shutil.copytree(Path(__file__).parents[2] / "index", tmp_path / "index"))
+    examples = sorted(str(path.resolve()) for path in (index / "examples").glob("*.pt"))
+    report = weightsearch.add([index / "examples"], index, quiet=True)
+    assert report.signed == report.added == len(examples) == 4
+    store = IndexStore.open(index)
+    ids = {
+        source: id
+        for fingerprint in store.architectures
+        for source, id in zip(*store.table(fingerprint, ["source", "id"]).values(), strict=True)
+    }
+    assert remove_rows(index, ids=[ids[examples[0]]]) == 1
+    left = read_known(index)
+    assert sorted(left["source"]) == examples[1:]
+    assert set(read_signatures(index, left["number"].tolist())) == set(left["number"].tolist())

@@ -131,19 +131,37 @@ def check_rows(rows: Rows, width: int | None) -> None:
 def remove_rows(
     path: str | Path, *, ids: Sequence[str] = (), runs: Sequence[str] = (), where: str | None = None
 ) -> int:
-    """Removes the rows with these ids, of these runs, or that pass the filter; returns how many those were."""
+    """Removes the rows with these ids, of these runs, or that pass the filter; returns how many those were.
+
+    Their files' signatures go with them.
+    """
     with writing(path) as writer:
         with writer.database.open() as connection:  # read-only: a filter is the user's own SQL
             numbers = _numbers(connection, IndexStore.open(path), ids, runs, where)
         for batch in _batches(numbers):
             with writer.transaction() as connection:
                 connection.register("gone", {"number": batch})
+                _forget_signatures(connection)
                 connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
                 connection.unregister("gone")
                 connection.execute("UPDATE ix.state SET generation = generation + 1")
         for fingerprint in IndexStore.open(path).architectures:
             publish_if_stale(writer, fingerprint)
         return len(numbers)
+
+
+def _forget_signatures(connection: duckdb.DuckDBPyConnection) -> None:
+    """Removes the signatures of the sources of the rows in `gone`, but for those that another row has as well."""
+    tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'ix'").fetchall()
+    if ("signatures",) not in tables:
+        return
+    sources = """
+        SELECT source FROM ix.checkpoints WHERE number IN (SELECT number FROM gone) EXCEPT
+        SELECT source FROM ix.checkpoints WHERE number NOT IN (SELECT number FROM gone)
+    """
+    numbers = f"(SELECT number FROM ix.signatures WHERE source IN ({sources}))"
+    connection.execute(f"DELETE FROM ix.tensors WHERE signature IN {numbers}")
+    connection.execute(f"DELETE FROM ix.signatures WHERE number IN {numbers}")
 
 
 def _batches(items: Any) -> Iterator[Any]:
