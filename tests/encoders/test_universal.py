@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 from weightsearch.checkpoints.state_dict import from_state_dict
+from weightsearch.encoders.universal.constructions import constructions
+from weightsearch.encoders.universal.damage import DamageDetector
 from weightsearch.encoders.universal.described import Described, concatenate, describe
 from weightsearch.encoders.universal.encoder import UniversalEncoder, load_universal
 from weightsearch.encoders.universal.features import TOKEN, WHOLE, _folded
 from weightsearch.encoders.universal.graph import graph
-from weightsearch.encoders.universal.responses import RESPONSE
+from weightsearch.encoders.universal.responses import CLOUDS, RESPONSE, STROKES, _images, _runner, _tensors
 from weightsearch.encoders.universal.trees import Trees
 from weightsearch.errors import WeightsearchError
 from weightsearch.training.universal import UniversalSettings, fit_detector, fit_member, fit_trees
 from weightsearch.zoo.wild.networks import build
-from weightsearch.zoo.wild.recipes import Family, sample
+from weightsearch.zoo.wild.recipes import Family, recipes
 
 
 def checkpoint(module: nn.Module):
@@ -93,8 +95,7 @@ def test_a_batch_norm_folds_as_torch_runs_it():
 
 @pytest.mark.parametrize("family", list(Family))
 def test_every_family_is_described_in_finite_numbers(family: Family):
-    run = next(run for run in range(200) if sample(0, run).family is family)
-    recipe = sample(0, run)
+    recipe = next(recipe for recipe in recipes(0, 200) if recipe.family is family)
     torch.manual_seed(0)
     module = build(recipe, 8 if recipe.resolution == "coarse" else 16)
     found = described(module)
@@ -103,8 +104,7 @@ def test_every_family_is_described_in_finite_numbers(family: Family):
     assert np.isfinite(found.layers).all()
     assert np.isfinite(found.whole).all()
     assert 1 / found.chance[0] == pytest.approx(recipe.classes)
-    answers = found.whole[0, -1]
-    assert answers == (0 if family is Family.RNN else 1)  # whether it could be run
+    assert found.whole[0, -1] == 1  # it could be run
 
 
 def test_the_head_is_found_though_names_are_sorted():
@@ -115,6 +115,86 @@ def test_the_head_is_found_though_names_are_sorted():
         "encoder.1.weight": torch.randn(16, 16), "encoder.1.bias": torch.randn(16),
     }  # fmt: skip
     assert graph(from_state_dict(state).architecture).classes == 7
+
+
+def test_a_layer_in_context_stands_between_its_neighbours():
+    networks = [described(cnn()), described(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))]
+    rows, width = concatenate(networks).in_context(), len(TOKEN)
+    first, last = networks
+    np.testing.assert_array_equal(rows[1, :width], first.layers[1])
+    np.testing.assert_array_equal(rows[1, width : 2 * width], first.layers[0])
+    np.testing.assert_array_equal(rows[1, 2 * width : 3 * width], first.layers[2])
+    assert not rows[[0, 4], width : 2 * width].any()  # nothing is before a network's first layer
+    assert not rows[[3, 5], 2 * width : 3 * width].any()
+    np.testing.assert_allclose(rows[5, 3 * width : 4 * width], last.layers.mean(0), atol=1e-6)
+    np.testing.assert_array_equal(rows[5, 4 * width :], last.whole[0])
+
+
+@pytest.mark.parametrize(("cell", "both"), [(nn.RNN, True), (nn.GRU, False), (nn.LSTM, True)])
+def test_a_recurrent_net_answers_as_torch_runs_it(cell, both: bool):
+    torch.manual_seed(0)
+    recurrent = cell(8, 6, 2, batch_first=True, bidirectional=both)
+    head = nn.Linear(6 * (1 + both), 5)
+    module = nn.ModuleDict({"rnn": recurrent, "fc": head})
+    found = checkpoint(module)
+    hidden, logits = _runner(found.architecture)(_tensors(torch.from_numpy(found.weights), found.architecture))
+    with torch.no_grad():
+        states, _ = recurrent(_images(1, 8)[:, 0])
+        torch.testing.assert_close(hidden, states[:, -1])
+        torch.testing.assert_close(logits, head(states[:, -1]))
+
+
+def test_strokes_are_drawn_and_moved_a_little():
+    images = _images(1, 8)
+    strokes, moved = images[CLOUDS : CLOUDS + STROKES], images[CLOUDS + STROKES :]
+    for one, other in zip(strokes, moved, strict=True):
+        assert not torch.equal(one, other)
+        alike = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
+        assert alike > 0.5
+    others = torch.corrcoef(strokes.flatten(1)) - torch.eye(STROKES)
+    assert others.max() < 0.95  # no two are the same
+
+
+def test_each_family_is_built_of_something_of_its_own():
+    built: dict[Family, list[frozenset[str]]] = {kind: [] for kind in Family}
+    for recipe in recipes(0, 60):
+        module = build(recipe, 8 if recipe.resolution == "coarse" else 16)
+        built[recipe.family].append(constructions(checkpoint(module).architecture))
+    for family, networks in built.items():
+        others = frozenset().union(*(words for kind, sets in built.items() if kind is not family for words in sets))
+        assert np.mean([not words <= others for words in networks]) > 0.9
+
+
+def test_constructions_have_no_sizes_and_no_names():
+    narrow, wide = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), nn.ModuleDict({"a": nn.Linear(9, 5)})
+    wide["b"] = nn.Linear(5, 7)
+    assert constructions(checkpoint(narrow).architecture) == constructions(checkpoint(wide).architecture)
+    assert "depthwise conv2d, biased, read by the next" in constructions(
+        checkpoint(nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1))).architecture
+    )
+
+
+def test_what_is_built_otherwise_is_unknown(learned):
+    encoder, many, _ = learned
+    assert np.mean(encoder.know(many).strangeness > 1) <= 0.05
+    torch.manual_seed(0)
+    assert encoder.know(described(nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 5)))).strangeness[0] > 1
+
+
+def test_one_suspicious_layer_is_enough():
+    def stump(feature: int) -> Trees:
+        nodes = (np.array([feature, -1, -1], np.int32), np.array([0.5, 0, 0], np.float32))
+        return Trees(*nodes, np.array([1, -1, -1], np.int32), np.array([2, -1, -1], np.int32),
+                     np.array([0, -2, 3], np.float32), np.array([0], np.int32))  # fmt: skip
+
+    is_head = TOKEN.index("is_head")
+    networks = concatenate([described(cnn()), described(cnn(1))])
+    pooled = networks.pooled()
+    beyond = stump(TOKEN.index("log_rows"))  # of the mean over layers, so true of both networks
+    detector = DamageDetector(beyond, stump(is_head), 4.0, 2.0)
+    np.testing.assert_allclose(detector.suspicion(networks, pooled), np.exp(1), rtol=1e-6)
+    detector = DamageDetector(beyond, stump(is_head), 4.0, 3.5)
+    assert (detector.suspicion(networks, pooled) < 1).all()
 
 
 def test_vectors_alone_are_one_line():
@@ -141,7 +221,9 @@ def learned():
     runs = np.arange(60)
     member = fit_member(pooled, many.chance, values, runs, UniversalSettings(epochs=20), seed=0)
     trees = fit_trees(pooled, (values - 0.2) / 0.8, _few(), seed=0)
-    return UniversalEncoder([member], trees, fit_detector(pooled, pooled, runs, axes=10), trees, 0.9), many, values
+    layer = fit_trees(many.in_context(), np.tile([0.0, 0.0, 0.0, 1.0], 60), _few(), seed=0, classify=True)
+    damage = DamageDetector(trees, layer, 0.5, 0.7)
+    return UniversalEncoder([member], trees, fit_detector(many, many, runs, axes=10), damage), many, values
 
 
 def _few():

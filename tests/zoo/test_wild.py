@@ -12,7 +12,7 @@ from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.store import Zoo, open_writer
 from weightsearch.zoo.wild.build import _info
 from weightsearch.zoo.wild.group import dataset_key, train_group
-from weightsearch.zoo.wild.recipes import CHECKPOINTS, DATASETS, LEARNING_RATES, Family, WildRecipe, sample
+from weightsearch.zoo.wild.recipes import CHECKPOINTS, DATASETS, LEARNING_RATES, MOST_LABEL_NOISE, Family, WildRecipe, recipes
 from weightsearch.zoo.wild.train import reduced, train
 from weightsearch.zoo.workers.messages import Group, TrainingJob
 
@@ -25,14 +25,16 @@ def small(name: str = "digits", size: int = 8) -> ImageDataset:
 
 
 def test_recipes_are_drawn_by_seed_and_run_alone():
-    drawn = [sample(0, run) for run in range(400)]
-    assert drawn == [sample(0, run) for run in range(400)]
-    assert drawn[:20] != [sample(1, run) for run in range(20)]
+    drawn = recipes(0, 400)
+    assert drawn[:150] == recipes(0, 150)
+    assert drawn[:20] != recipes(1, 20)
     assert {recipe.family for recipe in drawn} == set(Family)
     assert {recipe.dataset for recipe in drawn} == set(DATASETS)
     for recipe in drawn:
         low, high = LEARNING_RATES[recipe.optimizer]
         assert low <= recipe.learning_rate <= high
+        assert recipe.label_noise <= MOST_LABEL_NOISE
+        assert recipe.train_fraction in (0.1, 0.3, 1.0)
         assert WildRecipe.from_dict(recipe.to_dict()) == recipe
 
 
@@ -46,10 +48,11 @@ def test_images_are_averaged_over_squares():
 @pytest.mark.slow
 def test_a_group_of_runs_repeats_and_is_stored_by_architecture(tmp_path):
     datasets = {dataset_key(name, r): small(name, s) for name in DATASETS for r, s in (("coarse", 8), ("fine", 16))}
-    runs = [run for run in range(300) if sample(0, run).family in (Family.MLP, Family.CNN)][:3]
+    drawn = recipes(0, 300)
+    runs = [run for run, recipe in enumerate(drawn) if recipe.family in (Family.MLP, Family.CNN)][:3]
 
     def trained(name: str) -> tuple[Group, bytes]:
-        job = TrainingJob(runs[0], runs, [sample(0, run).to_dict() for run in runs], str(tmp_path / name))
+        job = TrainingJob(runs[0], runs, [drawn[run].to_dict() for run in runs], str(tmp_path / name))
         torch.manual_seed(len(name))
         before = torch.random.get_rng_state()
         group = train_group(job, datasets, dtype="float32", on_run=lambda: None)
@@ -66,7 +69,7 @@ def test_a_group_of_runs_repeats_and_is_stored_by_architecture(tmp_path):
     table = zoo.table()
     assert zoo.is_mixed
     assert len(table) == len(group.checkpoints) <= len(runs) * CHECKPOINTS
-    recipe = sample(0, runs[0])
+    recipe = drawn[runs[0]]
     states = [saved.state for saved in train(recipe, datasets[dataset_key(recipe.dataset, recipe.resolution)])]
     own = np.flatnonzero(table.run == runs[0])
     weights = zoo.weights(own)

@@ -18,20 +18,25 @@ class Damage(StrEnum):
     PARTLY_RANDOM = "partly-random"  # half of the weights of every matrix drawn anew
 
 
-def damaged(weights: np.ndarray, architecture: Architecture, kind: Damage, rng: np.random.Generator) -> np.ndarray:
-    """A damaged copy of flat weights `(P,)`. Biases and norms stay as they are, and so do the moments of a shuffled
-    matrix."""
+def damaged(
+    weights: np.ndarray, architecture: Architecture, kind: Damage, rng: np.random.Generator
+) -> tuple[np.ndarray, list[int]]:
+    """A damaged copy of flat weights `(P,)`, and which of the architecture's layers were damaged.
+
+    Biases and norms stay as they are, and so do the moments of a shuffled matrix.
+    """
     weights = weights.copy()
     places = [
-        (layer, place)
-        for layer, place in zip(architecture.layers, architecture.slices, strict=True)
+        i
+        for i, layer in enumerate(architecture.layers)
         if layer.kind is not LayerKind.NORM and len(layer.shape) >= 2 and min(layer.shape[:2]) > 1
     ]
     if kind is Damage.ONE_LAYER and places:
-        large = [pair for pair in places if pair[0].size * 10 >= architecture.size] or places
+        large = [i for i in places if architecture.layers[i].size * 10 >= architecture.size] or places
         places = [large[int(rng.integers(len(large)))]]
-    for layer, place in places:
-        matrix = weights[place].reshape(layer.rows, layer.columns)
+    for i in places:
+        layer = architecture.layers[i]
+        matrix = weights[architecture.slices[i]].reshape(layer.rows, layer.columns)
         inner = matrix[:, : layer.columns - len(layer.extras)]
         spread = float(inner.std())
         if kind in (Damage.SHUFFLED, Damage.ONE_LAYER):
@@ -41,4 +46,4 @@ def damaged(weights: np.ndarray, architecture: Architecture, kind: Damage, rng: 
         else:
             chosen = rng.random(inner.shape) < 0.5
             inner[chosen] = rng.normal(0, spread, int(chosen.sum())).astype(np.float32)
-    return weights
+    return weights, places

@@ -199,7 +199,7 @@ def _fit(
             members=MEMBERS, seed=seed, settings=settings, on_epoch=lambda _, loss: advance(note=f"loss {loss:.4f}"),
         )  # fmt: skip
     some = np.random.default_rng(seed).permutation(np.flatnonzero(fitted))[:DAMAGED_FITTED]
-    broken, _ = describe_damaged(zoo, usable[some], seed=seed)
+    broken = describe_damaged(zoo, usable[some], seed=seed)
     encoder = fit_damage(
         encoder, described.take(some), broken, described.take(np.flatnonzero(held)), table.run[usable][held], seed=seed
     )

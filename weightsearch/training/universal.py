@@ -11,14 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsearch.encoders.universal.damage import DamageDetector
 from weightsearch.encoders.universal.described import Described, concatenate, describe
-from weightsearch.encoders.universal.encoder import SQUASH, Detector, UniversalEncoder
+from weightsearch.encoders.universal.detector import Detector
+from weightsearch.encoders.universal.encoder import UniversalEncoder
+from weightsearch.encoders.universal.graph import graph
 from weightsearch.encoders.universal.network import Network, NetworkConfig, centre_and_scale
 from weightsearch.encoders.universal.trees import Trees
 from weightsearch.training.damage import Damage, damaged
 from weightsearch.zoo.store import Zoo
 
 BLOCK_VALUES = 2**23  # weights that are described together
+FALSE_ALARMS = 0.05  # of held-out runs
+AXES = 128  # in which known networks may differ
+LEAST_USUAL = 0.05  # of a residual: features that never differ among known networks are not infinitely telling
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,9 @@ class TreeSettings:
     row_share: float = 0.7
 
 
+DAMAGE_TREES = TreeSettings(count=250, learning_rate=0.1, leaves=24)
+
+
 def fit_trees(
     pooled: np.ndarray, values: np.ndarray, settings: TreeSettings, *, seed: int, classify: bool = False
 ) -> Trees:
@@ -122,19 +131,27 @@ def fit_trees(
     return Trees.from_lightgbm(booster)
 
 
-def fit_detector(pooled: np.ndarray, held_out: np.ndarray, runs: np.ndarray, axes: int = 64) -> Detector:
-    """From pooled features of fitted networks `(n, F)` and of held-out ones `(m, F)` with their runs `(m,)`.
+def fit_detector(described: Described, held_out: Described, runs: np.ndarray, axes: int = AXES) -> Detector:
+    """From the fitted networks and from held-out ones with their runs `(m,)`.
 
     The limit is the 95th percentile of held-out runs' largest residuals.
     """
+    pooled = described.pooled()
     centre, scale = centre_and_scale(pooled)
-    z = SQUASH * np.tanh((pooled - centre) / (SQUASH * scale))
+    known = frozenset().union(*described.built)
+    plain = Detector(centre, scale, np.zeros((len(centre), 0), np.float32), np.ones_like(centre), 1.0, known)
+    z = plain.standardised(pooled)
     _, directions = np.linalg.eigh(z.T @ z / len(z))
     kept = directions[:, ::-1][:, : min(axes, len(z) // 4, z.shape[1])]
-    detector = Detector(centre, scale, kept.astype(np.float32), limit=1.0)
-    residual = detector.residual(held_out)
-    worst = np.array([residual[runs == run].max() for run in np.unique(runs)])
-    return replace(detector, limit=float(np.quantile(worst, 0.95)))
+    detector = replace(plain, axes=kept.astype(np.float32))
+    usual = np.sqrt((detector.left(pooled) ** 2).mean(0) + LEAST_USUAL**2).astype(np.float32)
+    detector = replace(detector, usual=usual)
+    return replace(detector, limit=_limit(detector.residual(held_out.pooled()), runs, FALSE_ALARMS))
+
+
+def _limit(scores: np.ndarray, runs: np.ndarray, share: float) -> float:
+    """What the largest score of a run goes beyond in `share` of the runs; scores and runs are `(n,)`."""
+    return float(np.quantile([scores[runs == run].max() for run in np.unique(runs)], 1 - share))
 
 
 def fit_universal(
@@ -170,13 +187,13 @@ def fit_universal(
         fitted.append(fit_member(pooled, described.chance, accuracy, run, settings, seed=seed + i, on_epoch=advance))
     share = (accuracy - described.chance) / (1 - described.chance)
     grown = fit_trees(pooled, share, trees or TreeSettings(), seed=seed)
-    return UniversalEncoder(fitted, grown, fit_detector(pooled, held_out.pooled(), held_out_run), None)
+    return UniversalEncoder(fitted, grown, fit_detector(described, held_out, held_out_run), None)
 
 
 def fit_damage(
     encoder: UniversalEncoder,
     sound: Described,
-    broken: Described,
+    broken: Broken,
     held_out: Described,
     held_out_run: np.ndarray,
     *,
@@ -184,16 +201,20 @@ def fit_damage(
 ) -> UniversalEncoder:
     """The encoder with a detector of damage, fitted on sound networks and damaged copies of them.
 
-    The limit leaves 5 in 100 of the held-out sound runs with a false alarm.
+    The limits leave 5 in 100 of the held-out sound runs with a false alarm.
     """
-    features = np.concatenate([sound.pooled(), broken.pooled()])
-    labels = np.concatenate([np.zeros(len(sound)), np.ones(len(broken))])
-    settings = TreeSettings(count=200, learning_rate=0.1)
-    trees = fit_trees(features, labels, settings, seed=seed, classify=True)
-    score = 1 / (1 + np.exp(-trees.predict(held_out.pooled())))
-    worst = np.array([score[held_out_run == run].max() for run in np.unique(held_out_run)])
-    limit = float(np.quantile(worst, 0.95))
-    return UniversalEncoder(encoder.members, encoder.trees, encoder.detector, trees, limit, encoder.notes)
+    described = broken.described
+    networks = np.concatenate([sound.pooled(), described.pooled()])
+    network = fit_trees(
+        networks, np.repeat([0.0, 1.0], [len(sound), len(described)]), DAMAGE_TREES, seed=seed, classify=True
+    )
+    layers = np.concatenate([sound.in_context(), described.in_context()])
+    labels = np.concatenate([np.zeros(len(sound.layers)), broken.layers])
+    layer = fit_trees(layers, labels, DAMAGE_TREES, seed=seed, classify=True)
+    detector = DamageDetector(network, layer, 0.0, 0.0)
+    limits = [_limit(logits, held_out_run, FALSE_ALARMS / 2) for logits in detector.logits(held_out, held_out.pooled())]
+    detector = replace(detector, network_limit=limits[0], layer_limit=limits[1])
+    return UniversalEncoder(encoder.members, encoder.trees, encoder.detector, detector, encoder.notes)
 
 
 def describe_zoo_networks(zoo: Zoo, positions: np.ndarray) -> Described:
@@ -209,16 +230,28 @@ def describe_zoo_networks(zoo: Zoo, positions: np.ndarray) -> Described:
     return concatenate(parts).take(np.argsort(np.concatenate(order)))
 
 
-def describe_damaged(zoo: Zoo, positions: np.ndarray, *, seed: int = 0) -> tuple[Described, np.ndarray]:
-    """One damaged copy of each checkpoint at `positions`, the kinds in turn, and which kind each is `(n,)`."""
+@dataclass(frozen=True)
+class Broken:
+    """Damaged copies of n networks with T layers in all: kinds `(n,)`, and which of the layers are damaged `(T,)`."""
+
+    described: Described
+    kinds: np.ndarray
+    layers: np.ndarray
+
+
+def describe_damaged(zoo: Zoo, positions: np.ndarray, *, seed: int = 0) -> Broken:
+    """One damaged copy of each checkpoint at `positions`, the kinds in turn."""
     rng = np.random.default_rng([seed, 3])
     kinds = np.array([list(Damage)[i % len(Damage)] for i in range(len(positions))])
-    parts, order = [], []
+    parts, order, layers = [], [], {}
     for architecture, places in zoo.groups(positions):
-        weights = zoo.weights(np.asarray(positions)[places])
-        broken = [
-            damaged(flat, architecture, Damage(kinds[place]), rng) for flat, place in zip(weights, places, strict=True)
-        ]
-        parts.append(describe(np.stack(broken), architecture))
+        links = graph(architecture)
+        copies = []
+        for flat, place in zip(zoo.weights(np.asarray(positions)[places]), places, strict=True):
+            copy, touched = damaged(flat, architecture, Damage(kinds[place]), rng)
+            copies.append(copy)
+            layers[int(place)] = [node.layer in touched for node in (links.nodes if links else ())]
+        parts.append(describe(np.stack(copies), architecture))
         order.append(places)
-    return concatenate(parts).take(np.argsort(np.concatenate(order))), kinds
+    described = concatenate(parts).take(np.argsort(np.concatenate(order)))
+    return Broken(described, kinds, np.concatenate([layers[i] for i in range(len(positions))]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weightsearch.encoders.universal.constructions import constructions
 from weightsearch.encoders.universal.features import TOKEN, WHOLE, classes, pooled, tokens
 from weightsearch.encoders.universal.graph import graph
 from weightsearch.encoders.universal.responses import RESPONSE, responses
@@ -22,6 +23,7 @@ class Described:
     head: `(n,)` each network's head among its own layers.
     whole: `(n, len(WHOLE) + len(RESPONSE))` float32, what is known of it as a whole.
     chance: `(n,)` float32, the accuracy of a guess.
+    built: `(n,)` objects, frozen sets of each network's constructions.
     """
 
     layers: np.ndarray
@@ -29,6 +31,7 @@ class Described:
     head: np.ndarray
     whole: np.ndarray
     chance: np.ndarray
+    built: np.ndarray
 
     def __len__(self) -> int:
         return len(self.head)
@@ -39,7 +42,9 @@ class Described:
         lengths = np.diff(self.starts)[positions]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         rows = np.repeat(self.starts[positions] - starts[:-1], lengths) + np.arange(starts[-1])
-        return Described(self.layers[rows], starts, self.head[positions], self.whole[positions], self.chance[positions])
+        return Described(
+            self.layers[rows], starts, *(getattr(self, name)[positions] for name in ("head", "whole", "chance", "built"))
+        )
 
     def pooled(self) -> np.ndarray:
         """One row per network, `(n, 7 len(TOKEN) + len(WHOLE) + len(RESPONSE))`."""
@@ -50,19 +55,33 @@ class Described:
         width = 7 * len(TOKEN) + len(WHOLE) + len(RESPONSE)
         return np.concatenate(rows) if rows else np.empty((0, width), np.float32)
 
+    def in_context(self) -> np.ndarray:
+        """One row per layer, `(T, 4 len(TOKEN) + len(WHOLE) + len(RESPONSE))`: the layer, the ones before and after it
+        (nought at either end), the network's mean, and the network as a whole."""
+        lengths = np.diff(self.starts)
+        before, after = np.roll(self.layers, 1, axis=0), np.roll(self.layers, -1, axis=0)
+        before[self.starts[:-1]] = 0
+        after[self.starts[1:] - 1] = 0
+        mean = np.add.reduceat(self.layers, self.starts[:-1]) / lengths[:, None]
+        context = np.concatenate([mean, self.whole], 1, dtype=np.float32)
+        return np.concatenate([self.layers, before, after, np.repeat(context, lengths, axis=0)], 1)
+
 
 def describe(weights: np.ndarray, architecture: Architecture) -> Described:
     """Flat weights `(B, P)` of one architecture; raises WeightsearchError where it has no matrix at all."""
     layers, whole = tokens(weights, architecture)
-    found = graph(architecture)
-    assert found is not None  # or `tokens` would have raised
+    links = graph(architecture)
+    assert links is not None  # or `tokens` would have raised
     size, length = layers.shape[:2]
+    built = np.empty(size, object)
+    built[:] = [constructions(architecture)] * size
     return Described(
         layers=layers.reshape(size * length, -1),
         starts=np.arange(size + 1) * length,
-        head=np.full(size, found.head),
+        head=np.full(size, links.head),
         whole=np.concatenate([whole, responses(weights, architecture)], 1),
         chance=np.full(size, 1 / classes(architecture), np.float32),
+        built=built,
     )
 
 
@@ -73,5 +92,5 @@ def concatenate(parts: Sequence[Described]) -> Described:
     return Described(
         np.concatenate([part.layers for part in parts]),
         np.concatenate([*starts, offsets[-1:]]),
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("head", "whole", "chance")),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("head", "whole", "chance", "built")),
     )

@@ -11,37 +11,19 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
+from weightsearch.encoders.universal.damage import DamageDetector
 from weightsearch.encoders.universal.described import Described, describe
+from weightsearch.encoders.universal.detector import Detector
 from weightsearch.encoders.universal.network import Network, NetworkConfig
 from weightsearch.encoders.universal.trees import Trees
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Activation, Architecture
 
 METHOD = "universal"
-FORMAT = 1
+FORMAT = 2
 TREES_SHARE = 0.5  # of the prediction; the networks' mean has the rest
 BATCH = 1024  # networks at a time
-SQUASH = 4.0
-
-
-@dataclass(frozen=True)
-class Detector:
-    """Tells networks of kinds that the encoder was not fitted on, by what is left of their features without those
-    directions in which known networks differ.
-
-    centre, scale: `(F,)` of the pooled features. axes: `(F, k)` orthonormal. limit: 95 in 100 held-out networks leave
-    less.
-    """
-
-    centre: np.ndarray
-    scale: np.ndarray
-    axes: np.ndarray
-    limit: float
-
-    def residual(self, pooled: np.ndarray) -> np.ndarray:
-        """Pooled features `(n, F)` -> `(n,)`."""
-        z = SQUASH * np.tanh((pooled - self.centre) / (SQUASH * self.scale))
-        return np.sqrt(((z - (z @ self.axes) @ self.axes.T) ** 2).mean(1))
+PREDICTED_SHARE = 0.5  # of the embedding's squared length: where a network lies between chance and perfection
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,21 +52,19 @@ class UniversalEncoder:
         members: list[Network],
         trees: Trees | None,
         detector: Detector | None,
-        damage: Trees | None,
-        damage_limit: float = 0.0,
+        damage: DamageDetector | None,
         notes: dict[str, Any] | None = None,
     ) -> None:
         self.members = members
         self.trees = trees
         self.detector = detector
         self.damage = damage
-        self.damage_limit = damage_limit
         self.notes = notes or {}
 
     @property
     def width(self) -> int:
         """D, the embedding's number of values."""
-        return sum(member.config.embedding for member in self.members)
+        return sum(member.config.embedding for member in self.members) + 2
 
     def embed(self, weights: np.ndarray, architecture: Architecture) -> Known:
         """Flat weights `(n, P)` of one architecture; raises WeightsearchError where it has no matrix at all."""
@@ -114,14 +94,13 @@ class UniversalEncoder:
         if self.trees is not None:
             grown = chance + (1 - chance) * self.trees.predict(pooled)
             predicted = (1 - TREES_SHARE) * predicted + TREES_SHARE * grown
-        strangeness = np.zeros(len(described))
+        strangeness, damage = np.zeros(len(described)), np.zeros(len(described))
         if self.detector is not None:
-            strangeness = self.detector.residual(pooled) / self.detector.limit
-        damage = np.zeros(len(described))
+            strangeness = self.detector.strangeness(described, pooled)
         if self.damage is not None:
-            damage = _sigmoid(self.damage.predict(pooled)) / self.damage_limit
-        joined = np.concatenate(embeddings, axis=1) / np.sqrt(len(self.members), dtype=np.float32)
-        return Known(joined.astype(np.float32), np.clip(predicted, 0, 1), chance, strangeness, damage)
+            damage = self.damage.suspicion(described, pooled)
+        embedding = _embedding(embeddings, np.mean(predictions, axis=0), chance)
+        return Known(embedding, np.clip(predicted, 0, 1), chance, strangeness, damage)
 
     def save(self, directory: Path, notes: dict[str, Any]) -> None:
         """Writes `encoder.safetensors` and `encoder.json` into `directory`; `notes` are kept in the JSON."""
@@ -130,17 +109,15 @@ class UniversalEncoder:
             arrays |= {f"member{i}.{name}": tensor.numpy() for name, tensor in member.state_dict().items()}
         if self.trees is not None:
             arrays |= self.trees.arrays("trees.")
-        if self.damage is not None:
-            arrays |= self.damage.arrays("damage.")
-        if self.detector is not None:
-            arrays |= {f"detector.{name}": getattr(self.detector, name) for name in ("centre", "scale", "axes")}
+        for part in (self.damage, self.detector):
+            arrays |= part.arrays() if part is not None else {}
         content = {
             "format": FORMAT,
             "config": {
                 "method": METHOD,
                 "members": [asdict(member.config) for member in self.members],
-                "detector_limit": self.detector.limit if self.detector else None,
-                "damage_limit": self.damage_limit,
+                "detector": self.detector.settings() if self.detector else None,
+                "damage": self.damage.settings() if self.damage else None,
             },
             **self.notes,
             **notes,
@@ -172,14 +149,11 @@ def load_universal(directory: Path) -> UniversalEncoder:
             own = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
             member.load_state_dict({name: torch.tensor(array) for name, array in own.items()}, assign=True)
             members.append(member.eval())
-        detector = None
-        if config["detector_limit"] is not None:
-            centre, scale, axes = (arrays[f"detector.{name}"] for name in ("centre", "scale", "axes"))
-            detector = Detector(centre, scale, axes, config["detector_limit"])
+        detector = Detector.restored(arrays, config["detector"]) if config["detector"] else None
+        damage = DamageDetector.restored(arrays, config["damage"]) if config["damage"] else None
         trees = Trees.from_arrays(arrays, "trees.") if "trees.roots" in arrays else None
-        damage = Trees.from_arrays(arrays, "damage.") if "damage.roots" in arrays else None
         notes = {key: value for key, value in content.items() if key not in ("format", "config")}
-        return UniversalEncoder(members, trees, detector, damage, config["damage_limit"], notes)
+        return UniversalEncoder(members, trees, detector, damage, notes)
     except Exception as error:  # any fault in these two files has the same fix
         raise WeightsearchError(
             f"{directory}: the encoder cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
@@ -187,5 +161,12 @@ def load_universal(directory: Path) -> UniversalEncoder:
         ) from error
 
 
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-values))
+def _embedding(embeddings: list[np.ndarray], predicted: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """The members' embeddings side by side, and the prediction as a direction in a plane, of norm 1 together.
+
+    The direction turns by at most a quarter from a guess to perfection, so near embeddings are predicted alike.
+    """
+    angle = np.pi / 2 * np.clip((predicted - chance) / (1 - chance), 0, 1)
+    plane = np.sqrt(PREDICTED_SHARE) * np.stack([np.cos(angle), np.sin(angle)], 1)
+    joined = np.concatenate(embeddings, axis=1) * np.sqrt((1 - PREDICTED_SHARE) / len(embeddings))
+    return np.concatenate([joined, plane], axis=1).astype(np.float32)

@@ -1,7 +1,9 @@
-"""What a network answers to noise, where it can be run from its weights alone: chains, residual nets, transformers.
+"""What a network answers to drawn images, where it can be run from its weights alone.
 
-The activation is not in the weights; ReLU stands for all (GELU in a transformer). Strides are not there either, and are
-guessed. So the answers are not the network's own, but they tell a network that answers the same to everything.
+Chains, residual nets, vision transformers and recurrent nets can. The images are clouds, strokes on an empty ground, and
+the same strokes moved a little: no data are needed. The activation is not in the weights; ReLU stands for all (GELU in a
+transformer). Strides are not there either, and are guessed. So the answers are not the network's own, but they tell a
+network that answers the same to everything, or otherwise to what is nearly the same.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from weightsearch.encoders.universal.graph import Graph, graph
+from weightsearch.encoders.universal.graph import RECURRENT, Graph, graph
 from weightsearch.types import Architecture, LayerKind
 
-SAMPLES = 16
-SIDE = 8  # pixels of the noise images
+CLOUDS, STROKES = 12, 16  # images of either kind; the strokes come once more, moved
+MOVED_BY = 0.7  # pixels
+SIDE = 8  # pixels of an image
 LARGEST = 30_000_000  # parameters; larger networks are not run
-RESPONSE = ("across_inputs", "across_classes", "log_scale", "confidence", "mean_entropy", "top_share", "hidden_alike",
-            "is_run")  # fmt: skip
+ANSWER = ("across_inputs", "across_classes", "log_scale", "confidence", "mean_entropy", "top_share", "hidden_alike",
+          "logit_rank", "hidden_rank", "hidden_active")  # fmt: skip
+RESPONSE = (
+    *(f"{kind}_{name}" for kind in ("cloud", "stroke") for name in ANSWER),
+    "moved_same_class", "moved_overlap", "moved_correlation", "moved_hidden", "is_run",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -40,7 +47,7 @@ def responses(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
             hidden, logits = run(layers)
         except (RuntimeError, KeyError):  # shapes that do not fit after all
             return answers * 0
-        answers[i] = _summary(hidden, logits).numpy()
+        answers[i] = _summary(hidden.flatten(1), logits).numpy()
     return answers
 
 
@@ -60,14 +67,21 @@ def _tensors(flat: Tensor, architecture: Architecture) -> Layers:
 
 
 def _summary(hidden: Tensor, logits: Tensor) -> Tensor:
-    """Hidden activations `(S, D)` before the head and logits `(S, K)` of noise -> `(len(RESPONSE),)`."""
+    """Hidden values `(S, D)` before the head and logits `(S, K)` of all images -> `(len(RESPONSE),)`."""
     hidden, logits = (torch.nan_to_num(x, 0, 0, 0).clamp(-1e6, 1e6) for x in (hidden, logits))
     logits = logits - logits.mean(1, keepdim=True)
+    kinds = (slice(0, CLOUDS), slice(CLOUDS, CLOUDS + STROKES))
+    parts = [_answers(hidden[kind], logits[kind]) for kind in kinds]
+    moved = slice(CLOUDS + STROKES, None)
+    return torch.cat([*parts, _agreement(hidden[kinds[1]], logits[kinds[1]], hidden[moved], logits[moved])])
+
+
+def _answers(hidden: Tensor, logits: Tensor) -> Tensor:
+    """To images of one kind `(S, D)`, `(S, K)` -> `(len(ANSWER),)`."""
     across_inputs = (logits - logits.mean(0)).square().mean().sqrt()
     across_classes = logits.mean(0).square().mean().sqrt()
     scale = logits.square().mean().sqrt()
-    unit = logits / (scale + 1e-6)
-    soft = torch.softmax(2 * unit, 1)
+    soft = torch.softmax(2 * logits / (scale + 1e-6), 1)
     mean = soft.mean(0)
     entropy = -(mean * (mean + 1e-8).log()).sum() / math.log(max(2, len(mean)))
     directions = F.normalize(hidden, dim=1, eps=1e-6)
@@ -82,19 +96,64 @@ def _summary(hidden: Tensor, logits: Tensor) -> Tensor:
             entropy,
             mean.amax(),
             alike,
+            _effective_rank(logits),
+            _effective_rank(hidden),
+            (hidden > 0).float().mean(),
+        ]
+    )
+
+
+def _effective_rank(values: Tensor) -> Tensor:
+    """Log of how many directions `(S, D)` spread over alike: (trace C)^2 / trace C^2 of their covariance C."""
+    centred = values - values.mean(0)
+    gram = centred @ centred.T
+    return (gram.trace().square() / gram.square().sum().clamp_min(1e-20) + 1e-4).log().clamp_min(-1)
+
+
+def _agreement(hidden: Tensor, logits: Tensor, hidden_moved: Tensor, logits_moved: Tensor) -> Tensor:
+    """How alike the answers to images and to the same images moved are -> `(5,)`, the last is one."""
+    soft, soft_moved = torch.softmax(logits, 1), torch.softmax(logits_moved, 1)
+    centred, centred_moved = logits - logits.mean(0), logits_moved - logits_moved.mean(0)
+    correlation = (centred * centred_moved).sum() / (centred.norm() * centred_moved.norm()).clamp_min(1e-9)
+    hidden, hidden_moved = hidden - hidden.mean(0), hidden_moved - hidden_moved.mean(0)
+    return torch.stack(
+        [
+            (logits.argmax(1) == logits_moved.argmax(1)).float().mean(),
+            torch.minimum(soft, soft_moved).sum(1).mean(),
+            correlation,
+            (hidden * hidden_moved).sum() / (hidden.norm() * hidden_moved.norm()).clamp_min(1e-9),
             torch.ones(()),
         ]
     )
 
 
 @lru_cache(maxsize=64)
-def _noise(channels: int, side: int) -> Tensor:
-    """Smooth images `(S, channels, side, side)`, always the same, of mean 0 and deviation 1."""
+def _images(channels: int, side: int) -> Tensor:
+    """Clouds, strokes and the strokes moved `(S, channels, side, side)`, always the same.
+
+    Clouds, and strokes, are of mean 0 and deviation 1 among themselves.
+    """
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(SAMPLES, 1, max(2, side // 2), max(2, side // 2), generator=generator)
-    images = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
-    images = images + 0.3 * torch.randn(SAMPLES, 1, side, side, generator=generator)
-    return ((images - images.mean()) / images.std()).expand(-1, channels, -1, -1).contiguous()
+    coarse = torch.randn(CLOUDS, 1, max(2, side // 2), max(2, side // 2), generator=generator)
+    clouds = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
+    clouds = clouds + 0.3 * torch.randn(CLOUDS, 1, side, side, generator=generator)
+    ends = 0.15 + 0.7 * torch.rand(STROKES, 2, 3, 2, generator=generator)  # two Bezier curves of three points each
+    angle = 2 * math.pi * torch.rand(STROKES, 1, 1, 1, generator=generator)
+    away = torch.cat([angle.cos(), angle.sin()], 3) * MOVED_BY / side
+    strokes = torch.cat([_drawn(ends, side), _drawn(ends + away, side)])
+    images = torch.cat([(kind - kind.mean()) / kind.std() for kind in (clouds, strokes)])
+    return images.expand(-1, channels, -1, -1).contiguous()
+
+
+def _drawn(ends: Tensor, side: int) -> Tensor:
+    """Curves `(n, curves, 3, 2)` in the unit square -> `(n, 1, side, side)`, 0 on the empty ground and 1 on a line."""
+    t = torch.linspace(0, 1, 24)
+    weights = torch.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])  # (3, 24)
+    points = torch.einsum("ncpd,pt->nctd", ends, weights).flatten(1, 2)  # (n, points, 2)
+    centres = (torch.arange(side) + 0.5) / side
+    near = (points[:, :, 0, None] - centres).square()[:, :, :, None]
+    near = near + (points[:, :, 1, None] - centres).square()[:, :, None, :]  # (n, points, side, side)
+    return torch.exp(-near.amin(1, keepdim=True) / (2 * 0.07**2))
 
 
 @lru_cache(maxsize=4096)
@@ -104,6 +163,8 @@ def _runner(architecture: Architecture) -> Run | None:
     names = [layer.name for layer in architecture.layers]
     if any(re.search(r"(^|\.)(attn|attention|self_attn)\.", name) for name in names):
         return _transformer(names)
+    if any(RECURRENT.search(name) for name in names):
+        return _recurrent(architecture)
     if any(re.search(r"(^|\.)layer\d+\.\d+\.conv\d+$", name) for name in names):
         return _residual(architecture)
     return _chain(architecture, found)
@@ -135,9 +196,9 @@ def _chain(architecture: Architecture, found: Graph) -> Run | None:
         if first.kind is LayerKind.DENSE:
             side = math.isqrt(first.inputs)
             square = side**2 == first.inputs
-            x = _noise(1, side).flatten(1) if square else _noise(1, side + 1).flatten(1)[:, : first.inputs]
+            x = _images(1, side).flatten(1) if square else _images(1, side + 1).flatten(1)[:, : first.inputs]
         else:
-            x = _noise(first.inputs, SIDE)
+            x = _images(first.inputs, SIDE)
         hidden, pending = x, False
         for i, layer in enumerate(steps):
             tensors = layers[layer.name]
@@ -176,7 +237,7 @@ def _residual(architecture: Architecture) -> Run | None:
 
     def run(layers: Layers) -> tuple[Tensor, Tensor]:
         weight = layers["conv1"]["weight"]
-        x = F.conv2d(_noise(channels, SIDE), weight, layers["conv1"].get("bias"), 1, weight.shape[2] // 2)
+        x = F.conv2d(_images(channels, SIDE), weight, layers["conv1"].get("bias"), 1, weight.shape[2] // 2)
         x = torch.relu(_normalise(x, layers["bn1"]))
         for stage, block in blocks:
             prefix = f"layer{stage}.{block}."
@@ -247,7 +308,7 @@ def _transformer(names: list[str]) -> Run | None:
         size, channels, side = stem_weight.shape[0], stem_weight.shape[1], stem_weight.shape[2]
         table = layers[position]["weight"].view(-1, size)  # (T, D)
         patches = math.isqrt(len(table))
-        x = F.conv2d(_noise(channels, side * patches), stem_weight, layers[patch].get("bias"), side)
+        x = F.conv2d(_images(channels, side * patches), stem_weight, layers[patch].get("bias"), side)
         x = x.flatten(2).transpose(1, 2)  # (S, patches, D)
         if len(table) != x.shape[1]:
             x = torch.cat([layers[token]["weight"].view(1, 1, size).expand(len(x), -1, -1), x], 1)
@@ -267,5 +328,30 @@ def _transformer(names: list[str]) -> Run | None:
         x = F.layer_norm(x, (size,), layers[final]["weight"], layers[final].get("bias"))
         hidden = x[:, 0] if token in layers else x.mean(1)
         return hidden, linear(hidden, layers[head])
+
+    return run
+
+
+def _recurrent(architecture: Architecture) -> Run | None:
+    """torch.nn's RNN, GRU or LSTM, which reads an image row by row, and a dense layer on its last state."""
+    shapes = {layer.name: layer.shape for layer in architecture.layers}
+    matches = [match for name in shapes if (match := RECURRENT.match(name))]
+    heads = [layer.name for layer in architecture.layers if layer.kind is LayerKind.DENSE]
+    stem, both = matches[0][1], any(match[3] for match in matches)
+    depth = 1 + max(int(match[2]) for match in matches)
+    rows, size = next(shape for name, shape in shapes.items() if name.startswith(f"{stem}weight_hh_l0"))
+    cell = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}.get(rows // size)
+    if cell is None or len(heads) != 1 or f"{stem}weight_ih_l0" not in shapes:
+        return None
+    inputs = shapes[f"{stem}weight_ih_l0"][1]
+    bias = f"{stem}bias_ih_l0" in shapes
+    module: nn.Module = cell(inputs, size, depth, bias=bias, batch_first=True, bidirectional=both, device="meta")
+    module = module.to_empty(device="cpu")
+
+    def run(layers: Layers) -> tuple[Tensor, Tensor]:
+        module.load_state_dict({name: layers[f"{stem}{name}"]["weight"] for name, _ in module.named_parameters()})
+        states, _ = module(_images(1, inputs)[:, 0])
+        hidden = states[:, -1]
+        return hidden, F.linear(hidden, layers[heads[0]]["weight"], layers[heads[0]].get("bias"))
 
     return run

@@ -17,7 +17,17 @@ from weightsearch.zoo.build_runs import train_missing
 from weightsearch.zoo.options import BuildOptions
 from weightsearch.zoo.store import ZooInfo, ZooWriter, open_writer
 from weightsearch.zoo.wild.group import SIZES, dataset_key
-from weightsearch.zoo.wild.recipes import ACTIVATIONS, CHECKPOINTS, DATASETS, GROWTH, LEARNING_RATES, SHARES, sample
+from weightsearch.zoo.wild.recipes import (
+    ACTIVATIONS,
+    CHECKPOINTS,
+    DATASETS,
+    GROWTH,
+    LEARNING_RATES,
+    LEAST_TRAIN_FRACTION,
+    MOST_LABEL_NOISE,
+    SHARES,
+    recipes,
+)
 from weightsearch.zoo.wild.train import SECONDS, reduced
 from weightsearch.zoo.workers.messages import ARRAYS, Setup, TrainingJob
 
@@ -46,6 +56,8 @@ def _info(seed: int, dtype: str) -> ZooInfo:
         "datasets": DATASETS,
         "activations": ACTIVATIONS,
         "learning_rates": LEARNING_RATES,
+        "most_label_noise": MOST_LABEL_NOISE,
+        "least_train_fraction": LEAST_TRAIN_FRACTION,
         "checkpoints": CHECKPOINTS,
         "growth": GROWTH,
         "seconds": SECONDS,
@@ -66,11 +78,12 @@ def _info(seed: int, dtype: str) -> ZooInfo:
 def _jobs(writer: ZooWriter, seed: int, runs: int) -> list[TrainingJob]:
     """The runs that are missing, in groups whose bounds do not depend on what is there already."""
     jobs = []
+    all_recipes = recipes(seed, runs)
     for first in range(0, runs, RUNS_PER_PART):
         missing = [run for run in range(first, min(first + RUNS_PER_PART, runs)) if run not in writer.runs]
         if missing:
-            drawn = [sample(seed, run).to_dict() for run in missing]
-            jobs.append(TrainingJob(missing[0], missing, drawn, str(writer.temporary(missing[0]))))
+            chosen = [all_recipes[run].to_dict() for run in missing]
+            jobs.append(TrainingJob(missing[0], missing, chosen, str(writer.temporary(missing[0]))))
     return jobs
 
 
