@@ -80,15 +80,16 @@ def test_permuted_twins_are_described_alike_and_others_are_not():
 def test_a_batch_norm_folds_as_torch_runs_it():
     net = cnn()
     found = checkpoint(net)
-    first, second = graph(found.architecture).nodes[:2]
+    links = graph(found.architecture)
+    first, second = links.nodes[:2]
     weights = torch.from_numpy(found.weights[None])
     images = torch.randn(3, 1, 8, 8)
     expected = net[:2](images)
-    matrix, bias = _folded(weights, found.architecture, first)
+    matrix, bias = _folded(weights, found.architecture, links, first)
     ours = nn.functional.conv2d(images, matrix[0].view(6, 1, 3, 3), bias[0])
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     hidden = torch.relu(expected)
-    matrix, bias = _folded(weights, found.architecture, second)
+    matrix, bias = _folded(weights, found.architecture, links, second)
     ours = nn.functional.conv2d(hidden, matrix[0].view(8, 6, 3, 3), bias[0])
     torch.testing.assert_close(ours, net[3:5](hidden), atol=1e-5, rtol=1e-5)
 

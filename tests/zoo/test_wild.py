@@ -12,7 +12,15 @@ from weightsearch.zoo.build_zoo import build_zoo
 from weightsearch.zoo.store import Zoo, open_writer
 from weightsearch.zoo.wild.build import _info
 from weightsearch.zoo.wild.group import dataset_key, train_group
-from weightsearch.zoo.wild.recipes import CHECKPOINTS, DATASETS, LEARNING_RATES, MOST_LABEL_NOISE, Family, WildRecipe, recipes
+from weightsearch.zoo.wild.recipes import (
+    CHECKPOINTS,
+    DATASETS,
+    LEARNING_RATES,
+    MOST_LABEL_NOISE,
+    Family,
+    WildRecipe,
+    recipes,
+)
 from weightsearch.zoo.wild.train import reduced, train
 from weightsearch.zoo.workers.messages import Group, TrainingJob
 

@@ -43,7 +43,9 @@ class Described:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         rows = np.repeat(self.starts[positions] - starts[:-1], lengths) + np.arange(starts[-1])
         return Described(
-            self.layers[rows], starts, *(getattr(self, name)[positions] for name in ("head", "whole", "chance", "built"))
+            self.layers[rows],
+            starts,
+            *(getattr(self, name)[positions] for name in ("head", "whole", "chance", "built")),
         )
 
     def pooled(self) -> np.ndarray:

@@ -9,7 +9,6 @@ it hangs together with the layer that reads it: products of each unit's incoming
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -74,11 +73,15 @@ def classes(architecture: Architecture) -> int:
 
 @torch.no_grad()
 def _block(weights: Tensor, architecture: Architecture, found: Graph) -> tuple[Tensor, Tensor]:
-    folded = [_folded(weights, architecture, node) for node in found.nodes]
+    folded = [_folded(weights, architecture, found, node) for node in found.nodes]
     columns = []
     grams: dict[int, Tensor] = {}
     for i, (node, (matrix, bias)) in enumerate(zip(found.nodes, folded, strict=True)):
-        parts = [*_matrix(matrix, node, i == 0, grams, i), _bias(matrix, bias), _norm(weights, architecture, node)]
+        parts = [
+            *_matrix(matrix, node, i == 0, grams, i),
+            _bias(matrix, bias),
+            _norm(weights, architecture, found, node),
+        ]
         columns.append(torch.cat(parts, 1))
     pairs = [_pair(found, i, folded, grams) for i in range(len(found.nodes))]
     size = len(weights)
@@ -91,24 +94,26 @@ def _block(weights: Tensor, architecture: Architecture, found: Graph) -> tuple[T
     return layers.clamp_(-50, 50), whole.clamp_(-50, 50)
 
 
-def _folded(weights: Tensor, architecture: Architecture, node: Node) -> tuple[Tensor, Tensor | None]:
+def _folded(weights: Tensor, architecture: Architecture, found: Graph, node: Node) -> tuple[Tensor, Tensor | None]:
     """The node's matrix `(B, rows, columns)` and bias `(B, rows)`, with its batch norm folded in."""
     layer = architecture.layers[node.layer]
-    part = weights[:, architecture.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
+    part = weights[:, found.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
     part = part[:, node.first : node.first + node.rows]
     matrix = part[:, :, : node.columns]
     bias = part[:, :, node.columns] if "bias" in layer.extras else None
     if node.norm is None:
         return matrix, bias
-    gain, shift, mean, variance = _norm_columns(weights, architecture, node.norm)
+    gain, shift, mean, variance = _norm_columns(weights, architecture, found, node.norm)
     factor = gain / (variance.clamp_min(0) + EPSILON).sqrt()
     return matrix * factor[:, :, None], shift + ((0 if bias is None else bias) - mean) * factor
 
 
-def _norm_columns(weights: Tensor, architecture: Architecture, norm: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _norm_columns(
+    weights: Tensor, architecture: Architecture, found: Graph, norm: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A norm's gain, shift, running mean and running variance, `(B, rows)` each."""
     layer = architecture.layers[norm]
-    part = weights[:, architecture.slices[norm]].view(len(weights), layer.rows, layer.columns)
+    part = weights[:, found.slices[norm]].view(len(weights), layer.rows, layer.columns)
     zero = torch.zeros_like(part[:, :, 0])
     named = {"weight": part[:, :, 0]} | {name: part[:, :, i] for i, name in enumerate(layer.extras, 1)}
     return (
@@ -270,13 +275,13 @@ def _signed_log(values: Tensor) -> Tensor:
     return torch.arcsinh(10 * values)
 
 
-def _norm(weights: Tensor, architecture: Architecture, node: Node) -> Tensor:
+def _norm(weights: Tensor, architecture: Architecture, found: Graph, node: Node) -> Tensor:
     if node.norm is None:
         return weights.new_zeros(len(weights), len(NORM))
-    gain, shift, mean, variance = _norm_columns(weights, architecture, node.norm)
+    gain, shift, mean, variance = _norm_columns(weights, architecture, found, node.norm)
     logs = (variance.clamp_min(0) + EPSILON).log()
     layer = architecture.layers[node.layer]
-    raw = weights[:, architecture.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
+    raw = weights[:, found.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
     raw = raw[:, node.first : node.first + node.rows, : node.columns]
     seen = logs - (raw.square().sum(2) + EPSILON).log()  # how much each row's inputs vary
     return torch.stack(
@@ -343,7 +348,6 @@ def _pair(found: Graph, i: int, folded: list[tuple[Tensor, Tensor | None]], gram
     )
 
 
-@lru_cache(maxsize=65536)
 def _place(found: Graph, i: int) -> Tensor:
     """Where a node stands, and its shape."""
     node, count = found.nodes[i], len(found.nodes)
@@ -369,7 +373,7 @@ def _whole(weights: Tensor, architecture: Architecture, found: Graph) -> Tensor:
     count = max(2, found.classes)
     gain, shift, spread = weights.new_ones(size), weights.new_zeros(size), weights.new_zeros(size)
     if found.norms:
-        columns = [_norm_columns(weights, architecture, norm) for norm in found.norms]
+        columns = [_norm_columns(weights, architecture, found, norm) for norm in found.norms]
         gain = torch.stack([gains.mean(1) for gains, *_ in columns]).mean(0)
         spread = torch.stack([gains.std(1, correction=0) for gains, *_ in columns]).mean(0)
         shift = torch.stack([_signed_log(shifts.square().mean(1).sqrt()) for _, shifts, *_ in columns]).mean(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from weightsearch.types import Architecture, Layer, LayerKind
@@ -52,6 +52,7 @@ class Graph:
     nodes: tuple[Node, ...]
     head: int
     norms: tuple[int, ...]  # places of all norms in the architecture
+    slices: tuple[slice, ...] = field(compare=False)  # of the architecture's layers in flat weights
 
     @property
     def classes(self) -> int:
@@ -87,7 +88,7 @@ def graph(architecture: Architecture) -> Graph | None:
                 node.layer, node.first, node.rows, node.inputs, node.kernel, node.kind, with_norm.get(i), after, spread
             )
         )
-    return Graph(tuple(linked), head, norms)
+    return Graph(tuple(linked), head, norms, tuple(architecture.slices))
 
 
 def _has_matrix(layer: Layer) -> bool:

@@ -1,9 +1,9 @@
 """What a network answers to drawn images, where it can be run from its weights alone.
 
-Chains, residual nets, vision transformers and recurrent nets can. The images are clouds, strokes on an empty ground, and
-the same strokes moved a little: no data are needed. The activation is not in the weights; ReLU stands for all (GELU in a
-transformer). Strides are not there either, and are guessed. So the answers are not the network's own, but they tell a
-network that answers the same to everything, or otherwise to what is nearly the same.
+Chains, residual nets, vision transformers and recurrent nets can. The images are clouds, strokes on an empty ground,
+and the same strokes moved a little: no data are needed. The activation is not in the weights; ReLU stands for all (GELU
+in a transformer). Strides are not there either, and are guessed. So the answers are not the network's own, but they
+tell a network that answers the same to everything, or otherwise to what is nearly the same.
 """
 
 from __future__ import annotations
