@@ -22,6 +22,7 @@ from weightsearch.metrics import score
 from weightsearch.training.adapt import MEAN, RECIPE, adapt
 from weightsearch.training.baselines import recipe_features
 from weightsearch.training.data import finite_weights
+from weightsearch.training.train_universal import DAMAGED_FITTED
 from weightsearch.training.universal import (
     TreeSettings,
     describe_damaged,
@@ -37,11 +38,12 @@ SEEDS = (0, 1, 2)
 QUICK = TreeSettings(count=200, learning_rate=0.1)
 CURVE = (100, 200, 400, 800)
 PLAIN = ("mlp", "cnn")
+LEARNED = 1 / 3  # of the way from a guess to perfection
 
 
 def scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    found = score(predicted, truth)
-    return {"r2": round(found.r2, 3), "tau": round(found.tau, 3), "mae": round(found.mae, 4), "n": found.count}
+    scored = score(predicted, truth)
+    return {"r2": round(scored.r2, 3), "tau": round(scored.tau, 3), "mae": round(scored.mae, 4), "n": scored.count}
 
 
 def nearest(
@@ -59,8 +61,8 @@ def nearest(
             good.append(np.mean(ten >= high))
         elif own <= low:
             bad.append(np.mean(ten <= low))
-    found = scores(np.array(means), truth)
-    return {**found, "precision_good": round(float(np.mean(good)), 3), "precision_bad": round(float(np.mean(bad)), 3)}
+    mean = scores(np.array(means), truth)
+    return {**mean, "precision_good": round(float(np.mean(good)), 3), "precision_bad": round(float(np.mean(bad)), 3)}
 
 
 class Bench:
@@ -119,11 +121,14 @@ class Bench:
         result["damage"] = self.damage(encoder, inside, held, seed)
         return result
 
-    def damage(self, encoder: UniversalEncoder, inside: np.ndarray, held: np.ndarray, seed: int) -> dict[str, float]:
-        """Limits from half of the held-out runs; false alarms and the share that is found on the other half."""
+    def damage(self, encoder: UniversalEncoder, inside: np.ndarray, held: np.ndarray, seed: int) -> dict[str, object]:
+        """Limits from half of the held-out runs; false alarms and the share that is found on the other half.
+
+        Of all networks, and of those that have learned something that damage could take away.
+        """
         rng = np.random.default_rng(seed)
-        fitted = rng.permutation(np.flatnonzero(inside))[:2000]
-        broken, _ = describe_damaged(self.zoo, self.usable[fitted], seed=seed)
+        fitted = rng.permutation(np.flatnonzero(inside))[:DAMAGED_FITTED]
+        broken = describe_damaged(self.zoo, self.usable[fitted], seed=seed)
         halves = rng.permutation(np.unique(self.run[held]))
         first = np.isin(self.run, halves[: len(halves) // 2]) & held
         second = np.flatnonzero(held & ~first)
@@ -132,10 +137,17 @@ class Bench:
             seed=seed,
         )  # fmt: skip
         sound = encoder.know(self.described.take(second))
-        hurt, kinds = describe_damaged(self.zoo, self.usable[second], seed=seed + 1)
-        found = encoder.know(hurt).damage > 1
-        rates = {str(kind): round(float(found[kinds == kind].mean()), 3) for kind in sorted(set(kinds))}
-        return {"false alarms": round(float(np.mean(sound.damage > 1)), 3), **rates}
+        hurt = describe_damaged(self.zoo, self.usable[second], seed=seed + 1)
+        flagged = encoder.know(hurt.described).damage > 1
+        chance = self.described.chance[second]
+        learned = (self.values[second] - chance) / (1 - chance) >= LEARNED
+        result: dict[str, object] = {"false alarms": round(float(np.mean(sound.damage > 1)), 3)}
+        for name, of in (("all", np.ones(len(second), bool)), ("learned", learned)):
+            result[name] = {
+                str(kind): round(float(flagged[of & (hurt.kinds == kind)].mean()), 3)
+                for kind in sorted(set(hurt.kinds))
+            }
+        return result
 
     def left_out(self, column: np.ndarray, name: str) -> dict[str, object]:
         """Fitted without one dataset or family; limits of the unknown from runs of the others."""
@@ -153,12 +165,12 @@ class Bench:
     def curve(self) -> dict[int, dict[str, float]]:
         inside, held = self.parts(0)
         order = np.random.default_rng(0).permutation(np.unique(self.run[inside]))
-        found = {}
+        curve = {}
         for count in CURVE:
             encoder = self.fit(inside & np.isin(self.run, order[:count]), held, seed=0, quick=True)
             known = encoder.know(self.described.take(np.flatnonzero(held)))
-            found[count] = scores(known.predicted, self.values[held])
-        return found
+            curve[count] = scores(known.predicted, self.values[held])
+        return curve
 
 
 def few_labels(encoder: UniversalEncoder, path: Path) -> dict[str, object]:
@@ -184,7 +196,7 @@ def few_labels(encoder: UniversalEncoder, path: Path) -> dict[str, object]:
         for seed in range(10):
             labelled = np.random.default_rng([seed, count]).permutation(runs)[:count]
             asked = ~np.isin(run, labelled)
-            found = adapt(known.predicted, known.chance, recipe, np.where(asked, np.nan, values), run, seed=seed)
+            adapted = adapt(known.predicted, known.chance, recipe, np.where(asked, np.nan, values), run, seed=seed)
             from sklearn.ensemble import RandomForestRegressor
 
             forest = RandomForestRegressor(60, min_samples_leaf=2, max_features=0.6, random_state=seed)
@@ -194,8 +206,8 @@ def few_labels(encoder: UniversalEncoder, path: Path) -> dict[str, object]:
             def r2(predicted: np.ndarray, asked: np.ndarray = asked, spread: float = spread) -> float:
                 return float(1 - np.sum((predicted - values[asked]) ** 2) / spread)
 
-            drawn["calibrated"].append(r2(found.predicted[asked]))
-            drawn["tau"].append(scores(found.predicted[asked], values[asked])["tau"])
+            drawn["calibrated"].append(r2(adapted.predicted[asked]))
+            drawn["tau"].append(scores(adapted.predicted[asked], values[asked])["tau"])
             drawn[MEAN].append(r2(np.full(int(asked.sum()), values[~asked].mean())))
             drawn[RECIPE].append(r2(forest.predict(np.nan_to_num(recipe[asked], nan=-1))))
         result[f"{count} labelled runs"] = {name: round(float(np.median(each)), 3) for name, each in drawn.items()}

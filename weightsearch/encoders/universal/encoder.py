@@ -99,8 +99,8 @@ class UniversalEncoder:
             strangeness = self.detector.strangeness(described, pooled)
         if self.damage is not None:
             damage = self.damage.suspicion(described, pooled)
-        embedding = _embedding(embeddings, np.mean(predictions, axis=0), chance)
-        return Known(embedding, np.clip(predicted, 0, 1), chance, strangeness, damage)
+        joined = _embedding(embeddings, np.mean(predictions, axis=0), chance)
+        return Known(joined, np.clip(predicted, 0, 1), chance, strangeness, damage)
 
     def save(self, directory: Path, notes: dict[str, Any]) -> None:
         """Writes `encoder.safetensors` and `encoder.json` into `directory`; `notes` are kept in the JSON."""
