@@ -1,9 +1,9 @@
 """The committed reference index: make it anew, or recompute what its card says.
 
-    python benchmarks/reference_index.py build   # a zoo of 300 USPS networks -> index/
+    python benchmarks/reference_index.py build   # a zoo of 300 USPS networks, and a wild one -> index/
     python benchmarks/reference_index.py check   # recompute the card's scores from that zoo and index/encoder
 
-`check` needs the zoo; `build` resumes it or builds it from the USPS files in $WEIGHTSEARCH_DATA. `check` writes
+`check` needs the USPS zoo; `build` resumes both or builds them from the files in $WEIGHTSEARCH_DATA. `check` writes
 benchmarks/results/reference_index.json and ends with 1 where the card and the recomputed scores differ.
 """
 
@@ -23,19 +23,33 @@ from weightsearch import Index, Zoo, build_zoo, query, train
 from weightsearch.cli import render
 from weightsearch.cli.common import show
 from weightsearch.encoders import load_encoder
+from weightsearch.training.options import TrainOptions
 from weightsearch.training.represent import represent_zoo
+from weightsearch.training.train_universal import train_universal
 
 ROOT = Path(__file__).parent.parent
 INDEX = Path("index")  # both below ROOT: the index says where its weights are by paths that hold in any clone
 ZOO = Path("runs", "zoos", "usps-v1")
 RUNS = 300
 RESULT = ROOT / "benchmarks" / "results" / "reference_index.json"
+WILD = Path("runs", "zoos", "wild")
+WILD_RUNS = 1500
+WILD_ROWS = 1000  # the last checkpoints of so many runs
 TOLERANCE = 0.002  # another processor trains slightly other networks from the same seed
 
 
 def build() -> None:
     show(render.build_summary(build_zoo(out=ZOO, dataset="usps", preset="v1", runs=RUNS, seed=0)))
     show(render.train_summary(train(ZOO, INDEX, examples=4, replace=True)))
+    add_universal()
+
+
+def add_universal() -> None:
+    """The space of all architectures, beside that of the USPS networks."""
+    show(render.build_summary(build_zoo(out=WILD, preset="wild", runs=WILD_RUNS, seed=0, dtype="float16")))
+    options = TrainOptions(add=True, examples=2)
+    summary = train_universal(WILD, INDEX, options, from_scratch=True, rows_per_run=1, runs_kept=WILD_ROWS)
+    show(render.universal_summary(summary))
 
 
 def check() -> int:
