@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.checkpoints.discovery import (
-    Found,
+    CheckpointFile,
     Quarantined,
     Skipped,
     Sources,
@@ -115,10 +115,10 @@ def add(
 
 def _split(
     paths: Iterable[str | Path], quarantined: list[Quarantined], account: Account
-) -> tuple[list[Zoo], list[Found]]:
+) -> tuple[list[Zoo], list[CheckpointFile]]:
     """Zoos, and files; a folder in the layout of a public zoo is read as that zoo's project writes it."""
     zoos: list[Zoo] = []
-    files: dict[Path, Found] = {}
+    files: dict[Path, CheckpointFile] = {}
     for path in map(Path, paths):
         if (path / "zoo.json").is_file():
             zoos.append(Zoo.open(path))
@@ -132,7 +132,7 @@ def _split(
             found = find(path, layout)
         else:
             discovery = discover([path])
-            found = discovery.found
+            found = discovery.files
             quarantined += discovery.missing
             account.add(discovery.account)
         for file in found:
@@ -149,7 +149,7 @@ class _Batch:
     weights: list[np.ndarray] = field(default_factory=list)
     represented: list[Representation] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    files: list[Found] = field(default_factory=list)
+    files: list[CheckpointFile] = field(default_factory=list)
     known: list[Metadata] = field(default_factory=list)
     sketches: dict[Path, np.ndarray] = field(default_factory=dict)
 
@@ -157,7 +157,7 @@ class _Batch:
     def paths(self) -> list[Path]:
         return [file.path for file in self.files]
 
-    def add(self, weights: np.ndarray, file: Found, metadata: Metadata) -> None:
+    def add(self, weights: np.ndarray, file: CheckpointFile, metadata: Metadata) -> None:
         self.ids.append(content_hash(weights))
         self.files.append(file)
         self.sketches[file.path] = sketch(weights)
@@ -202,7 +202,7 @@ class _Adder:
         self.account = Account()
         self._encoders: dict[str, AnyEncoder] = {}
 
-    def add_files(self, files: Sequence[Found], advance: Any) -> None:
+    def add_files(self, files: Sequence[CheckpointFile], advance: Any) -> None:
         batches: dict[str, _Batch] = {}
         for file in files:
             advance()
@@ -371,7 +371,7 @@ class _Adder:
             self.added += summary.added
             self.already += len(rows) - summary.added
 
-    def sign(self, files: Sequence[Found], zoos: Sequence[Zoo], advance: Any) -> None:
+    def sign(self, files: Sequence[CheckpointFile], zoos: Sequence[Zoo], advance: Any) -> None:
         """Keeps signatures, which need no encoder and take files that no encoder could."""
         total = len(files) + sum(len(zoo.table()) for zoo in zoos)
         self.signed, unread = sign_files(self.index.path, files, self.metadata, advance)
