@@ -27,6 +27,7 @@ def network(seed: int) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """In an index without an encoder: signatures, and ranks from what lies beside the files."""
     index, folder = tmp_path / "index", tmp_path / "saved"
@@ -57,6 +58,7 @@ def test_a_loop_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert told == {"run": "a", "epoch": 1.0, "test_accuracy": 0.6, "recipe": {"lr": 0.1}}
 
 
+@pytest.mark.slow
 def test_rows_of_an_index_with_an_encoder(index_copy: Path, tmp_path: Path):
     opened = Index.open(index_copy)
     [fingerprint] = opened.architectures

@@ -137,6 +137,18 @@ class Sources:
             metadata = replace(metadata, epoch=_epoch_in(place, alone=alone and place.parent == Path()))
         return replace(metadata, run=run)
 
+    def given(self, path: Path, metadata: Metadata) -> Metadata | None:
+        """What the table or the study that the user gave says of a file; `metadata` is all that is known of it."""
+        if self.table is not None:
+            return self.table.find(path)
+        label = None if self.study is None else self.study(path, Inside(metadata.epoch, _step(metadata, path)))
+        return None if label is None else replace(label.metadata, run=None)
+
+    @property
+    def given_name(self) -> str:
+        """The name of that table or study."""
+        return "the study" if self.table is None else self.table.path.name
+
     def _run(self, file: CheckpointFile, metadata: Metadata, labels: Sequence[Label]) -> tuple[str, Path]:
         """The run's name, and the path below the given folder without what the pattern took as the run."""
         place = file.path.relative_to(file.root)

@@ -72,7 +72,9 @@ def update(
     table: Annotated[
         Path | None, typer.Argument(help="A .csv, .json or .parquet file: a line per checkpoint, new values by column.")
     ] = None,
-    key: Annotated[str, typer.Option(help="The column that says which checkpoints a line is about.")] = "id",
+    key: Annotated[
+        str, typer.Option(help="The column that says whose a line is: id (or its beginning), run, path, ...")
+    ] = "id",
     values: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="Which checkpoints get what --set says.")] = None,
     ids: Annotated[
@@ -93,19 +95,21 @@ def update(
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import IndexStore, matching, update_rows, update_table
+    from weightsearch.index import IndexStore, matching, update_table, update_values
 
     opened = IndexStore.open(path)
     before, columns = _thresholds(opened), set(opened.keys())
     if table is not None:
-        count = update_table(path, table, key)
+        updated = update_table(path, table, key)
     else:
         whole = [opened.find(id).columns["id"] for id in ids or ()]
         if not _agreed(opened, whole, (), where, dry_run, yes, "changed"):
             return
         named = {name: _value(text) for name, _, text in pairs}
-        count = update_rows(path, dict.fromkeys(matching(path, ids=whole, where=where), named))
-    print(f"{_count(count)} changed")
+        updated = update_values(path, dict.fromkeys(matching(path, ids=whole, where=where), named))
+    for note in updated.notes:
+        say(f"note: {note}")
+    print(f"{_count(updated.checkpoints)} changed, {updated.cells:,} cell{'s' * (updated.cells != 1)}")
     changed = IndexStore.open(path)
     _say_new_columns(changed, columns)
     _say_moved(before, _thresholds(changed))

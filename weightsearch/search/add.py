@@ -29,7 +29,7 @@ from weightsearch.checkpoints.walk import Account
 from weightsearch.encoders import Encoder
 from weightsearch.encoders.universal.encoder import UniversalEncoder
 from weightsearch.errors import Interrupted, WeightsearchError
-from weightsearch.index import IndexStore, Rows, add_rows, update_rows
+from weightsearch.index import IndexStore, Rows, add_rows, update_values
 from weightsearch.index.create import create_empty
 from weightsearch.index.writer import writing
 from weightsearch.index.zoo_rows import _objects, network_columns, zoo_rows, zoo_source
@@ -343,22 +343,23 @@ class _Adder:
         return known
 
     def _repair(self, space: str, ids: Sequence[str], places: Sequence[Path], known: Sequence[Metadata]) -> None:
-        """Gives checkpoints that are held already the values that the given table has of them."""
-        table = self.sources.table
-        if table is None or space not in self.index.architectures:
+        """Gives checkpoints that are held already the values that the given table or study has of them."""
+        if (self.sources.table is None and self.sources.study is None) or space not in self.index.architectures:
             return
         held = set(self.index.table(space, ["id"])["id"])
         changes: dict[str, dict[str, Any]] = {}
         for id, path, metadata in zip(ids, places, known, strict=True):
-            row = table.find(path) if id in held else None
+            row = self.sources.given(path, metadata) if id in held else None
             if row is not None:
                 told = {name: getattr(row, name) for name in ("epoch", "run", "dataset")}
                 values = {name: metadata.value(name) for name in row.metrics} | told | dict(row.extras)
                 changes[id] = {name: value for name, value in values.items() if value is not None}
         if changes:
-            update_rows(self.index.path, changes)
-            cells, name = sum(map(len, changes.values())), table.path.name
-            self.notes.append(f"{cells:,} cells of {len(changes):,} checkpoints that were there were set from {name}")
+            columns = set(self.index.keys())
+            updated = update_values(self.index.path, changes)
+            checkpoints = f"{updated.checkpoints:,} checkpoints that were there"
+            self.notes.append(f"{updated.cells:,} cells of {checkpoints} were set from {self.sources.given_name}")
+            self.notes += [f"new column: {name}" for name in sorted(set(self.index.keys()) - columns)]
 
     def _write(self, fingerprint: str, rows: Rows, places: Sequence[Path | str]) -> None:
         finite = np.isfinite(rows.embedding).all(axis=1)
