@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
 from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import clean_text
+from weightsearch.files import clean_text, write_whole
 from weightsearch.types import Checkpoint
 
 SKIPPED_LISTED = 4
@@ -337,10 +338,11 @@ def write_quarantine(path: Path, quarantined: Sequence[Quarantined]) -> None:
     if not quarantined:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason"])
-        writer.writerows([(as_cell(bad.path), as_cell(bad.reason)) for bad in quarantined])
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason"])
+    writer.writerows([(as_cell(bad.path), as_cell(bad.reason)) for bad in quarantined])
+    write_whole(path, text.getvalue())
 
 
 def as_cell(text: str) -> str:

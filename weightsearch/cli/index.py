@@ -12,6 +12,7 @@ import typer
 
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
+    Force,
     IndexArgument,
     IndexOption,
     Json,
@@ -174,7 +175,7 @@ def export(
     given: IndexArgument = None,
     where: Annotated[str | None, typer.Option(help="Only checkpoints for which this holds.")] = None,
     index: IndexOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Write an index's rows, embeddings included, to a Parquet file."""
     path = chosen_index(given, index)
