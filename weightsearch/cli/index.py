@@ -140,10 +140,10 @@ def doctor(given: IndexArgument = None, index: IndexOption = None, as_json: Json
     path = chosen_index(given, index)
 
     from weightsearch.cli import render
-    from weightsearch.encoders import load_encoder
     from weightsearch.index import State, doctor
+    from weightsearch.training.represent import load_any_encoder
 
-    findings = doctor(path, check_encoder=load_encoder)
+    findings = doctor(path, check_encoder=load_any_encoder)
     if as_json:
         print(json.dumps({"index": str(path), "findings": [asdict(finding) for finding in findings]}))
     else:
