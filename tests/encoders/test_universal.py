@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from weightsearch.checkpoints.state_dict import from_state_dict
+from weightsearch.encoders.universal.constructions import constructions
 from weightsearch.encoders.universal.described import Described, concatenate, describe
 from weightsearch.encoders.universal.encoder import UniversalEncoder, load_universal
 from weightsearch.encoders.universal.features import TOKEN, WHOLE, _folded
@@ -117,6 +118,32 @@ def test_the_head_is_found_though_names_are_sorted():
     assert graph(from_state_dict(state).architecture).classes == 7
 
 
+def test_each_family_is_built_of_something_of_its_own():
+    built: dict[Family, list[frozenset[str]]] = {kind: [] for kind in Family}
+    for recipe in (sample(0, run) for run in range(60)):
+        module = build(recipe, 8 if recipe.resolution == "coarse" else 16)
+        built[recipe.family].append(constructions(checkpoint(module).architecture))
+    for family, networks in built.items():
+        others = frozenset().union(*(words for kind, sets in built.items() if kind is not family for words in sets))
+        assert np.mean([not words <= others for words in networks]) > 0.9
+
+
+def test_constructions_have_no_sizes_and_no_names():
+    narrow, wide = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), nn.ModuleDict({"a": nn.Linear(9, 5)})
+    wide["b"] = nn.Linear(5, 7)
+    assert constructions(checkpoint(narrow).architecture) == constructions(checkpoint(wide).architecture)
+    assert "depthwise conv2d, biased, read by the next" in constructions(
+        checkpoint(nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1))).architecture
+    )
+
+
+def test_what_is_built_otherwise_is_unknown(learned):
+    encoder, many, _ = learned
+    assert np.mean(encoder.know(many).strangeness > 1) <= 0.05
+    torch.manual_seed(0)
+    assert encoder.know(described(nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 5)))).strangeness[0] > 1
+
+
 def test_vectors_alone_are_one_line():
     found = from_state_dict({"scale": torch.randn(4)})
     with pytest.raises(WeightsearchError, match="no layer with a matrix"):
@@ -141,7 +168,7 @@ def learned():
     runs = np.arange(60)
     member = fit_member(pooled, many.chance, values, runs, UniversalSettings(epochs=20), seed=0)
     trees = fit_trees(pooled, (values - 0.2) / 0.8, _few(), seed=0)
-    return UniversalEncoder([member], trees, fit_detector(pooled, pooled, runs, axes=10), trees, 0.9), many, values
+    return UniversalEncoder([member], trees, fit_detector(many, many, runs, axes=10), trees, 0.9), many, values
 
 
 def _few():

@@ -122,17 +122,19 @@ def fit_trees(
     return Trees.from_lightgbm(booster)
 
 
-def fit_detector(pooled: np.ndarray, held_out: np.ndarray, runs: np.ndarray, axes: int = 64) -> Detector:
-    """From pooled features of fitted networks `(n, F)` and of held-out ones `(m, F)` with their runs `(m,)`.
+def fit_detector(described: Described, held_out: Described, runs: np.ndarray, axes: int = 64) -> Detector:
+    """From the fitted networks and from held-out ones with their runs `(m,)`.
 
     The limit is the 95th percentile of held-out runs' largest residuals.
     """
+    pooled = described.pooled()
     centre, scale = centre_and_scale(pooled)
     z = SQUASH * np.tanh((pooled - centre) / (SQUASH * scale))
     _, directions = np.linalg.eigh(z.T @ z / len(z))
     kept = directions[:, ::-1][:, : min(axes, len(z) // 4, z.shape[1])]
-    detector = Detector(centre, scale, kept.astype(np.float32), limit=1.0)
-    residual = detector.residual(held_out)
+    known = frozenset().union(*described.built)
+    detector = Detector(centre, scale, kept.astype(np.float32), limit=1.0, constructions=known)
+    residual = detector.residual(held_out.pooled())
     worst = np.array([residual[runs == run].max() for run in np.unique(runs)])
     return replace(detector, limit=float(np.quantile(worst, 0.95)))
 
@@ -170,7 +172,7 @@ def fit_universal(
         fitted.append(fit_member(pooled, described.chance, accuracy, run, settings, seed=seed + i, on_epoch=advance))
     share = (accuracy - described.chance) / (1 - described.chance)
     grown = fit_trees(pooled, share, trees or TreeSettings(), seed=seed)
-    return UniversalEncoder(fitted, grown, fit_detector(pooled, held_out.pooled(), held_out_run), None)
+    return UniversalEncoder(fitted, grown, fit_detector(described, held_out, held_out_run), None)
 
 
 def fit_damage(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weightsearch.encoders.universal.constructions import constructions
 from weightsearch.encoders.universal.features import TOKEN, WHOLE, classes, pooled, tokens
 from weightsearch.encoders.universal.graph import graph
 from weightsearch.encoders.universal.responses import RESPONSE, responses
@@ -22,6 +23,7 @@ class Described:
     head: `(n,)` each network's head among its own layers.
     whole: `(n, len(WHOLE) + len(RESPONSE))` float32, what is known of it as a whole.
     chance: `(n,)` float32, the accuracy of a guess.
+    built: `(n,)` objects, frozen sets of each network's constructions.
     """
 
     layers: np.ndarray
@@ -29,6 +31,7 @@ class Described:
     head: np.ndarray
     whole: np.ndarray
     chance: np.ndarray
+    built: np.ndarray
 
     def __len__(self) -> int:
         return len(self.head)
@@ -39,7 +42,8 @@ class Described:
         lengths = np.diff(self.starts)[positions]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         rows = np.repeat(self.starts[positions] - starts[:-1], lengths) + np.arange(starts[-1])
-        return Described(self.layers[rows], starts, self.head[positions], self.whole[positions], self.chance[positions])
+        own = (getattr(self, name)[positions] for name in ("head", "whole", "chance", "built"))
+        return Described(self.layers[rows], starts, *own)
 
     def pooled(self) -> np.ndarray:
         """One row per network, `(n, 7 len(TOKEN) + len(WHOLE) + len(RESPONSE))`."""
@@ -57,12 +61,15 @@ def describe(weights: np.ndarray, architecture: Architecture) -> Described:
     found = graph(architecture)
     assert found is not None  # or `tokens` would have raised
     size, length = layers.shape[:2]
+    built = np.empty(size, object)
+    built[:] = [constructions(architecture)] * size
     return Described(
         layers=layers.reshape(size * length, -1),
         starts=np.arange(size + 1) * length,
         head=np.full(size, found.head),
         whole=np.concatenate([whole, responses(weights, architecture)], 1),
         chance=np.full(size, 1 / classes(architecture), np.float32),
+        built=built,
     )
 
 
@@ -73,5 +80,5 @@ def concatenate(parts: Sequence[Described]) -> Described:
     return Described(
         np.concatenate([part.layers for part in parts]),
         np.concatenate([*starts, offsets[-1:]]),
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("head", "whole", "chance")),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("head", "whole", "chance", "built")),
     )

@@ -18,25 +18,35 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.types import Activation, Architecture
 
 METHOD = "universal"
-FORMAT = 1
+FORMAT = 2
 TREES_SHARE = 0.5  # of the prediction; the networks' mean has the rest
 BATCH = 1024  # networks at a time
 SQUASH = 4.0
+UNSEEN = 2.0  # the least strangeness of a network with a construction that no known network has
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Tells networks of kinds that the encoder was not fitted on, by what is left of their features without those
-    directions in which known networks differ.
+    """Tells networks of kinds that the encoder was not fitted on, by what they are built of, and by what is left of
+    their features without those directions in which known networks differ.
 
     centre, scale: `(F,)` of the pooled features. axes: `(F, k)` orthonormal. limit: 95 in 100 held-out networks leave
-    less.
+    less. constructions: all that known networks are built of; None where an older version did not keep it.
     """
 
     centre: np.ndarray
     scale: np.ndarray
     axes: np.ndarray
     limit: float
+    constructions: frozenset[str] | None
+
+    def strangeness(self, described: Described, pooled: np.ndarray) -> np.ndarray:
+        """`(n,)`, over 1 where a network is of no kind that the encoder knows."""
+        strangeness = self.residual(pooled) / self.limit
+        if self.constructions is None:
+            return strangeness
+        unseen = np.array([not built <= self.constructions for built in described.built], bool)
+        return np.where(unseen, np.maximum(strangeness, UNSEEN), strangeness)
 
     def residual(self, pooled: np.ndarray) -> np.ndarray:
         """Pooled features `(n, F)` -> `(n,)`."""
@@ -116,7 +126,7 @@ class UniversalEncoder:
             predicted = (1 - TREES_SHARE) * predicted + TREES_SHARE * grown
         strangeness = np.zeros(len(described))
         if self.detector is not None:
-            strangeness = self.detector.residual(pooled) / self.detector.limit
+            strangeness = self.detector.strangeness(described, pooled)
         damage = np.zeros(len(described))
         if self.damage is not None:
             damage = _sigmoid(self.damage.predict(pooled)) / self.damage_limit
@@ -134,12 +144,14 @@ class UniversalEncoder:
             arrays |= self.damage.arrays("damage.")
         if self.detector is not None:
             arrays |= {f"detector.{name}": getattr(self.detector, name) for name in ("centre", "scale", "axes")}
+        constructions = self.detector.constructions if self.detector else None
         content = {
             "format": FORMAT,
             "config": {
                 "method": METHOD,
                 "members": [asdict(member.config) for member in self.members],
                 "detector_limit": self.detector.limit if self.detector else None,
+                "constructions": sorted(constructions) if constructions is not None else None,
                 "damage_limit": self.damage_limit,
             },
             **self.notes,
@@ -175,7 +187,10 @@ def load_universal(directory: Path) -> UniversalEncoder:
         detector = None
         if config["detector_limit"] is not None:
             centre, scale, axes = (arrays[f"detector.{name}"] for name in ("centre", "scale", "axes"))
-            detector = Detector(centre, scale, axes, config["detector_limit"])
+            known = config.get("constructions")
+            detector = Detector(
+                centre, scale, axes, config["detector_limit"], None if known is None else frozenset(known)
+            )
         trees = Trees.from_arrays(arrays, "trees.") if "trees.roots" in arrays else None
         damage = Trees.from_arrays(arrays, "damage.") if "damage.roots" in arrays else None
         notes = {key: value for key, value in content.items() if key not in ("format", "config")}

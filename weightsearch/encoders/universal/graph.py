@@ -14,6 +14,7 @@ HEAD_NAMES = re.compile(
 )
 PROJECTIONS = re.compile(r"(^|\.)(q|k|query|key|q_proj|k_proj|qkv|c_attn|in_proj_weight)$")
 FUSED = re.compile(r"(^|\.)(qkv|c_attn|in_proj_weight|Wqkv)$")
+RECURRENT = re.compile(r"^(.*)weight_(?:ih|hh)_l(\d+)(_reverse)?$")
 TABLES = re.compile(r"(pos|position|token_type|cls|class|dist|mask)_?(embed|embedding|embeddings|token|_emb)", re.I)
 
 
