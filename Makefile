@@ -22,8 +22,12 @@ demo: .venv/ready ## The whole path on scikit-learn's digits: build-zoo, train, 
 test: .venv/ready ## The whole test suite, with a tenth of the kills and damages
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: .venv/ready ## The whole test suite with all kills, damages, mutations and random programs, not a tenth
+test-all: .venv/integrations-ready ## The whole test suite with all kills, damages, mutations and random programs, not a tenth
 	WEIGHTSEARCH_TEST_ALL=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.venv/integrations-ready: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[integrations]'
+	touch $@
 
 test-fast: .venv/ready ## The tests that take no time
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'

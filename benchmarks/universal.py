@@ -162,6 +162,18 @@ class Bench:
             "flagged of known ones": round(float(np.mean(others.strangeness > 1)), 3),
         }
 
+    def unseen(self) -> dict[str, float]:
+        """Shares of networks with a construction that no fitted network has: held-out runs, and what was left out."""
+        _, held = self.parts(0)
+        asked = {"held-out runs": held}
+        for kind, column in (("family", self.family), ("dataset", self.dataset)):
+            asked |= {f"without {kind} {name}": column == name for name in sorted(set(column))}
+        shares = {}
+        for name, out in asked.items():
+            known = frozenset().union(*self.described.built[~out])
+            shares[name] = round(float(np.mean([not built <= known for built in self.described.built[out]])), 3)
+        return shares
+
     def curve(self) -> dict[int, dict[str, float]]:
         inside, held = self.parts(0)
         order = np.random.default_rng(0).permutation(np.unique(self.run[inside]))
@@ -244,6 +256,7 @@ def main() -> None:
         keep(f"without dataset {dataset}", bench.left_out(bench.dataset, dataset))
     for family in sorted(set(bench.family)):
         keep(f"without family {family}", bench.left_out(bench.family, family))
+    keep("unseen constructions", bench.unseen())
     keep("learning curve", bench.curve())
 
 

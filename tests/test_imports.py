@@ -19,6 +19,7 @@ ORDER = (
     "viz",
     "scale",
     "evaluation",
+    "integrations",
     "search",
     "training",
     "relations",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from weightsearch.errors import WeightsearchError as WeightsearchError
     from weightsearch.evaluation.evaluate import Evaluation as Evaluation
     from weightsearch.evaluation.evaluate import evaluate as evaluate
+    from weightsearch.integrations.recorder import Standing as Standing
+    from weightsearch.integrations.recorder import record as record
     from weightsearch.relations import Comparison as Comparison
     from weightsearch.relations import diff as diff
     from weightsearch.relations import duplicates as duplicates
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from weightsearch.viz.style import Format as Format
     from weightsearch.zoo.build_zoo import BuildSummary as BuildSummary
     from weightsearch.zoo.build_zoo import build_zoo as build_zoo
+    from weightsearch.zoo.import_zoo import ImportOptions as ImportOptions
     from weightsearch.zoo.import_zoo import ImportSummary as ImportSummary
     from weightsearch.zoo.import_zoo import import_zoo as import_zoo
     from weightsearch.zoo.options import BuildOptions as BuildOptions
@@ -86,6 +89,7 @@ _PUBLIC = {
     "Forecast": "weightsearch.search.answer",
     "Format": "weightsearch.viz.style",
     "import_zoo": "weightsearch.zoo.import_zoo",
+    "ImportOptions": "weightsearch.zoo.import_zoo",
     "ImportSummary": "weightsearch.zoo.import_zoo",
     "Index": "weightsearch.search.index",
     "Interrupted": "weightsearch.errors",
@@ -102,10 +106,12 @@ _PUBLIC = {
     "Projection": "weightsearch.viz.projection",
     "query": "weightsearch.search.index",
     "read_checkpoint": "weightsearch.checkpoints.state_dict",
+    "record": "weightsearch.integrations.recorder",
     "relatives": "weightsearch.relations",
     "report": "weightsearch.viz.drawing",
     "Selection": "weightsearch.types",
     "Sources": "weightsearch.checkpoints.discovery",
+    "Standing": "weightsearch.integrations.recorder",
     "SplitBy": "weightsearch.types",
     "Target": "weightsearch.types",
     "train": "weightsearch.training.train",

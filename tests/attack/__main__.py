@@ -19,11 +19,11 @@ from tests.attack import damages, files, kills, waits, web
 from tests.attack.common import Report, peak_mib
 
 PARTS: dict[str, tuple[float, Callable[[Report, Path, random.Random, float], None]]] = {  # shares of the time
-    "kills": (0.3, kills.attack),
-    "damages": (0.4, damages.attack),
+    "kills": (0.25, kills.attack),
+    "damages": (0.3, damages.attack),
     "waits": (0.05, waits.attack),
-    "files": (0.2, files.attack),
-    "web": (0.05, web.attack),
+    "files": (0.3, files.attack),
+    "web": (0.1, web.attack),
 }
 
 

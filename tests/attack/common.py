@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -83,6 +84,7 @@ def in_child(
     reads, writes = os.pipe()
     pid = os.fork()
     if pid == 0:
+        gc.freeze()  # what the parent left to be freed may need its threads
         os.close(reads)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

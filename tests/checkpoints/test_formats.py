@@ -180,3 +180,50 @@ def test_a_missing_library_is_one_line_with_the_command(tmp_path: Path, monkeypa
     (tmp_path / "m.onnx").write_bytes(b"\x08\x07\x12\x04test")
     with pytest.raises(WeightsearchError, match=r"pip install 'weightsearch\[formats\]'"):
         read_tensors(tmp_path / "m.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [nn.LSTM(3, 4, bidirectional=True), nn.GRU(3, 4), nn.RNN(3, 4, bias=True)])
+def test_onnx_with_recurrent_layers(layer: nn.Module, tmp_path: Path):
+    """As PyTorch exports them, with gates in ONNX's order: they come back in PyTorch's, and run alike."""
+    pytest.importorskip("onnx")
+    steps = torch.randn(5, 1, 3, generator=torch.Generator().manual_seed(0))
+    torch.onnx.export(layer, (steps,), tmp_path / "m.onnx", dynamo=False)
+    found = read_tensors(tmp_path / "m.onnx").arrays
+    rebuilt = copy.deepcopy(layer)
+    state = {name.rpartition(".")[2]: torch.from_numpy(np.array(array)) for name, array in found.items()}
+    for parameter in rebuilt.parameters():
+        nn.init.zeros_(parameter)
+    rebuilt.load_state_dict(state)
+    torch.testing.assert_close(rebuilt(steps)[0], layer(steps)[0])
+
+
+def test_onnx_with_weights_of_one_name_in_two_branches(tmp_path: Path):
+    """Each branch of a condition has names of its own: both are read, and constants that no node is known for."""
+    onnx = pytest.importorskip("onnx")
+    helper, array = onnx.helper, onnx.numpy_helper.from_array
+    rng = np.random.default_rng(0)
+    kernels = {branch: rng.normal(size=(4, 1, 3)).astype(np.float32) for branch in ("then_branch", "else_branch")}
+    gates = {branch: rng.normal(size=(8, 4)).astype(np.float32) for branch in kernels}
+
+    def branch(name: str) -> object:
+        nodes = [
+            helper.make_node("Constant", [], ["gates"], value=array(gates[name], "gates")),
+            helper.make_node("Constant", [], ["limit"], value=array(np.float32([1.0]), "limit")),
+            helper.make_node("Slice", ["gates", "a", "b"], ["half"]),
+            helper.make_node("Conv", ["x", "conv.weight"], ["h"]),
+        ]
+        outputs = [helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, None)]
+        return helper.make_graph(nodes, name, [], outputs, [array(kernels[name], "conv.weight")])
+
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], **{name: branch(name) for name in kernels})],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    found = read_tensors(tmp_path / "m.onnx").arrays
+    assert len(found) == 4
+    for expected in (*kernels.values(), *gates.values()):
+        assert any(np.array_equal(stored, expected) for stored in found.values())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightsearch.checkpoints.discovery import Found, Skipped, Sources, find_files
+from weightsearch.checkpoints.discovery import CheckpointFile, Skipped, Sources, find_files
 from weightsearch.checkpoints.metadata import Measured, Metadata, as_fractions, interpret, merge
 from weightsearch.checkpoints.metadata_table import MetadataTable
 from weightsearch.checkpoints.state_dict import read_checkpoint
@@ -105,7 +105,7 @@ def save(path: Path, **content: object) -> Path:
 
 
 def read(path: Path, sources: Sources | None = None) -> Metadata:
-    return (sources or Sources()).read(Found(path, path.parent.parent, path.parent.name)).metadata
+    return (sources or Sources()).read(CheckpointFile(path, path.parent.parent, path.parent.name)).metadata
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.pt.json"])
@@ -122,7 +122,7 @@ def test_a_broken_sidecar_costs_itself_alone(tmp_path: Path, text: str):
     path = save(tmp_path / "run" / "model.pt", test_acc=0.5)
     path.with_suffix(".json").write_text(text)
     sources = Sources()
-    assert sources.read(Found(path, tmp_path, "run")).metadata.value("test_accuracy") == 0.5
+    assert sources.read(CheckpointFile(path, tmp_path, "run")).metadata.value("test_accuracy") == 0.5
     assert "model.json cannot be read" in sources.notes[0]
     path.with_suffix(".json").write_bytes(b'\xef\xbb\xbf{"test_acc": 0.75}')  # with a byte order mark
     assert read(path).value("test_accuracy") == 0.75

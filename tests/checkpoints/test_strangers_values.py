@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightsearch.checkpoints.discovery import Found, Quarantined, Sources, write_quarantine
+from weightsearch.checkpoints.discovery import CheckpointFile, Quarantined, Sources, write_quarantine
 from weightsearch.checkpoints.folder_layouts import Layout, find
 from weightsearch.checkpoints.metadata import interpret, stand_ins
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json, read_table
@@ -40,7 +40,7 @@ def test_lone_surrogates_and_nul_are_replaced_wherever_they_stand(place: str, tm
     elif place == "table":
         (tmp_path / "t.jsonl").write_text(json.dumps({"path": "model.pt", "run": "a\0run", "team": "a\0b"}) + "\n")
         sources = Sources(MetadataTable.read(tmp_path / "t.jsonl"))
-    metadata = sources.read(Found(path, tmp_path, "model")).metadata
+    metadata = sources.read(CheckpointFile(path, tmp_path, "model")).metadata
     for text in (metadata.run, json.dumps([metadata.recipe, metadata.extras], ensure_ascii=False)):
         assert text is not None
         text.encode()  # a lone surrogate cannot be

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from weightsearch.checkpoints.discovery import Record, Sources, discover
+from weightsearch.checkpoints.discovery import DescribedCheckpoint, Sources, discover
 from weightsearch.checkpoints.metadata import as_fractions, interpret, number, typed, unread
 from weightsearch.checkpoints.runs import one_run, sketch
 from weightsearch.checkpoints.trackers.ray_tune import match_results
@@ -29,14 +29,14 @@ def save(path: Path, content: Any = None, seed: int = 0) -> None:
     torch.save(state(seed) if content is None else content, path)
 
 
-def read(folder: Path, **options: Any) -> dict[str, Record]:
+def read(folder: Path, **options: Any) -> dict[str, DescribedCheckpoint]:
     sources = Sources.make(**options)
     found = discover([folder])
     assert not found.missing
-    return {file.path.relative_to(folder).as_posix(): sources.read(file) for file in found.found}
+    return {file.path.relative_to(folder).as_posix(): sources.read(file) for file in found.files}
 
 
-def accuracies(records: dict[str, Record]) -> dict[str, float]:
+def accuracies(records: dict[str, DescribedCheckpoint]) -> dict[str, float]:
     return {name: record.metadata.value("test_accuracy") for name, record in records.items()}
 
 
@@ -154,7 +154,7 @@ def test_what_is_passed_over_is_counted_and_links_are_followed_once(tmp_path: Pa
     (folder / "again").symlink_to(folder / "run")
     (folder / "loop").symlink_to(folder)
     found = discover([folder])
-    assert sorted(file.path.name for file in found.found) == ["a.pth.tar", "without-suffix"]
+    assert sorted(file.path.name for file in found.files) == ["a.pth.tar", "without-suffix"]
     assert found.account.seen == 5
     assert dict(found.account.others) == {"optimizer states and the like": 1, ".txt files": 1, "links to others": 1}
 
@@ -165,7 +165,7 @@ def test_epochs_of_one_folder_are_one_run_if_they_are_alike(tmp_path: Path):
         save(tmp_path / "one" / f"epoch_{epoch}.pt", alike)
         save(tmp_path / "many" / f"epoch_{epoch}.pt", seed=epoch)
     for folder, count in (("one", 1), ("many", 3)):
-        found = discover([tmp_path / folder]).found
+        found = discover([tmp_path / folder]).files
         records = [Sources().read(file) for file in found]
         sketches = {record.path: sketch(record.checkpoint.weights) for record in records}
         known, notes = one_run([record.metadata for record in records], found, sketches)
@@ -193,8 +193,8 @@ def test_relative_paths_are_the_same_files(tmp_path: Path, monkeypatch: pytest.M
     save(tmp_path / "exp" / "b" / "epoch_3.pt", seed=1)
     monkeypatch.chdir(tmp_path)
     for paths in (["exp"], [tmp_path / "exp"]):
-        known = [Sources().read(file).metadata for file in discover(paths).found]
+        known = [Sources().read(file).metadata for file in discover(paths).files]
         assert [metadata.run for metadata in known] == ["exp/b", "exp/trial_a"]
         assert known[1].recipe == {"lr": 0.5}
-    [alone] = discover([Path("exp/b/epoch_3.pt")]).found
+    [alone] = discover([Path("exp/b/epoch_3.pt")]).files
     assert Sources().read(alone).metadata.run == "exp/b"

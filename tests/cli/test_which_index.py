@@ -95,7 +95,7 @@ def test_removing_and_updating_by_ids_as_they_are_shown(run: Run, here: Path):
     code, out, _ = run("remove", first[:8], "--index", index)
     assert (code, out, len(opened)) == (0, "1 checkpoint removed\n", rows - 1)
     code, out, err = run("update", "--set", "tst_accuracy=0.5", "--id", second[:8], "--index", index)
-    assert (code, out) == (0, "1 checkpoint changed\n")
+    assert (code, out) == (0, "1 checkpoint changed, 1 cell\n")
     assert "new column: tst_accuracy; did you mean test_accuracy?" in err
     code, _, err = run("remove", "--where", "epoch < 2", "--index", index, "--yes")
     assert code == 0

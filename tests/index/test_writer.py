@@ -121,7 +121,7 @@ def test_update_by_id_by_condition_and_by_table(tmp_path: Path):
     update_rows(path, {ids[0]: {"test_accuracy": 0.5, "team": "blue"}, ids[1]: {"test_accuracy": None, "score": 3}})
     assert update_where(path, "epoch = 2 and number < 10", {"dataset": "usps", "team": "red"}) == 3
     (tmp_path / "t.csv").write_text("run,team,score\nzoo/9,green,1.5\nzoo/8,,2\n")
-    assert update_table(path, tmp_path / "t.csv", "run") == 6
+    assert update_table(path, tmp_path / "t.csv", "run").checkpoints == 6
     table = IndexStore.open(path).table(FINGERPRINT, ["id", "test_accuracy", "dataset", "team", "score"])
     accuracy = rows.test_accuracy.copy()
     accuracy[:2] = 0.5, np.nan

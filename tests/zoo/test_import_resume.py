@@ -18,6 +18,7 @@ from tests.zoo.public_zoos import (
     write_sweep,
 )
 from weightsearch.errors import WeightsearchError
+from weightsearch.zoo import import_survey
 from weightsearch.zoo import import_writer as writing
 from weightsearch.zoo import import_zoo as importers
 from weightsearch.zoo.import_zoo import import_zoo
@@ -28,7 +29,7 @@ from weightsearch.zoo.store import Zoo
 def test_an_import_that_was_killed_goes_on_and_ends_up_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_sweep(tmp_path / "sweep", runs=6)
     monkeypatch.setattr(writing, "PART_BYTES", 1000)  # a run a part
-    monkeypatch.setattr(importers, "KEPT_BYTES", 0)  # so that weights are read anew
+    monkeypatch.setattr(import_survey, "KEPT_BYTES", 0)  # so that weights are read anew
     whole = import_zoo(tmp_path / "sweep", tmp_path / "whole", quiet=True)
     assert len(list((whole.path / "weights").iterdir())) == 6
     real, calls = importers.read_checkpoint, 0

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
 from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import clean_text
+from weightsearch.files import clean_text, write_whole
 from weightsearch.types import Checkpoint
 
 SKIPPED_LISTED = 4
@@ -37,7 +38,7 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointFile:
     """A file to read. `run` is the name that its place below `root` gives its run, `metadata` what is known already.
 
     `prefix` is what runs' names begin with, so that those of several folders differ.
@@ -51,7 +52,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Record:
+class DescribedCheckpoint:
     """A checkpoint with its weights and all that is known of it; the metadata always has a run."""
 
     checkpoint: Checkpoint
@@ -106,40 +107,52 @@ class Sources:
         """Whether the user said how runs are told apart."""
         return self.run_column is not None or self.run_pattern is not None
 
-    def read(self, found: Found) -> Record:
+    def read(self, file: CheckpointFile) -> DescribedCheckpoint:
         """Opens the file and merges what is known of it. Raises WeightsearchError, one line, for the quarantine."""
-        checkpoint = read_checkpoint(found.path, self.weights)
-        metadata = self.describe(found, checkpoint.metadata)
-        return Record(checkpoint, metadata, found.path)
+        checkpoint = read_checkpoint(file.path, self.weights)
+        metadata = self.describe(file, checkpoint.metadata)
+        return DescribedCheckpoint(checkpoint, metadata, file.path)
 
-    def describe(self, found: Found, values: Mapping[str, Any]) -> Metadata:
+    def describe(self, file: CheckpointFile, values: Mapping[str, Any]) -> Metadata:
         """What is known of a file, given the plain `values` in it. Raises WeightsearchError where no run is told."""
         inside = interpret(values, "file")
-        named = interpret(_in_name(found.path), "file name")
-        known = [found.metadata]
-        if sidecar := _sidecar(found.path):
+        named = interpret(_in_name(file.path), "file name")
+        known = [file.metadata]
+        if sidecar := _sidecar(file.path):
             try:
                 known.insert(0, interpret(read_json(sidecar), "sidecar"))
             except WeightsearchError as error:
                 self.unread[str(sidecar)] = str(error)
-        if self.table is not None and (row := self.table.find(found.path)) is not None:
+        if self.table is not None and (row := self.table.find(file.path)) is not None:
             known.insert(0, row)
         told = merge([*known, inside])
-        alone = not self.name_runs and found.path.relative_to(found.root).parent == Path()
-        epoch = told.epoch if told.epoch is not None else _epoch_in(found.path.relative_to(found.root), alone=alone)
-        asked = Inside(epoch, _step(told, found.path), values)
-        labels = self.trackers.labels(found.path, found.root, asked)
-        if self.study is not None and (label := self.study(found.path, asked)) is not None:
+        alone = not self.name_runs and file.path.relative_to(file.root).parent == Path()
+        epoch = told.epoch if told.epoch is not None else _epoch_in(file.path.relative_to(file.root), alone=alone)
+        asked = Inside(epoch, _step(told, file.path), values)
+        labels = self.trackers.labels(file.path, file.root, asked)
+        if self.study is not None and (label := self.study(file.path, asked)) is not None:
             labels.insert(0, label)
         metadata = merge([*known, *(label.metadata for label in labels), inside, named])
-        run, place = self._run(found, metadata, labels)
+        run, place = self._run(file, metadata, labels)
         if metadata.epoch is None:
             metadata = replace(metadata, epoch=_epoch_in(place, alone=alone and place.parent == Path()))
         return replace(metadata, run=run)
 
-    def _run(self, found: Found, metadata: Metadata, labels: Sequence[Label]) -> tuple[str, Path]:
+    def given(self, path: Path, metadata: Metadata) -> Metadata | None:
+        """What the table or the study that the user gave says of a file; `metadata` is all that is known of it."""
+        if self.table is not None:
+            return self.table.find(path)
+        label = None if self.study is None else self.study(path, Inside(metadata.epoch, _step(metadata, path)))
+        return None if label is None else replace(label.metadata, run=None)
+
+    @property
+    def given_name(self) -> str:
+        """The name of that table or study."""
+        return "the study" if self.table is None else self.table.path.name
+
+    def _run(self, file: CheckpointFile, metadata: Metadata, labels: Sequence[Label]) -> tuple[str, Path]:
         """The run's name, and the path below the given folder without what the pattern took as the run."""
-        place = found.path.relative_to(found.root)
+        place = file.path.relative_to(file.root)
         if self.run_column is not None:
             for values in ({"run": metadata.run}, metadata.extras, metadata.recipe, metadata.config):
                 if (value := values.get(self.run_column)) is not None:
@@ -153,10 +166,10 @@ class Sources:
             return next((group for group in match.groups() if group is not None), match[0]), Path(rest)
         if metadata.run is not None:
             return metadata.run, place
-        if not found.run:  # told later, or not asked for
+        if not file.run:  # told later, or not asked for
             return "", place
         folder = next((label.run for label in labels if label.run is not None), None)
-        return (found.run if folder is None else _run_named(found, folder)), place
+        return (file.run if folder is None else _run_named(file, folder)), place
 
     @property
     def notes(self) -> list[str]:
@@ -181,19 +194,15 @@ def _study(path: Path) -> Finder | None:
     return optuna.finder(studies, path.parent)
 
 
-def _run_named(found: Found, folder: Path) -> str:
+def _run_named(file: CheckpointFile, folder: Path) -> str:
     """The name of a run whose folder a tracker knows."""
-    root = found.root.absolute()
+    root = file.root.absolute()
     if not folder.is_relative_to(root):
-        return below(folder.absolute().parent, folder.name) if found.prefix else folder.name
+        return below(folder.absolute().parent, folder.name) if file.prefix else folder.name
     place = folder.relative_to(root).as_posix()
     if place == ".":
-        return (
-            below(found.root.absolute().parent, found.root.resolve().name)
-            if found.prefix
-            else found.root.resolve().name
-        )
-    return f"{found.prefix}/{place}".lstrip("/")
+        return below(file.root.absolute().parent, file.root.resolve().name) if file.prefix else file.root.resolve().name
+    return f"{file.prefix}/{place}".lstrip("/")
 
 
 def _step(told: Metadata, path: Path) -> float | None:
@@ -214,7 +223,7 @@ def _in_name(path: Path) -> dict[str, str]:
 class Discovery:
     """The files to read below what was given, what is missing, and an account of all files that were seen."""
 
-    found: list[Found]
+    files: list[CheckpointFile]
     missing: list[Quarantined]
     account: Account
 
@@ -225,7 +234,7 @@ def discover(paths: Iterable[str | Path]) -> Discovery:
     In a folder, a sub-folder's files are one run, and each file of the folder itself is a run of its own. A run's name
     begins with that of the folder, so that those of several folders differ.
     """
-    found: dict[Path, Found] = {}
+    discovered: dict[Path, CheckpointFile] = {}
     missing: list[Quarantined] = []
     account = Account()
     for given in map(Path, paths):
@@ -234,29 +243,34 @@ def discover(paths: Iterable[str | Path]) -> Discovery:
             missing.append(Quarantined(str(given), "there is no such file or folder"))
         for path in matches:
             if path.is_dir() and not is_distributed(path, [file.name for file in path.iterdir()]):
-                own = Account()
-                files = list(walk(path, own))
-                account.add(own)
+                account_of_folder = Account()
+                files = list(walk(path, account_of_folder))
+                account.add(account_of_folder)
                 if not files:
-                    what = ", ".join(f"{count:,} {kind}" for kind, count in own.others.most_common(4)) or "nothing"
+                    what = (
+                        ", ".join(f"{count:,} {kind}" for kind, count in account_of_folder.others.most_common(4))
+                        or "nothing"
+                    )
                     missing.append(Quarantined(str(path), f"it holds no file of weights (but {what})"))
                 for file in files:
-                    found.setdefault(
-                        file.resolve(), Found(file, path, below(path, run_of(file, path)), prefix=path.resolve().name)
+                    discovered.setdefault(
+                        file.resolve(),
+                        CheckpointFile(file, path, below(path, run_of(file, path)), prefix=path.resolve().name),
                     )
             else:
                 account.seen += 1
                 account.weights += 1
-                found.setdefault(
-                    path.resolve(), Found(path, path.parent, _own_run(path), prefix=path.absolute().parent.name)
+                discovered.setdefault(
+                    path.resolve(),
+                    CheckpointFile(path, path.parent, _own_run(path), prefix=path.absolute().parent.name),
                 )
-    return Discovery(list(found.values()), missing, account)
+    return Discovery(list(discovered.values()), missing, account)
 
 
-def find_files(paths: Iterable[str | Path]) -> tuple[list[Found], list[Quarantined]]:
+def find_files(paths: Iterable[str | Path]) -> tuple[list[CheckpointFile], list[Quarantined]]:
     """The files of `discover`, and what is missing."""
     discovery = discover(paths)
-    return discovery.found, discovery.missing
+    return discovery.files, discovery.missing
 
 
 def _own_run(path: Path) -> str:
@@ -324,10 +338,11 @@ def write_quarantine(path: Path, quarantined: Sequence[Quarantined]) -> None:
     if not quarantined:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason"])
-        writer.writerows([(as_cell(bad.path), as_cell(bad.reason)) for bad in quarantined])
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason"])
+    writer.writerows([(as_cell(bad.path), as_cell(bad.reason)) for bad in quarantined])
+    write_whole(path, text.getvalue())
 
 
 def as_cell(text: str) -> str:

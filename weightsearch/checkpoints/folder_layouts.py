@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from weightsearch.checkpoints.discovery import Found, run_of
+from weightsearch.checkpoints.discovery import CheckpointFile, run_of
 from weightsearch.checkpoints.metadata import Metadata
 from weightsearch.checkpoints.readers.limits import natural
 from weightsearch.checkpoints.walk import Account, has_model, walk
@@ -50,11 +50,11 @@ def metrics_file(folder: Path) -> Path | None:
     return next((path for name in ("metrics.csv.gz", "metrics.csv") if (path := folder / name).is_file()), None)
 
 
-def find(folder: Path, layout: Layout, account: Account | None = None) -> list[Found]:
+def find(folder: Path, layout: Layout, account: Account | None = None) -> list[CheckpointFile]:
     """The checkpoint files of a folder; what they are is told by `discovery.Sources` when they are read."""
     if layout is Layout.COMVEX:
         return list(_comvex(folder))
-    return [Found(path, folder, run_of(path, folder)) for path in walk(folder, account)]
+    return [CheckpointFile(path, folder, run_of(path, folder)) for path in walk(folder, account)]
 
 
 def _trials(folder: Path) -> Iterator[Path]:
@@ -64,14 +64,14 @@ def _trials(folder: Path) -> Iterator[Path]:
             yield described.parent
 
 
-def _comvex(folder: Path) -> Iterator[Found]:
+def _comvex(folder: Path) -> Iterator[CheckpointFile]:
     """The files of https://github.com/chrisliu298/comvex: `<timestamp>_<epoch>.pt`, by the time of saving.
 
     Their runs are told by `comvex_runs` when all have been read.
     """
     for path in sorted(folder.glob("*.pt"), key=lambda path: natural(path.name)):
         if match := COMVEX_NAME.fullmatch(path.name):
-            yield Found(path, folder, "", Metadata(epoch=int(match[2])))
+            yield CheckpointFile(path, folder, "", Metadata(epoch=int(match[2])))
 
 
 def comvex_runs(names: Sequence[str], known: Sequence[Metadata]) -> list[str]:

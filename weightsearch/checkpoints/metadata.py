@@ -128,7 +128,7 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
 
     def take(key: str, value: Any) -> None:
         name = _normal(key)
-        measured = _measured(value)
+        measured = measured_value(value)
         if name in _COLUMNS and measured is not None:
             found, percent = measured
             numbers.setdefault(_COLUMNS[name], []).append((_RANKS[name], key, found))
@@ -168,7 +168,7 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
     for column, names in STAND_INS.items():
         standing = [(names.index(_normal(key)), key) for key in extras if _normal(key) in names]
         for _, key in sorted(standing):
-            if column not in metrics and (known := _measured(extras[key])) is not None:
+            if column not in metrics and (known := measured_value(extras[key])) is not None:
                 metrics[column] = Measured(known[0], f"{source}'s {key}{PERCENT if known[1] else ''}")
     named = {f"{key}_" if key in RESERVED else key: plain(value) for key, value in extras.items()}
     return Metadata(
@@ -372,7 +372,7 @@ def typed(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _measured(value: Any) -> tuple[float, bool] | None:
+def measured_value(value: Any) -> tuple[float, bool] | None:
     """A metric's value, and whether it was per cent by its own sign: `93.1%` is 0.931."""
     if isinstance(value, str) and (match := re.fullmatch(r"\s*([^%\s]+)\s*%\s*", value)):
         share = number(match[1])

@@ -169,7 +169,7 @@ class MetadataTable:
         path = Path(path)
         rows: dict[str, Metadata] = {}
         for row in read_table(path, key):
-            name = _trail(str(row.pop(key)))
+            name = trail(str(row.pop(key)))
             if name in rows:
                 raise WeightsearchError(f"{path} has two rows for {name}; keep one of them")
             rows[name] = interpret(row, "table")
@@ -211,5 +211,5 @@ class MetadataTable:
         return [f"{len(unused):,} rows of {self.path.name} are about no file here, such as {unused[0]}"]
 
 
-def _trail(text: str) -> str:
+def trail(text: str) -> str:
     return "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", "."))

@@ -40,7 +40,7 @@ _LOSSES = re.compile(
 
 
 @dataclass(frozen=True)
-class Found:
+class NetworkPlace:
     """The network's tensors by name, the mappings that it was found through, and what to tell of the search."""
 
     tensors: Mapping[Any, Any]
@@ -48,7 +48,7 @@ class Found:
     notes: tuple[str, ...] = field(default=())
 
 
-def find_network(tree: Any, weights: str | None = None) -> Found:
+def find_network(tree: Any, weights: str | None = None) -> NetworkPlace:
     """The one mapping of named float tensors that is the network.
 
     Args:
@@ -73,14 +73,14 @@ def find_network(tree: Any, weights: str | None = None) -> Found:
         if known:
             chosen: Any = known[0]
         elif any(isinstance(key, str) and is_weight(value) for key, value in level.items()):
-            return Found(level, levels, tuple(notes))
+            return NetworkPlace(level, levels, tuple(notes))
         elif len(inner) == 1:
             (chosen,) = inner
         elif not inner:
             raise WeightsearchError(_none_found(tree, level))
         elif len(levels) > 1:  # parts of one network, under a key that means a network
             joined = {f"{key}.{name}": tensor for key, part in inner.items() for name, tensor in _flattened(part)}
-            return Found(joined, [*levels, joined], tuple(notes))
+            return NetworkPlace(joined, [*levels, joined], tuple(notes))
         else:
             raise WeightsearchError(
                 f"it holds several networks ({', '.join(shown(str(key)) for key in inner)}); "
@@ -92,7 +92,7 @@ def find_network(tree: Any, weights: str | None = None) -> Found:
         levels.append(inner[chosen])
 
 
-def _by_key(top: Mapping[Any, Any], weights: str) -> Found:
+def _by_key(top: Mapping[Any, Any], weights: str) -> NetworkPlace:
     levels = [top]
     rest = weights
     while rest:
@@ -107,8 +107,8 @@ def _by_key(top: Mapping[Any, Any], weights: str) -> Found:
         rest = rest[len(name) + 1 :]
     if not any(is_weight(value) for value in levels[-1].values()):
         deeper = find_network(levels[-1])
-        return Found(deeper.tensors, [*levels[:-1], *deeper.levels], deeper.notes)
-    return Found(levels[-1], levels)
+        return NetworkPlace(deeper.tensors, [*levels[:-1], *deeper.levels], deeper.notes)
+    return NetworkPlace(levels[-1], levels)
 
 
 def _ends(text: str) -> Iterator[int]:

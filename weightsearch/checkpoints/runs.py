@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from weightsearch.checkpoints.discovery import Found, by_time
+from weightsearch.checkpoints.discovery import CheckpointFile, by_time
 from weightsearch.checkpoints.metadata import Metadata
 from weightsearch.checkpoints.metadata import number as as_number
 from weightsearch.checkpoints.walk import stem
@@ -55,24 +55,24 @@ def sketch(weights: np.ndarray) -> np.ndarray:
 
 
 def one_run(
-    known: Sequence[Metadata], found: Sequence[Found], sketches: Mapping[Path, np.ndarray]
+    known: Sequence[Metadata], files: Sequence[CheckpointFile], sketches: Mapping[Path, np.ndarray]
 ) -> tuple[list[Metadata], list[str]]:
     """The same with files of one folder that are alike in weights and named by epoch or step as one run.
 
     They would each be a run of their own by accident, and near-copies of one run would lie in training and test.
     """
     groups: dict[tuple[Path, str], list[int]] = {}
-    for i, (metadata, file) in enumerate(zip(known, found, strict=True)):
+    for i, (metadata, file) in enumerate(zip(known, files, strict=True)):
         if metadata.run == file.run and by_time(file.path) and file.path.parent == file.root:
             groups.setdefault((file.path.parent, re.sub(r"\d+(\.\d+)?", "", stem(file.path))), []).append(i)
     joined = list(known)
     notes = []
     for (folder, _), members in groups.items():
-        vectors = [sketches[found[i].path] for i in members]
+        vectors = [sketches[files[i].path] for i in members]
         if len(members) < 2 or not all(map(_alike, vectors, vectors[1:])):
             continue
         name = folder.resolve().name
-        run = f"{folder.resolve().parent.name}/{name}" if found[members[0]].prefix else name
+        run = f"{folder.resolve().parent.name}/{name}" if files[members[0]].prefix else name
         for i in members:
             joined[i] = replace(known[i], run=run)
         notes.append(

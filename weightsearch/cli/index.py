@@ -12,6 +12,7 @@ import typer
 
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
+    Force,
     IndexArgument,
     IndexOption,
     Json,
@@ -72,7 +73,9 @@ def update(
     table: Annotated[
         Path | None, typer.Argument(help="A .csv, .json or .parquet file: a line per checkpoint, new values by column.")
     ] = None,
-    key: Annotated[str, typer.Option(help="The column that says which checkpoints a line is about.")] = "id",
+    key: Annotated[
+        str, typer.Option(help="The column that says whose a line is: id (or its beginning), run, path, ...")
+    ] = "id",
     values: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="Which checkpoints get what --set says.")] = None,
     ids: Annotated[
@@ -93,19 +96,21 @@ def update(
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import IndexStore, matching, update_rows, update_table
+    from weightsearch.index import IndexStore, matching, update_table, update_values
 
     opened = IndexStore.open(path)
     before, columns = _thresholds(opened), set(opened.keys())
     if table is not None:
-        count = update_table(path, table, key)
+        updated = update_table(path, table, key)
     else:
         whole = [opened.find(id).columns["id"] for id in ids or ()]
         if not _agreed(opened, whole, (), where, dry_run, yes, "changed"):
             return
         named = {name: _value(text) for name, _, text in pairs}
-        count = update_rows(path, dict.fromkeys(matching(path, ids=whole, where=where), named))
-    print(f"{_count(count)} changed")
+        updated = update_values(path, dict.fromkeys(matching(path, ids=whole, where=where), named))
+    for note in updated.notes:
+        say(f"note: {note}")
+    print(f"{_count(updated.checkpoints)} changed, {updated.cells:,} cell{'s' * (updated.cells != 1)}")
     changed = IndexStore.open(path)
     _say_new_columns(changed, columns)
     _say_moved(before, _thresholds(changed))
@@ -135,10 +140,10 @@ def doctor(given: IndexArgument = None, index: IndexOption = None, as_json: Json
     path = chosen_index(given, index)
 
     from weightsearch.cli import render
-    from weightsearch.encoders import load_encoder
     from weightsearch.index import State, doctor
+    from weightsearch.training.represent import load_any_encoder
 
-    findings = doctor(path, check_encoder=load_encoder)
+    findings = doctor(path, check_encoder=load_any_encoder)
     if as_json:
         print(json.dumps({"index": str(path), "findings": [asdict(finding) for finding in findings]}))
     else:
@@ -170,7 +175,7 @@ def export(
     given: IndexArgument = None,
     where: Annotated[str | None, typer.Option(help="Only checkpoints for which this holds.")] = None,
     index: IndexOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Write an index's rows, embeddings included, to a Parquet file."""
     path = chosen_index(given, index)

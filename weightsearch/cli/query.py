@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Escaped, IndexOption, Quiet, Weights, complain, example, say, tell
+from weightsearch.cli.common import Escaped, Force, IndexOption, Quiet, Weights, complain, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -139,16 +139,19 @@ def sweep(
         Path | None, typer.Option(help="Write the table to this .csv, recipes as columns.", show_default="none")
     ] = None,
     lists: Annotated[bool, typer.Option("--all", help="All runs, not the best twenty alone.")] = False,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     index: IndexOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Rank the runs of a folder: accuracy or prediction, forecast, what to do with each, and which settings matter."""
-    from weightsearch.files import write_whole
+    from weightsearch.files import refuse_to_overwrite, write_whole
     from weightsearch.progress import progress_bar
     from weightsearch.search import sweep as library
     from weightsearch.search.index import Index
 
+    if csv is not None:
+        refuse_to_overwrite(csv, force)
     missing = [folder for folder in folders if not folder.exists()]
     if missing:
         raise WeightsearchError(f"{missing[0]} does not exist")
@@ -176,7 +179,7 @@ def get(
     id: Annotated[str, typer.Argument(help="Of an indexed checkpoint, or how it begins; queries show it.")],
     out: Annotated[Path, typer.Option(help="File to write: .pt, .pth, .ckpt, .bin or .safetensors.")],
     index: IndexOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Write an indexed checkpoint's weights back as a state dict, from the zoo or the file that they came from."""
     path = index or runs.newest_index()

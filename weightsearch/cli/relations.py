@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import IndexOption, Quiet, example, say, tell
+from weightsearch.cli.common import Force, IndexOption, Quiet, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -114,10 +114,12 @@ def tidy(
         Path | None, typer.Option(help="File to write the plan to, or with --apply to read it from.")
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Move the plan's files to a trash folder.")] = False,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as one JSON object.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Say which files of a folder could go and what would be lost. Nothing is moved without --apply."""
+    from weightsearch.files import refuse_to_overwrite
     from weightsearch.progress import progress_bar
     from weightsearch.relations import tidy as run
 
@@ -130,6 +132,8 @@ def tidy(
         trash, moved = run.apply(wanted)
         tell(f"{moved} files moved to {trash}; delete that folder to free {_size(wanted.freed)}")
         return
+    if plan is not None:
+        refuse_to_overwrite(plan, force)
     with progress_bar("reading", None, unit="files", quiet=quiet) as advance:
         found = run.plan(folder, advance)
     if plan is not None:
@@ -178,6 +182,7 @@ def unpack(
     packed: Annotated[Path, typer.Argument(help="What `pack` made.")],
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     only: Annotated[str | None, typer.Option(help="One file, by its path in the pack.", show_default="all")] = None,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Recover packed checkpoints bit for bit."""
@@ -185,7 +190,7 @@ def unpack(
     from weightsearch.relations.pack import unpack as run
 
     with progress_bar("unpacking", None, unit="files", quiet=quiet) as advance:
-        count = run(packed, out, only, advance)
+        count = run(packed, out, only, advance, overwrite=force)
     tell(f"{out}: {count} files recovered")
 
 

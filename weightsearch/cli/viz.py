@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import IndexOption, Quiet, example, say
+from weightsearch.cli.common import Force, IndexOption, Quiet, example, say
 from weightsearch.errors import UsageError
 from weightsearch.types import Method, choose
 
@@ -64,6 +64,7 @@ def viz(
         str | None, typer.Option(help="Whose path `training` draws.", show_default="the one that improves most")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds the projection, the fits and the sample of a large index.")] = 0,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw zoos and indexes: accuracies, embeddings, their similarity, a run's path, the trials of a search."""
@@ -82,18 +83,18 @@ def viz(
     if not paths:
         paths = [runs.newest_index()]
         say(f"index: {paths[0]}")
-    folder = out or runs.figures(*paths)
+    folder, overwrite = out or runs.figures(*paths), force or out is None
     if interactive:
         print(
             draw_map(
                 paths, folder / "map.html", dark=dark, part=drawn, projection=projected, methods=method, seed=seed,
-                quiet=quiet,
+                quiet=quiet, overwrite=overwrite,
             )
         )  # fmt: skip
     if figure or not interactive:
         for written in draw(
             paths, folder, figure, format=chosen, dark=dark, projection=projected, part=drawn, methods=method,
-            networks=network or (), run=run, seed=seed, quiet=quiet,
+            networks=network or (), run=run, seed=seed, quiet=quiet, overwrite=overwrite,
         ):  # fmt: skip
             print(written)
 
@@ -127,6 +128,7 @@ def report(
     ] = None,
     network: Annotated[list[Path] | None, typer.Option(help="Draw this checkpoint file, too; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds the projection, the fits and the sample of a large index.")] = 0,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Everything about zoos and indexes on one HTML page: figures, a map, metrics, tables, commands."""
@@ -141,6 +143,6 @@ def report(
     print(
         run(
             paths, out or runs.report(*paths), documents=document or (), dark=dark, part=drawn, methods=method,
-            networks=network or (), seed=seed, quiet=quiet,
+            networks=network or (), seed=seed, quiet=quiet, overwrite=force or out is None,
         )
     )  # fmt: skip

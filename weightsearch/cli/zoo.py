@@ -103,19 +103,17 @@ def import_zoo(
 ) -> None:
     """Import a zoo that others have made, or your own folder of checkpoints, to train on. Resumes where it was."""
     from weightsearch.checkpoints.discovery import Sources
-    from weightsearch.zoo.import_zoo import Layout
+    from weightsearch.zoo.import_zoo import ImportOptions, Layout
     from weightsearch.zoo.import_zoo import import_zoo as run
 
-    summary = run(
-        folder,
-        out or runs.imported_zoo(folder),
+    options = ImportOptions(
         layout=None if layout == "auto" else choose(Layout, layout, "--layout", "auto or "),
         sources=Sources.make(metadata, key, run_column, run_pattern, weights),
         dataset=dataset,
         architecture=architecture,
         runs=runs_,
-        quiet=quiet,
     )
+    summary = run(folder, out or runs.imported_zoo(folder), options, quiet=quiet)
     from weightsearch.cli import render
 
     show(render.import_summary(summary))

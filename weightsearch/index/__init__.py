@@ -6,6 +6,7 @@ from weightsearch.index.doctor import Finding, State, doctor
 from weightsearch.index.info import IndexInfo, export, info
 from weightsearch.index.manifest import check_target
 from weightsearch.index.store import IndexStore, Neighbourhood, Row
+from weightsearch.index.updates import Updated, update_table, update_values
 from weightsearch.index.writer import (
     AddSummary,
     add_rows,
@@ -13,7 +14,6 @@ from weightsearch.index.writer import (
     rebuild,
     remove_rows,
     update_rows,
-    update_table,
     update_where,
 )
 
@@ -26,6 +26,7 @@ __all__ = [
     "Row",
     "Rows",
     "State",
+    "Updated",
     "add_architecture",
     "add_rows",
     "check_addition",
@@ -39,5 +40,6 @@ __all__ = [
     "remove_rows",
     "update_rows",
     "update_table",
+    "update_values",
     "update_where",
 ]

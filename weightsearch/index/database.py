@@ -6,6 +6,7 @@ import json
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -149,6 +150,7 @@ class Database:
         connection.execute(f"SET allowed_paths = [{files}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
+        _made.add(connection)
         return connection
 
     def _attach(self, connection: duckdb.DuckDBPyConnection, read_only: bool, wait_seconds: float) -> None:
@@ -176,6 +178,7 @@ class Database:
 IDLE_KEPT = 4  # connections with nothing attached: making one takes as long as a question
 _idle: list[tuple[Path, duckdb.DuckDBPyConnection]] = []  # the last used first
 _idle_lock = threading.Lock()
+_made: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
 _of_parent: list[Any] = []
 
 
@@ -189,10 +192,10 @@ def _take_idle(path: Path) -> duckdb.DuckDBPyConnection | None:
 
 
 def _forget_idle() -> None:
-    """In a fork, which has none of the threads that a connection of its parent would wait for when it is closed."""
+    """In a fork, which has none of the threads that a connection of its parent would wait for when it is freed."""
     global _idle_lock
     _idle_lock = threading.Lock()
-    _of_parent.extend(_idle)
+    _of_parent.extend(_made)
     _idle.clear()
 
 

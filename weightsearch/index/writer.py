@@ -21,11 +21,10 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from weightsearch.checkpoints.metadata_table import read_table
 from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import DISK_FULL, is_disk_full, lock, plain
+from weightsearch.files import DISK_FULL, is_disk_full, lock
 from weightsearch.index import database, filters, migration, vectors
 from weightsearch.index.database import Database, Rows
 from weightsearch.index.manifest import DATABASE, read_manifest, write_manifest
@@ -195,7 +194,7 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
     where a number belongs: then nothing was. Many rows are changed in several steps, between which readers answer; a
     kill leaves the later ones out, and the same call again makes up for them.
     """
-    checked = {id: dict(_checked(name, value) for name, value in values.items()) for id, values in changes.items()}
+    checked = {id: dict(checked_value(name, value) for name, value in values.items()) for id, values in changes.items()}
     if not checked:
         return 0
     with writing(path) as writer:
@@ -238,28 +237,6 @@ def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping
     connection.execute("UPDATE ix.state SET generation = generation + 1")
 
 
-def update_table(path: str | Path, table: Path, key: str = "id") -> int:
-    """Sets the columns of a .csv, .json or .parquet file in the rows whose column `key` equals the file's.
-
-    An empty cell leaves what is there. Returns how many rows were changed; raises UsageError for a line about no row.
-    """
-    index = IndexStore.open(path)
-    ids: dict[str, list[str]] = {}
-    for fingerprint in index.architectures:
-        known = index.table(fingerprint, ["id", key])
-        for id, value in zip(known["id"], known[key], strict=True):
-            ids.setdefault(str(value), []).append(id)
-    changes: dict[str, dict[str, Any]] = {}
-    for line in read_table(table, key):
-        value = str(line.pop(key))
-        if value not in ids:
-            raise UsageError(f"{path} holds no checkpoint with {key} {value}, which {table} names")
-        filled = {name: plain(cell) for name, cell in line.items() if cell is not None}
-        for id in ids[value]:
-            changes.setdefault(id, {}).update(filled)
-    return update_rows(path, changes)
-
-
 def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int:
     """Sets the same values in all rows that pass the filter; returns how many those were."""
     return update_rows(path, dict.fromkeys(matching(path, where=where), values))
@@ -278,7 +255,7 @@ def matching(
     return rows
 
 
-def _checked(name: str, value: Any) -> tuple[str, Any]:
+def checked_value(name: str, value: Any) -> tuple[str, Any]:
     """A column's name and value, as they can be kept."""
     if name in (*database.COLUMNS, database.ARCHITECTURE, "embedding") and name not in CHANGEABLE:
         raise UsageError(f"{name} cannot be changed; {', '.join(CHANGEABLE)} and columns of your own can")

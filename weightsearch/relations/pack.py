@@ -18,7 +18,7 @@ import numpy as np
 import zstandard
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.files import replacing, sha256, write_whole
+from weightsearch.files import refuse_to_overwrite, replacing, sha256, write_whole
 from weightsearch.relations.open_files import open_file
 from weightsearch.relations.signature import Signature
 
@@ -264,11 +264,17 @@ def _load(store: Path, name: str) -> bytes:
 
 
 def unpack(
-    packed: str | Path, out: str | Path, only: str | None = None, advance: Callable[[], None] = lambda: None
+    packed: str | Path,
+    out: str | Path,
+    only: str | None = None,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    overwrite: bool = False,
 ) -> int:
     """Writes a pack's files below `out`, or `only` one of them, bit for bit as they were; returns how many.
 
-    Each is checked against its SHA-256 and appears whole. A file that is there already with the right content is left.
+    Each is checked against its SHA-256 and appears whole. A file that is there already with the right content is left;
+    where one has another, UsageError is raised before anything is written, unless `overwrite`.
     """
     packed, out = Path(packed), Path(out)
     try:
@@ -283,11 +289,18 @@ def unpack(
     chosen = [file for file in files if only is None or file["path"] == only]
     if only is not None and not chosen:
         raise WeightsearchError(f"{packed} holds no {only}; it holds {', '.join(f['path'] for f in files[:5])} …")
+    there = set()
     for file in chosen:
         target = out / file["path"]
         if not target.resolve().is_relative_to(out.resolve()):
             raise WeightsearchError(f"{packed} names the file {file['path']}, which lies outside {out}")
-        if target.exists() and sha256(target) == file["sha256"]:
+        if target.is_file() and sha256(target) == file["sha256"]:
+            there.add(file["path"])
+        else:
+            refuse_to_overwrite(target, overwrite)
+    for file in chosen:
+        target = out / file["path"]
+        if file["path"] in there:
             advance()
             continue
         content = b"".join(_load(packed / PIECES, name) for name in file["pieces"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.checkpoints.discovery import (
-    Found,
+    CheckpointFile,
     Quarantined,
     Skipped,
     Sources,
@@ -29,7 +29,7 @@ from weightsearch.checkpoints.walk import Account
 from weightsearch.encoders import Encoder
 from weightsearch.encoders.universal.encoder import UniversalEncoder
 from weightsearch.errors import Interrupted, WeightsearchError
-from weightsearch.index import IndexStore, Rows, add_rows, update_rows
+from weightsearch.index import IndexStore, Rows, add_rows, update_values
 from weightsearch.index.create import create_empty
 from weightsearch.index.writer import writing
 from weightsearch.index.zoo_rows import _objects, network_columns, zoo_rows, zoo_source
@@ -115,10 +115,10 @@ def add(
 
 def _split(
     paths: Iterable[str | Path], quarantined: list[Quarantined], account: Account
-) -> tuple[list[Zoo], list[Found]]:
+) -> tuple[list[Zoo], list[CheckpointFile]]:
     """Zoos, and files; a folder in the layout of a public zoo is read as that zoo's project writes it."""
     zoos: list[Zoo] = []
-    files: dict[Path, Found] = {}
+    files: dict[Path, CheckpointFile] = {}
     for path in map(Path, paths):
         if (path / "zoo.json").is_file():
             zoos.append(Zoo.open(path))
@@ -132,7 +132,7 @@ def _split(
             found = find(path, layout)
         else:
             discovery = discover([path])
-            found = discovery.found
+            found = discovery.files
             quarantined += discovery.missing
             account.add(discovery.account)
         for file in found:
@@ -149,7 +149,7 @@ class _Batch:
     weights: list[np.ndarray] = field(default_factory=list)
     represented: list[Representation] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    files: list[Found] = field(default_factory=list)
+    files: list[CheckpointFile] = field(default_factory=list)
     known: list[Metadata] = field(default_factory=list)
     sketches: dict[Path, np.ndarray] = field(default_factory=dict)
 
@@ -157,7 +157,7 @@ class _Batch:
     def paths(self) -> list[Path]:
         return [file.path for file in self.files]
 
-    def add(self, weights: np.ndarray, file: Found, metadata: Metadata) -> None:
+    def add(self, weights: np.ndarray, file: CheckpointFile, metadata: Metadata) -> None:
         self.ids.append(content_hash(weights))
         self.files.append(file)
         self.sketches[file.path] = sketch(weights)
@@ -202,7 +202,7 @@ class _Adder:
         self.account = Account()
         self._encoders: dict[str, AnyEncoder] = {}
 
-    def add_files(self, files: Sequence[Found], advance: Any) -> None:
+    def add_files(self, files: Sequence[CheckpointFile], advance: Any) -> None:
         batches: dict[str, _Batch] = {}
         for file in files:
             advance()
@@ -343,22 +343,23 @@ class _Adder:
         return known
 
     def _repair(self, space: str, ids: Sequence[str], places: Sequence[Path], known: Sequence[Metadata]) -> None:
-        """Gives checkpoints that are held already the values that the given table has of them."""
-        table = self.sources.table
-        if table is None or space not in self.index.architectures:
+        """Gives checkpoints that are held already the values that the given table or study has of them."""
+        if (self.sources.table is None and self.sources.study is None) or space not in self.index.architectures:
             return
         held = set(self.index.table(space, ["id"])["id"])
         changes: dict[str, dict[str, Any]] = {}
         for id, path, metadata in zip(ids, places, known, strict=True):
-            row = table.find(path) if id in held else None
+            row = self.sources.given(path, metadata) if id in held else None
             if row is not None:
                 told = {name: getattr(row, name) for name in ("epoch", "run", "dataset")}
                 values = {name: metadata.value(name) for name in row.metrics} | told | dict(row.extras)
                 changes[id] = {name: value for name, value in values.items() if value is not None}
         if changes:
-            update_rows(self.index.path, changes)
-            cells, name = sum(map(len, changes.values())), table.path.name
-            self.notes.append(f"{cells:,} cells of {len(changes):,} checkpoints that were there were set from {name}")
+            columns = set(self.index.keys())
+            updated = update_values(self.index.path, changes)
+            checkpoints = f"{updated.checkpoints:,} checkpoints that were there"
+            self.notes.append(f"{updated.cells:,} cells of {checkpoints} were set from {self.sources.given_name}")
+            self.notes += [f"new column: {name}" for name in sorted(set(self.index.keys()) - columns)]
 
     def _write(self, fingerprint: str, rows: Rows, places: Sequence[Path | str]) -> None:
         finite = np.isfinite(rows.embedding).all(axis=1)
@@ -371,7 +372,7 @@ class _Adder:
             self.added += summary.added
             self.already += len(rows) - summary.added
 
-    def sign(self, files: Sequence[Found], zoos: Sequence[Zoo], advance: Any) -> None:
+    def sign(self, files: Sequence[CheckpointFile], zoos: Sequence[Zoo], advance: Any) -> None:
         """Keeps signatures, which need no encoder and take files that no encoder could."""
         total = len(files) + sum(len(zoo.table()) for zoo in zoos)
         self.signed, unread = sign_files(self.index.path, files, self.metadata, advance)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weightsearch.checkpoints.discovery import Found, Quarantined, reason_of
+from weightsearch.checkpoints.discovery import CheckpointFile, Quarantined, reason_of
 from weightsearch.checkpoints.metadata import Metadata
 from weightsearch.checkpoints.state_dict import to_state_dict
 from weightsearch.errors import WeightsearchError
@@ -23,7 +23,7 @@ ZOO_LIMIT = 20_000  # a zoo's checkpoints that are signed; of a larger one the l
 
 def sign_files(
     index: str | Path,
-    files: Sequence[Found],
+    files: Sequence[CheckpointFile],
     known: Mapping[Path, Metadata],
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[int, list[Quarantined]]:

@@ -52,12 +52,12 @@ class Subject:
 
 def described(model: Any, weights: str | None = None) -> tuple[Checkpoint, Metadata]:
     """What `to_checkpoint` makes of a model, and what is known of it: of a file also what lies beside it."""
-    from weightsearch.checkpoints.discovery import Found, Sources
+    from weightsearch.checkpoints.discovery import CheckpointFile, Sources
     from weightsearch.checkpoints.metadata import interpret
 
     if isinstance(model, str | Path):
         path = Path(model)
-        record = Sources(weights=weights).read(Found(path, path.parent, run=""))
+        record = Sources(weights=weights).read(CheckpointFile(path, path.parent, run=""))
         return record.checkpoint, record.metadata
     checkpoint = to_checkpoint(model, weights)
     return checkpoint, interpret(checkpoint.metadata, "file")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from weightsearch.checkpoints.discovery import Found, Sources, find_files, reason_of
+from weightsearch.checkpoints.discovery import CheckpointFile, Sources, find_files, reason_of
 from weightsearch.checkpoints.metadata import Metadata, as_fractions
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
@@ -114,7 +114,7 @@ ADVICE = ("keep", "continue", "stop", "could go", "unknown")
 class _Seen:
     """What is kept of a file when its weights are let go."""
 
-    file: Found
+    file: CheckpointFile
     id: str
     metadata: Metadata
 
@@ -180,7 +180,7 @@ def sweep(
     )
 
 
-def _files(paths: Sequence[str | Path]) -> tuple[list[Found], list[tuple[str, str]]]:
+def _files(paths: Sequence[str | Path]) -> tuple[list[CheckpointFile], list[tuple[str, str]]]:
     found, missing = find_files(paths)
     return found, [(one.path, one.reason) for one in missing]
 

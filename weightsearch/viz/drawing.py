@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from weightsearch import paths as runs
 from weightsearch.errors import UsageError
+from weightsearch.files import refuse_to_overwrite, write_whole
 from weightsearch.progress import progress_bar
 from weightsearch.search.index import Index
 from weightsearch.types import choose
@@ -51,6 +52,7 @@ def draw(
     seed: int = 0,
     root: Path | None = None,
     quiet: bool = False,
+    overwrite: bool = True,
 ) -> list[Path]:
     """Draws `figures` (names in `FIGURES`; None: all) of zoos and indexes, a row for each, into the directory `out`.
 
@@ -64,6 +66,7 @@ def draw(
         methods: what a zoo is drawn through: `raw weights` or names of encoders.
         networks: checkpoint files to draw into the embedding, joined to their neighbours.
         run: whose path `training` draws, as `usps-v1/17` or `17` (None: the one that improves the most).
+        overwrite: False refuses to write over a file that is there.
 
     Example:
         >>> [path.name for path in draw('index', 'figures', ['distribution'], quiet=True)]
@@ -87,11 +90,13 @@ def draw(
             "efficiency is drawn of a search's trials: name a tables.json (`weightsearch tables`) or a zoo that "
             "`weightsearch train --trials` has searched on"
         )
+    suffix = choose(Format, format, "--format")
+    for name in names:
+        refuse_to_overwrite(out / f"{name}.{suffix}", overwrite)
     if set(names) & set(ENCODED):
         for source in opened:
             source.prepare(source.methods, quiet=quiet)
     options = Options(part, projection, seed, tuple(networks), run)
-    suffix = choose(Format, format, "--format")
     written = []
     with progress_bar("drawing", len(names), unit="figures", quiet=quiet) as advance, theme(dark):
         for name in names:
@@ -117,6 +122,7 @@ def draw_map(
     seed: int = 0,
     root: Path | None = None,
     quiet: bool = False,
+    overwrite: bool = True,
 ) -> Path:
     """Writes a map of zoos and indexes to explore, one HTML file that needs no network. See `draw` for the arguments.
 
@@ -129,6 +135,7 @@ def draw_map(
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a directory; a map is one HTML file")
+    refuse_to_overwrite(path, overwrite)
     _, opened = _open(sources, methods, seed, root or runs.RUNS)
     if not opened:
         raise UsageError("a map is drawn of zoos and indexes: name one")
@@ -139,7 +146,7 @@ def draw_map(
     with progress_bar("mapping", total, unit="maps", quiet=quiet) as advance:
         content = interactive(opened, options, partial(_note, advance, "map"), dark=dark)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
+    write_whole(path, content)
     return path
 
 
@@ -155,6 +162,7 @@ def report(
     seed: int = 0,
     root: Path | None = None,
     quiet: bool = False,
+    overwrite: bool = True,
 ) -> Path:
     """Writes all figures, the map, the metrics and the commands that make them to one HTML page. See `draw`.
 
@@ -168,6 +176,7 @@ def report(
     path, root = Path(path), root or runs.RUNS
     if path.is_dir():
         raise UsageError(f"{path} is a directory; a report is one HTML file")
+    refuse_to_overwrite(path, overwrite)
     if missing := [str(document) for document in documents if not Path(document).is_file()]:
         raise UsageError(f"--document {missing[0]}: there is no such file")
     tables, opened = _open(sources, methods, seed, root)
@@ -200,7 +209,7 @@ def report(
         )  # fmt: skip
         advance()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(whole, encoding="utf-8")
+    write_whole(path, whole)
     return path
 
 

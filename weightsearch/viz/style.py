@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
 
+from weightsearch.files import replacing
 from weightsearch.types import Target
 
 COLOURS = "viridis"  # perceptually uniform, and legible to colour-blind readers
@@ -55,7 +56,8 @@ def theme(dark: bool) -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure without a date, so that the same figure is the same file."""
     metadata = {"Software": "weightsearch"} if path.suffix == ".png" else {"Date": None, "Creator": "weightsearch"}
-    figure.savefig(path, dpi=DPI, metadata=metadata)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=DPI, metadata=metadata)
 
 
 def rows_of(title: str, headings: Sequence[str], width: float, height: float) -> tuple[Figure, list[SubFigure]]:

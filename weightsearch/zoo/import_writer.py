@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +15,10 @@ from weightsearch.checkpoints.folder_layouts import Layout
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.progress import progress_bar
 from weightsearch.types import Architecture, content_hash
+from weightsearch.zoo.import_rows import RunToWrite
+from weightsearch.zoo.import_update import Held, apply, note_of, plan_import
 from weightsearch.zoo.schema import METRICS, CheckpointRow, RunRow
-from weightsearch.zoo.store import Zoo, ZooInfo, open_writer, stream_part
+from weightsearch.zoo.store import ZooInfo, connect, open_writer, stream_part
 
 PART_BYTES = 64 * 2**20  # of weights; a part holds whole runs, at least one
 QUARANTINE = "quarantine.csv"
@@ -41,26 +43,18 @@ class ImportSummary:
     architectures: int
     others: Mapping[str, int]  # architectures that were left out, for people -> how many files have them
     notes: tuple[str, ...]  # what was assumed
+    later: int = 0  # checkpoints that joined runs that were there
+    changed: int = 0  # cells of checkpoints that were there
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint to write. `source` says where its weights are."""
+class Written:
+    """What an import did: new runs, checkpoints of runs that were there, changed cells, and what to tell of it."""
 
-    epoch: float
-    source: str
-    metrics: Mapping[str, float]  # of `rows.METRICS`, those that are known
-    extras: Mapping[str, Any]
-    architecture: Architecture
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run to write: its maker's name for it, unique in the zoo, and its checkpoints by epoch."""
-
-    name: str
-    recipe: Mapping[str, Any]
-    checkpoints: Sequence[Checkpoint]
+    runs: int
+    later: int
+    changed: int
+    notes: tuple[str, ...] = ()
 
 
 def zoo_info(out: Path, architecture: Architecture | None, layout: Layout, dataset: str, preset: str) -> ZooInfo:
@@ -80,13 +74,13 @@ def zoo_info(out: Path, architecture: Architecture | None, layout: Layout, datas
 def write_runs(
     out: Path,
     info: ZooInfo,
-    runs: Sequence[Run],
+    runs: Sequence[RunToWrite],
     read: Callable[[str], np.ndarray],
     quarantined: list[Quarantined],
     *,
     quiet: bool = False,
-) -> int:
-    """Adds to the zoo `out` the runs that it does not have yet, by name; returns how many.
+) -> Written:
+    """Adds to the zoo `out` what it does not have yet, and gives what it has the values that are known by now.
 
     A part of whole runs is published at a time, one checkpoint in memory, so that a kill loses no more than a part.
 
@@ -96,35 +90,39 @@ def write_runs(
     """
     size = None if info.architecture is None else info.architecture.size
     with open_writer(out, info) as writer:
-        named = set(Zoo.open(out).table().names.values())
-        fresh = [run for run in runs if run.name not in named]
-        total = sum(len(run.checkpoints) for run in fresh)
-        number = max(writer.runs, default=-1) + 1
+        with connect(out) as connection:
+            plan = plan_import(Held.read(connection), runs, quarantined)
+            apply(connection, plan)
+        first = max([*writer.runs, *plan.names, -1]) + 1
+        numbered = [*plan.later.items(), *enumerate(plan.new, first)]
+        total = sum(len(run.checkpoints) for _, run in numbered)
         with progress_bar("importing", total, unit="checkpoints", quiet=quiet) as advance:
             try:
-                for group in _groups(fresh, PART_BYTES // 4):
-                    part = _Part(number, group, quarantined, mixed=size is None)
-                    temporary = writer.temporary(number)
+                for group in _groups(numbered, PART_BYTES // 4):
+                    part = _Part(group, writer.free_part(), quarantined, set(plan.later), mixed=size is None)
+                    temporary = writer.temporary(part.number)
                     if not stream_part(temporary, part.weights(read, advance), part.most, size):
                         temporary.unlink()
                     kinds = part.architectures.values()
-                    writer.publish(number, temporary if part.rows else None, part.run_rows, part.rows, kinds)
-                    number += len(group)
+                    writer.publish(part.number, temporary if part.rows else None, part.run_rows, part.rows, kinds)
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"stopped: {len(writer.runs)} runs are kept in {out}; run the same command again to go on"
                 ) from None
         write_quarantine(out / QUARANTINE, quarantined)
-    return len(fresh)
+    later = sum(len(run.checkpoints) for run in plan.later.values())
+    notes = [f"{later:,} checkpoints joined runs that were there"] if later else []
+    return Written(len(plan.new), later, plan.changed.cells, (*notes, *note_of(plan.changed, out)))
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Runs that are written together, numbered from `first`, and what is known of them after `weights` has run."""
+    """Runs that are written together, by number, and what is known of them after `weights` has run."""
 
-    first: int
-    runs: Sequence[Run]
+    runs: Sequence[tuple[int, RunToWrite]]
+    number: int
     quarantined: list[Quarantined]
+    held: Collection[int]  # runs that have a row already
     mixed: bool  # whether the zoo is one of many architectures
     rows: list[CheckpointRow] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -134,18 +132,21 @@ class _Part:
     def most(self) -> int:
         """Rows, or in a zoo of many the values of all."""
         return sum(
-            checkpoint.architecture.size if self.mixed else 1 for run in self.runs for checkpoint in run.checkpoints
+            checkpoint.architecture.size if self.mixed else 1 for _, run in self.runs for checkpoint in run.checkpoints
         )
 
     @property
     def run_rows(self) -> list[RunRow]:
-        numbered = enumerate(self.runs, self.first)
-        return [RunRow(number, run.recipe, self.reasons.get(number), name=run.name) for number, run in numbered]
+        return [
+            RunRow(number, run.recipe, self.reasons.get(number), name=run.name)
+            for number, run in self.runs
+            if number not in self.held
+        ]
 
     def weights(self, read: Callable[[str], np.ndarray], advance: Callable[[], None]) -> Iterator[np.ndarray]:
         """The good checkpoints' weights `(P,)`, as their rows are made; the others are quarantined."""
         start = 0
-        for number, run in enumerate(self.runs, self.first):
+        for number, run in self.runs:
             for checkpoint in run.checkpoints:
                 advance()
                 source = checkpoint.source
@@ -170,16 +171,16 @@ class _Part:
                 yield weights
 
 
-def _groups(runs: Sequence[Run], most: int) -> Iterator[list[Run]]:
+def _groups(runs: Sequence[tuple[int, RunToWrite]], most: int) -> Iterator[list[tuple[int, RunToWrite]]]:
     """Runs in groups of up to `most` values of weights, a longer run alone."""
-    group: list[Run] = []
+    group: list[tuple[int, RunToWrite]] = []
     held = 0
-    for run in runs:
+    for number, run in runs:
         values = sum(checkpoint.architecture.size for checkpoint in run.checkpoints)
         if group and held + values > most:
             yield group
             group, held = [], 0
-        group.append(run)
+        group.append((number, run))
         held += values
     if group:
         yield group

@@ -167,6 +167,57 @@ def insert(
     return [row.run for row in runs]
 
 
+def replace_rows(
+    connection: duckdb.DuckDBPyConnection,
+    columns: Mapping[str, np.ndarray],
+    recipes: Mapping[int, Mapping[str, Any]],
+    names: Mapping[int, str],
+) -> None:
+    """Changes rows in one transaction, and removes runs that no checkpoint is left in and that did not fail.
+
+    Args:
+        columns: values `(n,)` by column, `part` and `row` among them, which say whose they are.
+        recipes: of runs, by number; those that are new have a name in `names`.
+    """
+    changed = dict(columns)  # noqa: F841 - DuckDB reads it by its name
+    told = {  # noqa: F841
+        "run": np.array([*{**recipes, **names}], np.int64),
+        "recipe": _objects(_json(recipes.get(run, {})) for run in {**recipes, **names}),
+        "name": _texts(names.get(run) for run in {**recipes, **names}),
+    }
+    # A key's columns cannot be changed in place.
+    connection.execute("BEGIN")
+    try:
+        if recipes or names:
+            connection.execute("UPDATE runs SET recipe = told.recipe FROM told WHERE runs.run = told.run")
+            connection.execute(
+                "INSERT INTO runs BY NAME SELECT run, recipe, 'ok' AS status, name FROM told "
+                "WHERE name IS NOT NULL AND run NOT IN (SELECT run FROM runs)"
+            )
+        if len(columns["part"]):
+            before = connection.execute("SELECT run FROM checkpoints GROUP BY run").fetchall()
+            replaced = ", ".join(
+                f"CASE WHEN changed.part IS NULL THEN checkpoints.{name} ELSE changed.{name} END AS {name}"
+                for name in columns
+                if name not in ("part", "row")
+            )
+            connection.execute(
+                f"CREATE TEMP TABLE old_rows AS SELECT checkpoints.* REPLACE ({replaced}) FROM checkpoints "
+                "LEFT JOIN changed ON checkpoints.part = changed.part AND checkpoints.row = changed.row"
+            )
+            connection.execute("DROP TABLE checkpoints")
+            connection.execute(_SCHEMA)
+            connection.execute("INSERT INTO checkpoints BY NAME SELECT * FROM old_rows")
+            connection.execute("DROP TABLE old_rows")
+            after = connection.execute("SELECT run FROM checkpoints GROUP BY run").fetchall()
+            for (run,) in set(before) - set(after):
+                connection.execute("DELETE FROM runs WHERE run = ?", [run])
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
 def read_architectures(connection: duckdb.DuckDBPyConnection) -> dict[str, Architecture]:
     """Those of a zoo of many, by fingerprint."""
     rows = connection.execute("SELECT fingerprint, layers FROM architectures ORDER BY fingerprint").fetchall()

@@ -20,7 +20,7 @@ import numpy as np
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
 from weightsearch.types import Architecture, Layer, LayerKind
-from weightsearch.zoo.import_writer import Checkpoint, Run
+from weightsearch.zoo.import_rows import CheckpointToWrite, RunToWrite
 from weightsearch.zoo.schema import METRICS
 
 RENAMED = {"w_init": "initializer", "b_init": "bias_initializer", "random_seed": "seed"}
@@ -81,7 +81,7 @@ def _columns(row: dict[str, str]) -> np.ndarray:
 
 def open_small_cnn_zoo(
     folder: Path, metrics: Path, limit: int | None = None
-) -> tuple[Architecture, list[Run], str | None, Callable[[str], np.ndarray], list[str]]:
+) -> tuple[Architecture, list[RunToWrite], str | None, Callable[[str], np.ndarray], list[str]]:
     """The architecture, the runs (the first `limit`), the dataset, how to read a source's weights, and notes."""
     architecture, columns = read_layout(folder / "layout.csv")
     path = folder / "weights.npy"
@@ -126,7 +126,7 @@ def _read_metrics(path: Path) -> dict[str, list[Any]]:
 
 def _runs(
     table: dict[str, list[Any]], weights: Path, limit: int | None, architecture: Architecture
-) -> tuple[list[Run], list[str]]:
+) -> tuple[list[RunToWrite], list[str]]:
     rows: dict[str, dict[int, int]] = {}  # run -> epoch -> row
     repeated = 0
     for row, (run, step) in enumerate(zip(table["modeldir"], table["step"], strict=True)):
@@ -141,7 +141,7 @@ def _runs(
     for run, epochs in list(rows.items())[:limit]:
         first = next(iter(epochs.values()))
         checkpoints = [
-            Checkpoint(
+            CheckpointToWrite(
                 epoch,
                 f"{weights}#{row}",
                 {key: table[key][row] for key in METRICS if isinstance(table[key][row], int | float)},
@@ -150,7 +150,9 @@ def _runs(
             )
             for epoch, row in sorted(epochs.items())
         ]
-        runs.append(Run(names[run], {config[key]: plain(table[key][first]) for key in recipe_columns}, checkpoints))
+        runs.append(
+            RunToWrite(names[run], {config[key]: plain(table[key][first]) for key in recipe_columns}, checkpoints)
+        )
     return runs, [f"{repeated:,} rows repeat an epoch of their run and were left out"] if repeated else []
 
 

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +323,14 @@ class ZooWriter:
         with connect(self.path) as connection:
             self.runs.update(rows.insert(connection, part, runs, checkpoints, architectures))
 
+    def free_part(self) -> int:
+        """A number that no part has, nor had: runs' numbers go with those of their first parts."""
+        with connect(self.path, read_only=True) as connection:
+            [(part, run)] = connection.execute(
+                "SELECT (SELECT max(part) FROM checkpoints), (SELECT max(run) FROM runs)"
+            ).fetchall()
+        return max(-1 if part is None else part, -1 if run is None else run) + 1
+
     def temporary(self, part: int) -> Path:
         """Where a worker writes the future part `part`; a killed build's leftovers of this name are removed."""
         return self.path / "weights" / f".{part_path(self.path, part).name}.{os.getpid()}.tmp"
@@ -345,7 +353,14 @@ def open_writer(path: Path, info: ZooInfo) -> Iterator[ZooWriter]:
         busy = f"another build (PID {{pid}}) is writing to {path}: wait for it or stop it"
         with lock(path / LOCK, busy):
             if (path / "zoo.json").exists():
-                differences = ZooInfo.read(path).differences(info)
+                held = ZooInfo.read(path)
+                if "unknown" in (held.dataset, info.dataset):  # who imports again may know it by then, or not say it
+                    known = next((name for name in (info.dataset, held.dataset) if name != "unknown"), "unknown")
+                    named, info = replace(held, dataset=known), replace(info, dataset=known)
+                    if named != held:
+                        write_whole(path / "zoo.json", json.dumps(named.to_dict(), indent=1))
+                        held = named
+                differences = held.differences(info)
                 if differences:
                     raise WeightsearchError(
                         f"{path} was made with other settings ({'; '.join(differences)}): "

@@ -32,9 +32,13 @@ _LEAVES = {
     "PRelu": ("weight",),
     "Gather": ("weight",),
 }
+# Recurrent layers: where ONNX keeps PyTorch's gates. i, o, f, c for i, f, g, o; z, r, h for r, z, n.
+# https://onnx.ai/onnx/operators/onnx__LSTM.html, https://pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 _QUANTISED = ("DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "MatMulNBits")
 MAX_DEPTH = 10  # graphs within graphs
-SMALLEST = 2  # values of a constant that counts as a weight
+SMALLEST = 2  # values of an initialiser that counts as a weight
+SMALLEST_CONSTANT = 16  # of a node's, among which are scales and limits as well
 
 
 def read_onnx(path: Path) -> Content:
@@ -65,12 +69,15 @@ class _Collected:
         outer = dict(self._known)
         for tensor in graph.initializer:
             self._known[tensor.name] = tensor
+            self._used.discard(tensor.name)  # another graph's of the same name
         aliases: dict[str, str] = {}
+        constants: dict[str, Any] = {}
         for node in graph.node:
             if node.op_type == "Constant" and len(node.output) == 1:
                 value = next((item.t for item in node.attribute if item.name == "value"), None)
                 if value is not None:
-                    self._known[node.output[0]] = value
+                    self._known[node.output[0]] = constants[node.output[0]] = value
+                    self._used.discard(node.output[0])  # another graph's of the same name
             elif node.op_type in ("Identity", "Cast") and node.input and node.input[0] in self._known:
                 self._known[node.output[0]] = self._known[node.input[0]]
             elif node.op_type == "Transpose" and node.input[0] in self._known:
@@ -82,6 +89,11 @@ class _Collected:
         for tensor in graph.initializer:  # what no known node uses, such as a position's embedding
             if tensor.name not in self._used and len(tensor.dims) and int(np.prod(tensor.dims)) >= SMALLEST:
                 self._keep(tensor.name, tensor)
+        for name, tensor in constants.items():  # or what reaches its node through others, as an LSTM's gates do
+            is_float = _TYPES.get(tensor.data_type, "").startswith(("float", "bfloat"))
+            if is_float and name not in self._used and int(np.prod(tensor.dims)) >= SMALLEST_CONSTANT:
+                self._used.add(name)
+                self._keep(name, tensor)
         self._known = outer
 
     def _graphs(self, node: Any) -> Iterator[Any]:
@@ -96,6 +108,9 @@ class _Collected:
             raise WeightsearchError(
                 f"tensor '{shown(own[0])}' is quantised ({node.op_type}); export the network in an ordinary float type"
             )
+        if node.op_type in _GATES:
+            self._recurrent(node, [*inputs, "", "", ""][1:4], position)
+            return
         leaves = _LEAVES.get(node.op_type)
         if leaves is None or not own:
             return
@@ -119,6 +134,24 @@ class _Collected:
             tensor = self._known[name]
             turned = leaf == "weight" and len(tensor.dims) == 2 and self._is_turned(node, name, node.input[place])
             self._keep(f"{module}.{leaf}" if module else name, tensor, turned=turned)
+
+    def _recurrent(self, node: Any, names: list[str], position: int) -> None:
+        """A recurrent layer `(directions, gates x H, inputs)` as PyTorch has it: gates in its order, two biases."""
+        given = [self._known[name] for name in names if name in self._known]
+        if not set(names[:2]) <= set(self._known) or any(tensor.data_location == _EXTERNAL for tensor in given):
+            return
+        weights, recurrent, *biases = [self.onnx.numpy_helper.to_array(tensor) for tensor in given]
+        gates = _GATES[node.op_type]
+        module = _module({}, node, position)
+        self._used.update(filter(None, names))
+        for direction in range(len(weights)):
+            both = np.split(biases[0][direction], 2) if biases else None
+            parts = {"weight_ih": weights[direction], "weight_hh": recurrent[direction]}
+            parts |= {} if both is None else {"bias_ih": both[0], "bias_hh": both[1]}
+            for leaf, array in parts.items():
+                blocks = np.split(array, len(gates))
+                turned = np.concatenate([blocks[gate] for gate in gates])
+                self.tensors[f"{module}.{leaf}_l0{'_reverse' * direction}"] = in_memory(turned)
 
     def _is_turned(self, node: Any, name: str, given: str) -> bool:
         """Whether a dense layer's weight is stored as `(inputs, outputs)`."""
@@ -166,4 +199,7 @@ def _module(names: dict[str, str], node: Any, position: int) -> str:
             return name.removesuffix(f".{leaf}")
     if len(names) == 1:
         return ""
+    path, _, last = node.name.rpartition("/")
+    if path and last.startswith(node.op_type):  # `/rnn/LSTM`, as PyTorch names a module's nodes
+        return str(path).strip("/").replace("/", ".")
     return (node.name or f"{node.op_type.lower()}_{position}").strip("/").replace("/", ".")

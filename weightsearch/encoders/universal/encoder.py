@@ -20,7 +20,7 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.types import Activation, Architecture
 
 METHOD = "universal"
-FORMAT = 2
+FORMAT = 3
 TREES_SHARE = 0.5  # of the prediction; the networks' mean has the rest
 BATCH = 1024  # networks at a time
 PREDICTED_SHARE = 0.5  # of the embedding's squared length: where a network lies between chance and perfection
