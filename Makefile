@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE := # compiled tests are kept: half of what collecting them takes
 
-.PHONY: help setup demo test test-all test-fast attack lint docs bench zoos reference-index
+.PHONY: help setup demo test test-all test-fast test-lowest attack lint docs bench zoos reference-index
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -31,6 +31,11 @@ test-all: .venv/integrations-ready ## The whole test suite with all kills, damag
 
 test-fast: .venv/ready ## The tests that take no time
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-lowest: ## The fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev,formats]'
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 MINUTES ?= 10
 SEED ?= 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -50,3 +52,16 @@ def test_an_installed_wheel_answers_from_its_reference_index(tmp_path: Path):
 
     assert files(installed / "weightsearch" / "reference_index") == files(ROOT / "index")
     assert files(ROOT / "weightsearch") <= files(installed / "weightsearch")
+
+
+def test_the_lowest_versions_are_those_that_pyproject_allows():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *extras["dev"], *extras["formats"], *extras["serve"]]
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in required:
+        name, bound = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement).groups()
+        assert [int(part) for part in lowest[name].split(".")][: bound.count(".") + 1] == [
+            int(part) for part in bound.split(".")
+        ], requirement

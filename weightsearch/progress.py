@@ -12,6 +12,10 @@ def progress_bar(
     description: str, total: int | None, *, unit: str, quiet: bool = False
 ) -> Iterator[Callable[..., None]]:
     """Yields `advance(steps=1, note="")`; the bar shows done/total, the rate in `unit`/s, and the time left."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda steps=1, note="": None
+        return
+
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -29,7 +33,6 @@ def progress_bar(
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.1f} {unit}/s" if speed else "")
 
-    hidden = quiet or not sys.stderr.isatty()
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -38,7 +41,7 @@ def progress_bar(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total, note="")
 
         def advance(steps: float = 1, note: str = "") -> None:

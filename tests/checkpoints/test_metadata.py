@@ -240,7 +240,7 @@ def test_files_folders_and_patterns(tmp_path: Path):
     assert [Path(bad.path).name for bad in missing] == ["none.pt", "*.xyz"]
     (tmp_path / "empty").mkdir()
     assert [bad.reason.partition(" .")[0] for bad in find_files([tmp_path / "empty"])[1]] == [
-        "it holds no file of weights (but nothing)"
+        "it holds no file of weights"
     ]
 
 

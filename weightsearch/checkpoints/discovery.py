@@ -247,11 +247,10 @@ def discover(paths: Iterable[str | Path]) -> Discovery:
                 files = list(walk(path, account_of_folder))
                 account.add(account_of_folder)
                 if not files:
-                    what = (
-                        ", ".join(f"{count:,} {kind}" for kind, count in account_of_folder.others.most_common(4))
-                        or "nothing"
+                    others = ", ".join(f"{count:,} {kind}" for kind, count in account_of_folder.others.most_common(4))
+                    missing.append(
+                        Quarantined(str(path), "it holds no file of weights" + (f" (but {others})" if others else ""))
                     )
-                    missing.append(Quarantined(str(path), f"it holds no file of weights (but {what})"))
                 for file in files:
                     discovered.setdefault(
                         file.resolve(),
