@@ -27,7 +27,7 @@ NEAR = tuple(
 )
 ANSWER = Answer(
     path="sweeps/monday/very-good.pt", id="00", architecture="conv2d 16x1x3x3", fingerprint="f",
-    predicted_accuracy=0.938, percentile=99.2, stated_accuracy=None, neighbours_accuracy=0.93, neighbours=NEAR,
+    predicted=0.938, percentile=99.2, stated_accuracy=None, neighbours_accuracy=0.93, neighbours=NEAR,
     good=NEAR, bad=(row(9, "usps-v1/9", 1.86, 0.1),), good_threshold=0.8, bad_threshold=0.3,
     plan=Plan("exact", 2664, 2664, 0.001), interval=(0.871, 0.999), agrees=True, index="index", dataset="usps",
     network="3 conv + dense, 4,970 weights", runs=NEAR,
@@ -48,15 +48,15 @@ OUTSIDE = Novelty(0.5, 0.1, None, None, True)
     ("changes", "label", "beginning"),
     [
         ({}, "good", "Probably good: about 0.94 on usps (90 %: 0.87 to 1.00), better than 99 % of 2,664 checkpoints."),
-        ({"predicted_accuracy": 0.5}, "middling", "Probably middling: about 0.50 on usps"),
-        ({"predicted_accuracy": 0.1}, "bad", "Probably bad: about 0.10 on usps"),
+        ({"predicted": 0.5}, "middling", "Probably middling: about 0.50 on usps"),
+        ({"predicted": 0.1}, "bad", "Probably bad: about 0.10 on usps"),
         (
-            {"predicted_accuracy": 0.1, "interval": (0.05, 0.2), "forecast": FORECAST},
+            {"predicted": 0.1, "interval": (0.05, 0.2), "forecast": FORECAST},
             "early",
             "Early: 10 runs that looked like this at epoch 1 ended at 0.88 (0.69 to 0.93); let it train. So far",
         ),
         (
-            {"predicted_accuracy": 0.1, "interval": (0.05, 0.2), "forecast": replace(FORECAST, median=0.15)},
+            {"predicted": 0.1, "interval": (0.05, 0.2), "forecast": replace(FORECAST, median=0.15)},
             "bad",
             "Probably bad: about 0.10 on usps",
         ),
@@ -81,7 +81,7 @@ def test_the_sentence_is_of_something_and_the_label_its_word(changes: dict[str, 
 
 def test_a_loss_is_judged_the_other_way_round():
     answer = judged(
-        target="test_loss", lower_is_better=True, predicted_accuracy=0.123, interval=None, good_threshold=0.2,
+        target="test_loss", lower_is_better=True, predicted=0.123, interval=None, good_threshold=0.2,
         bad_threshold=1.5,
     )  # fmt: skip
     assert answer.verdict.startswith("Probably good: test loss about 0.123 on usps")

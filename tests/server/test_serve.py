@@ -55,7 +55,7 @@ def test_the_api_gives_the_answer_of_the_library(served: TestClient):
     answer = served.post("/api/query?k=3&name=model.pt", content=path.read_bytes())
     assert answer.status_code == 200, answer.text
     expected = Index.open(REFERENCE).query(path, k=3).to_dict()
-    for key in ("id", "predicted_accuracy", "label", "verdict", "interval", "neighbours", "epoch", "recipe"):
+    for key in ("id", "predicted", "label", "verdict", "interval", "neighbours", "epoch", "recipe"):
         assert answer.json()[key] == json.loads(json.dumps(expected[key])), key
     assert answer.json()["path"] == "model.pt"
     assert not left_behind()

@@ -360,7 +360,7 @@ class Index:
             id=subject.id,
             architecture=(subject.architecture or self.architectures[fingerprint]).describe(),
             fingerprint=fingerprint,
-            predicted_accuracy=subject.predicted,
+            predicted=subject.predicted,
             percentile=None if unlike else percentile,
             stated_accuracy=subject.stated,
             neighbours_accuracy=average,
@@ -477,7 +477,7 @@ def query(
     """The answer of the index at a path, or of one already opened, which is used as it is; see `Index.query`.
 
     Example:
-        >>> query("index", "index/examples/bad.pt").predicted_accuracy < 0.5
+        >>> query("index", "index/examples/bad.pt").predicted < 0.5
         True
     """
     opened = index if isinstance(index, Index) else Index.open(index)

@@ -215,7 +215,7 @@ def _asked(run: Run, index: Index) -> Run:
     outside = answer.label == "unlike"
     return replace(
         run,
-        predicted=None if outside else answer.predicted_accuracy,
+        predicted=None if outside else answer.predicted,
         interval=answer.interval,
         forecast=None if answer.forecast is None or outside else answer.forecast.median,
         label=answer.label,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightsearch.html_template import render_html
+from weightsearch.search.answer_data import AnswerData
 from weightsearch.text_table import Table, printable
 from weightsearch.types import ANY, Neighbour, Target
-
-if TYPE_CHECKING:
-    from weightsearch.search.answer import Answer
 
 LINES = 15  # that an answer has room for
 WIDTH = 80
@@ -64,7 +62,7 @@ def varying(recipes: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({repr(one.get(key)) for one in recipes}) > 1]
 
 
-def grade(value: float | None, answer: Answer) -> str:
+def grade(value: float | None, answer: AnswerData) -> str:
     """good, middling or bad by the answer's thresholds; unknown where nothing is known to judge by."""
     quality = target_of(answer).quality
     if value is None or answer.good_threshold != answer.good_threshold:  # NaN
@@ -74,7 +72,7 @@ def grade(value: float | None, answer: Answer) -> str:
     return "bad" if quality(value) <= quality(answer.bad_threshold) else "middling"
 
 
-def label(answer: Answer) -> str:
+def label(answer: AnswerData) -> str:
     """The verdict in a word, see `Answer`."""
     if answer.faults or (answer.novelty is not None and answer.novelty.outside):
         return "unlike"
@@ -83,28 +81,28 @@ def label(answer: Answer) -> str:
             return grade(answer.stated_accuracy, answer)
     elif depends_on_activation(answer) or answer.agrees is False:
         return "unknown"
-    own = grade(answer.predicted_accuracy, answer)
+    own = grade(answer.predicted, answer)
     if answer.forecast is not None and own in ("bad", "middling") and _becomes_better(answer):
         return "early"
     return own
 
 
-def _becomes_better(answer: Answer) -> bool:
+def _becomes_better(answer: AnswerData) -> bool:
     """Whether runs like it ended better than the network can be expected to be now."""
     quality = target_of(answer).quality
     assert answer.forecast is not None
-    now = answer.interval or (answer.predicted_accuracy, answer.predicted_accuracy)
+    now = answer.interval or (answer.predicted, answer.predicted)
     return bool(quality(answer.forecast.median) > max(map(quality, now)))
 
 
-def depends_on_activation(answer: Answer) -> bool:
+def depends_on_activation(answer: AnswerData) -> bool:
     """Whether the activation, which is not known, makes another verdict."""
     return len({grade(value, answer) for value in answer.by_activation.values()}) > 1
 
 
-def verdict(answer: Answer) -> str:
+def verdict(answer: AnswerData) -> str:
     """What it probably is, of what, how sure that is, and what became of runs like it: one or two plain sentences."""
-    word, predicted = answer.label, number(answer, answer.predicted_accuracy)
+    word, predicted = answer.label, number(answer, answer.predicted)
     on = f" on {answer.dataset}" if answer.dataset else ""
     name = "" if answer.target == "test_accuracy" else f"{target_of(answer).label} "
     if word == "unlike":
@@ -144,7 +142,7 @@ def verdict(answer: Answer) -> str:
     return f"Probably {word}: {about}."
 
 
-def forecast(answer: Answer) -> str:
+def forecast(answer: AnswerData) -> str:
     """How runs like it ended."""
     found = answer.forecast
     assert found is not None
@@ -152,12 +150,12 @@ def forecast(answer: Answer) -> str:
     return f"{found.runs} runs that looked like this at epoch {found.epoch} ended at {median} ({low} to {high})"
 
 
-def number(answer: Answer, value: float | None) -> str:
+def number(answer: AnswerData, value: float | None) -> str:
     """An accuracy with two decimals, another target's value with three digits."""
     return "?" if value is None else f"{value:.2f}" if target_of(answer).is_accuracy else f"{value:.3g}"
 
 
-def about(answer: Answer) -> list[str]:
+def about(answer: AnswerData) -> list[str]:
     """What was asked about: file, architecture, epoch, activation, run, and which index says all this."""
     parts = [_short_path(answer.path), answer.network or answer.architecture]
     if answer.run is not None:
@@ -172,7 +170,7 @@ def about(answer: Answer) -> list[str]:
     return parts
 
 
-def remarks(answer: Answer) -> list[str]:
+def remarks(answer: AnswerData) -> list[str]:
     """What else is to be known before the number is used, a line each."""
     said = []
     if answer.copy_of is not None:
@@ -189,7 +187,7 @@ def remarks(answer: Answer) -> list[str]:
     return said + list(answer.notes)
 
 
-def lines(answer: Answer, width: int = WIDTH, most: int = LINES) -> list[str]:
+def lines(answer: AnswerData, width: int = WIDTH, most: int = LINES) -> list[str]:
     """The default answer, in at most `most` lines of at most `width` columns where notes leave room for a row."""
     said = textwrap.wrap(answer.verdict, width)
     said += _joined(about(answer), width)
@@ -203,7 +201,7 @@ def lines(answer: Answer, width: int = WIDTH, most: int = LINES) -> list[str]:
     return [_cut(printable(line), width) for line in (*said, "", *_most_like(answer, room, width), *ending)]
 
 
-def _most_like(answer: Answer, room: int, width: int) -> list[str]:
+def _most_like(answer: AnswerData, room: int, width: int) -> list[str]:
     rows = answer.runs[: min(room, RUNS_SHOWN)]
     if not rows:
         return ["No checkpoint passes"]
@@ -244,7 +242,7 @@ def _most_like(answer: Answer, room: int, width: int) -> list[str]:
     return [heading, *map(line, cells)]
 
 
-def _opposites(answer: Answer) -> list[str]:
+def _opposites(answer: AnswerData) -> list[str]:
     sides = {"good": ("bad",), "bad": ("good",), "early": ("good",)}.get(answer.label, ("good", "bad"))
     said = []
     for side in sides:
@@ -259,7 +257,7 @@ def _opposites(answer: Answer) -> list[str]:
     return said
 
 
-def tables(answer: Answer) -> list[Table]:
+def tables(answer: AnswerData) -> list[Table]:
     """The nearest, nearest good and nearest bad rows, and the layers beside them."""
     target = target_of(answer)
     near = answer.neighbours
@@ -302,7 +300,7 @@ def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Tabl
     return Table(title, columns, texts, right=(0, 1, 2), whole=(0, 1, 2, 3, 4)) if rows else Table(title)
 
 
-def layers_table(answer: Answer) -> Table:
+def layers_table(answer: AnswerData) -> Table:
     """How unlike its layers are those of the nearest good and bad one, and in what."""
     if not answer.layers:
         return Table("Layers: the index keeps nothing to compare them with")
@@ -334,7 +332,7 @@ def layers_table(answer: Answer) -> Table:
     )
 
 
-def _unlike(answer: Answer) -> str:
+def _unlike(answer: AnswerData) -> str:
     novelty = answer.novelty
     assert novelty is not None
     if answer.fingerprint == ANY.fingerprint:
@@ -352,7 +350,7 @@ def place(row: Neighbour) -> str:
     )
 
 
-def target_of(answer: Answer) -> Target:
+def target_of(answer: AnswerData) -> Target:
     return Target(answer.target, answer.lower_is_better)
 
 
@@ -382,12 +380,12 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def as_text(answer: Answer, width: int = WIDTH) -> str:
+def as_text(answer: AnswerData, width: int = WIDTH) -> str:
     """The default answer."""
     return "\n".join(lines(answer, width))
 
 
-def as_html(answer: Answer) -> str:
+def as_html(answer: AnswerData) -> str:
     """The sentence, what else is known, and tables, for notebooks and pages."""
     shown = [" · ".join(about(answer)), *remarks(answer)]
     if answer.recipe:

@@ -186,7 +186,7 @@ class _Pages:
         if len(told) == 1 and told[0][1] is not None:
             return self._card(told[0][1])
         quality = self.index.target.quality
-        told.sort(key=lambda one: float("inf") if one[1] is None else -quality(one[1].predicted_accuracy))
+        told.sort(key=lambda one: float("inf") if one[1] is None else -quality(one[1].predicted))
         return self._page("serve_table.html", title=f"{len(told)} files", told=told, icons=ICONS)
 
     async def example(self, request: Request) -> Response:
@@ -332,7 +332,7 @@ def histogram(index: Index, answer: Answer) -> dict[str, Any]:
             (400 / BARS * i, 70 - 66 * count / tall, 66 * count / tall) for i, count in enumerate(counts.tolist())
         ],
         "width": 400 / BARS - 1,
-        "at": None if answer.label == "unlike" else place(answer.predicted_accuracy),
+        "at": None if answer.label == "unlike" else place(answer.predicted),
         "interval": answer.interval and (place(answer.interval[0]), place(answer.interval[1])),
         "low": f"{low:g}",
         "high": f"{high:g}",
