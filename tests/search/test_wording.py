@@ -48,8 +48,20 @@ OUTSIDE = Novelty(0.5, 0.1, None, None, True)
     ("changes", "label", "beginning"),
     [
         ({}, "good", "Probably good: about 0.94 on usps (90 %: 0.87 to 1.00), better than 99 % of 2,664 checkpoints."),
-        ({"predicted": 0.5}, "middling", "Probably middling: about 0.50 on usps"),
-        ({"predicted": 0.1}, "bad", "Probably bad: about 0.10 on usps"),
+        ({"predicted": 0.5, "interval": (0.4, 0.6)}, "middling", "Probably middling: about 0.50 on usps"),
+        ({"predicted": 0.75, "interval": (0.6, 0.9)}, "middling", "Probably middling, perhaps good: about 0.75 on"),
+        ({"predicted": 0.5, "interval": (0.1, 0.9)}, "middling", "Probably middling, perhaps good or bad: about 0.50"),
+        (
+            {"predicted": 0.75, "interval": (0.6, 0.9), "stated_accuracy": 0.85},
+            "good",
+            "Good if its file is right, which says 0.850; by its weights about 0.75 on usps (90 %: 0.60 to 0.90)",
+        ),
+        (
+            {"predicted": 0.75, "interval": (0.6, 0.9), "stated_accuracy": 0.95},
+            "middling",
+            "Probably middling: about 0.75 on usps",
+        ),
+        ({"predicted": 0.1, "interval": (0.0, 0.2)}, "bad", "Probably bad: about 0.10 on usps"),
         (
             {"predicted": 0.1, "interval": (0.05, 0.2), "forecast": FORECAST},
             "early",

@@ -25,7 +25,7 @@ from weightsearch.cli.common import (
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from weightsearch.index import IndexStore
 
@@ -53,12 +53,12 @@ def remove(
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import IndexStore, remove_rows
+    from weightsearch.index import IndexStore, matching, remove_rows
 
     opened = IndexStore.open(path)
     whole = [opened.find(id).columns["id"] for id in ids or ()]
     before = _thresholds(opened)
-    if _agreed(opened, whole, run or (), where, dry_run, yes, "removed"):
+    if _agreed(opened, lambda: len(matching(path, ids=whole, runs=run or (), where=where)), dry_run, yes, "removed"):
         print(f"{_count(remove_rows(path, ids=whole, runs=run or (), where=where))} removed")
         _say_moved(before, _thresholds(IndexStore.open(path)))
 
@@ -88,26 +88,25 @@ def update(
     """Change what is known of indexed checkpoints: accuracies, epoch, run, dataset, and columns of your own."""
     if (table is None) == (not values) or (not values) != (where is None and not ids):
         raise UsageError("give a table, or --set NAME=VALUE with --where or --id")
-    if table is not None and dry_run:
-        raise UsageError("--dry-run goes with --set; a table changes the rows that it names")
     pairs = [value.partition("=") for value in values or ()]
     if any(not sign for _, sign, _ in pairs):
         raise UsageError(f"--set {next(name for name, sign, _ in pairs if not sign)}: write NAME=VALUE")
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import IndexStore, matching, update_table, update_values
+    from weightsearch.index import IndexStore, matching, table_changes, update_values
 
     opened = IndexStore.open(path)
     before, columns = _thresholds(opened), set(opened.keys())
     if table is not None:
-        updated = update_table(path, table, key)
+        changes = table_changes(opened, table, key)
     else:
         whole = [opened.find(id).columns["id"] for id in ids or ()]
-        if not _agreed(opened, whole, (), where, dry_run, yes, "changed"):
-            return
         named = {name: _value(text) for name, _, text in pairs}
-        updated = update_values(path, dict.fromkeys(matching(path, ids=whole, where=where), named))
+        changes = dict.fromkeys(matching(path, ids=whole, where=where), named)
+    if not _agreed(opened, lambda: len(changes), dry_run, yes, "changed"):
+        return
+    updated = update_values(path, changes, "--set" if table is None else table.name)
     for note in updated.notes:
         say(f"note: {note}")
     print(f"{_count(updated.checkpoints)} changed, {updated.cells:,} cell{'s' * (updated.cells != 1)}")
@@ -116,16 +115,16 @@ def update(
     _say_moved(before, _thresholds(changed))
 
 
-@app.command(epilog=example("weightsearch rebuild", "weightsearch rebuild --factory HNSW32"))
+@app.command(epilog=example("weightsearch rebuild", "weightsearch rebuild runs/indexes/usps --factory HNSW32"))
 def rebuild(
+    given: IndexArgument = None,
     index: OwnIndexOption = None,
     factory: Annotated[
         str | None, typer.Option(help="FAISS's name for its index's type; auto: by size.", show_default="as it was")
     ] = None,
 ) -> None:
     """Write an index's FAISS files anew from its database."""
-    path = index or runs.own_index()
-    say(f"index: {path}")
+    path = chosen_index(given, index, runs.own_index)
 
     from weightsearch.cli import render
     from weightsearch.index import info, rebuild
@@ -197,15 +196,11 @@ def _count(number: int) -> str:
     return "1 checkpoint" if number == 1 else f"{number:,} checkpoints"
 
 
-def _agreed(
-    index: IndexStore, ids: Sequence[str], runs: Sequence[str], where: str | None, dry_run: bool, yes: bool, what: str
-) -> bool:
+def _agreed(index: IndexStore, count_rows: Callable[[], int], dry_run: bool, yes: bool, what: str) -> bool:
     """Whether to go on: says how many rows are meant, and asks at a terminal where they are many."""
     if not dry_run and (yes or not sys.stdin.isatty()):
         return True
-    from weightsearch.index import matching
-
-    count = len(matching(index.path, ids=ids, runs=runs, where=where))
+    count = count_rows()
     if dry_run:
         print(f"{_count(count)} of {len(index):,} would be {what}")
         return False

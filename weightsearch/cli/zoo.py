@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Json, Key, Metadata, Quiet, RunColumn, RunPattern, Weights, example, say, show
+from weightsearch.cli.common import (
+    Dataset,
+    Json,
+    Key,
+    Metadata,
+    Quiet,
+    RunColumn,
+    RunPattern,
+    Weights,
+    example,
+    say,
+    show,
+)
 from weightsearch.types import choose
 
 app = typer.Typer()
@@ -90,9 +102,7 @@ def import_zoo(
     run_column: RunColumn = None,
     run_pattern: RunPattern = None,
     weights: Weights = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
-    ] = None,
+    dataset: Dataset = None,
     architecture: Annotated[
         str | None, typer.Option(help="Fingerprint of the one to import.", show_default="all")
     ] = None,

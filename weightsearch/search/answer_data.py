@@ -92,4 +92,5 @@ class AnswerData:
     runs: tuple[Neighbour, ...] = ()  # the nearest checkpoint of each of the nearest runs
     faults: tuple[str, ...] = ()  # layers that are all zero or constant
     copy_of: str | None = None  # id of the indexed checkpoint with the same weights
+    compared: int | None = None  # indexed checkpoints that percentile and thresholds are of: its dataset's, if known
     schema: int = SCHEMA

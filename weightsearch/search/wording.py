@@ -15,6 +15,7 @@ from weightsearch.types import ANY, Neighbour, Target
 LINES = 15  # that an answer has room for
 WIDTH = 80
 RUNS_SHOWN = 5
+GRADES = ("good", "middling", "bad")
 LAYERS_SHOWN = 8  # of a deep network, those least like the neighbours'
 SELDOM = (0.0, 0.25)  # shares of four tries
 FAR_COSINE = 1.0  # beyond this two embeddings are rather opposite than alike
@@ -45,13 +46,17 @@ def recipe_text(recipe: dict[str, Any]) -> str:
 
 
 def short_recipe(recipe: dict[str, Any]) -> str:
-    """A recipe for a narrow column: the learning rate stands without its name behind the optimizer."""
-    text = recipe_text({key: value for key, value in recipe.items() if key != "learning_rate"})
-    rate = recipe.get("learning_rate")
-    if not isinstance(rate, int | float) or abs(rate) > MOST:
-        return text
-    first, _, rest = text.partition(", ") if recipe.get("optimizer") else ("lr", "", text)
-    return ", ".join(filter(None, (f"{first} {rate:.0e}".replace("e-0", "e-"), rest)))
+    """A recipe for a narrow column: the optimizer with its learning rate first, texts without their keys."""
+    rest = {key: value for key, value in recipe.items() if key not in ("optimizer", "learning_rate")}
+    named = {key: value for key, value in rest.items() if not isinstance(value, str)}
+    words = [str(value) for value in rest.values() if isinstance(value, str)]
+    optimizer, rate = recipe.get("optimizer"), recipe.get("learning_rate")
+    first = "" if optimizer is None else str(optimizer)
+    if isinstance(rate, int | float) and abs(rate) <= MOST:
+        first = f"{first or 'lr'} {rate:.0e}".replace("e-0", "e-")
+    elif rate is not None:
+        words.append(f"learning_rate {rate}")
+    return ", ".join(filter(None, (first, *words, recipe_text(named))))
 
 
 def varying(recipes: Sequence[dict[str, Any]]) -> list[str]:
@@ -81,10 +86,34 @@ def label(answer: AnswerData) -> str:
             return grade(answer.stated_accuracy, answer)
     elif depends_on_activation(answer) or answer.agrees is False:
         return "unknown"
-    own = grade(answer.predicted, answer)
+    own = grade(best_known(answer), answer)
     if answer.forecast is not None and own in ("bad", "middling") and _becomes_better(answer):
         return "early"
     return own
+
+
+def best_known(answer: AnswerData) -> float:
+    """What the file says that it reached, where its weights do not contradict that, else what they let expect."""
+    stated, interval = answer.stated_accuracy, answer.interval
+    if stated is not None and interval is not None and interval[0] <= stated <= interval[1]:
+        return stated
+    return answer.predicted
+
+
+def _goes_by_file(answer: AnswerData) -> bool:
+    """Whether the label is what the file's own words make it, where the prediction alone would make it another."""
+    return answer.label in GRADES and not answer.indexed and answer.label != grade(answer.predicted, answer)
+
+
+def _perhaps(answer: AnswerData) -> str:
+    """The other grades that the interval reaches into, where no file says more."""
+    if answer.interval is None or answer.stated_accuracy is not None:
+        return ""
+    reached = {grade(value, answer) for value in (*answer.interval, answer.predicted)}
+    if {"good", "bad"} <= reached:
+        reached.add("middling")
+    others = [name for name in GRADES if name in reached and name != answer.label]
+    return f", perhaps {' or '.join(others)}" if others else ""
 
 
 def _becomes_better(answer: AnswerData) -> bool:
@@ -117,7 +146,9 @@ def verdict(answer: AnswerData) -> str:
         low, high = answer.interval
         about += f" ({answer.coverage:.0%}: {number(answer, low)} to {number(answer, high)})".replace("%", " %")
     if answer.percentile is not None:
-        about += f", better than {answer.percentile:.0f} % of {answer.plan.rows:,} checkpoints"
+        among = answer.plan.rows if answer.compared is None else answer.compared
+        whose = f"{answer.dataset} checkpoints" if among < answer.plan.rows and answer.dataset else "checkpoints"
+        about += f", better than {answer.percentile:.0f} % of {among:,} {whose}"
     if answer.indexed or answer.copy_of is not None:
         if answer.stated_accuracy is None:
             return f"The index holds these weights, without {target_of(answer).label}; by the weights {about}."
@@ -138,8 +169,11 @@ def verdict(answer: AnswerData) -> str:
         if word == "early":
             advice = "; let it train" if grade(answer.forecast.median, answer) == "good" else ""
             return f"Early: {ended}{advice}. So far {about}."
-        return f"Probably {word}: {about}; {ended}."
-    return f"Probably {word}: {about}."
+        about += f"; {ended}"
+    if _goes_by_file(answer):
+        said = f"{word.capitalize()} if its file is right, which says {answer.stated_accuracy:.3f}"
+        return f"{said}; by its weights {about}."
+    return f"Probably {word}{_perhaps(answer)}: {about}."
 
 
 def forecast(answer: AnswerData) -> str:
@@ -175,7 +209,7 @@ def remarks(answer: AnswerData) -> list[str]:
     said = []
     if answer.copy_of is not None:
         said.append(f"the index holds the same weights as {answer.copy_of}")
-    elif answer.stated_accuracy is not None and not answer.indexed:
+    elif answer.stated_accuracy is not None and not answer.indexed and not _goes_by_file(answer):
         stated, low, high = answer.stated_accuracy, *(answer.interval or (-float("inf"), float("inf")))
         doubt = "" if low <= stated <= high else ", outside that interval: one of the two is wrong"
         said.append(f"the file itself says {stated:.3f}{doubt}")
@@ -192,7 +226,7 @@ def lines(answer: AnswerData, width: int = WIDTH, most: int = LINES) -> list[str
     said = textwrap.wrap(answer.verdict, width)
     said += _joined(about(answer), width)
     if answer.recipe:
-        said.append(_cut(f"  its recipe: {short_recipe(answer.recipe)}", width))
+        said.append(_cut_at_comma(f"  its recipe: {short_recipe(answer.recipe)}", width))
     for remark in remarks(answer):
         said += textwrap.wrap(remark, width, initial_indent="  ", subsequent_indent="  ")
     ending = [_cut(line, width) for line in _opposites(answer)]
@@ -236,7 +270,7 @@ def _most_like(answer: AnswerData, room: int, width: int) -> list[str]:
     def line(row: tuple[str, ...]) -> str:
         run = row[0] if len(row[0]) <= widths[0] else f"…{row[0][1 - widths[0] :]}"
         texts = (run.ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3].rjust(widths[3]))
-        return _cut("  ".join(("", *texts, row[4].ljust(widths[4]), row[5])), width).rstrip()
+        return _cut_at_comma("  ".join(("", *texts, row[4].ljust(widths[4]), row[5])), width).rstrip()
 
     heading = f"{title}{line((*header[:5], 'what varies'))[len(title) :]}"
     return [heading, *map(line, cells)]
@@ -244,16 +278,16 @@ def _most_like(answer: AnswerData, room: int, width: int) -> list[str]:
 
 def _opposites(answer: AnswerData) -> list[str]:
     sides = {"good": ("bad",), "bad": ("good",), "early": ("good",)}.get(answer.label, ("good", "bad"))
-    said = []
+    said: list[str] = []
     for side in sides:
         rows = [row for row in getattr(answer, side) if row.id != answer.id]
         if not rows:
             continue
         row = rows[0]
-        scale = "0 the same, 2 opposite" if answer.metric == "cosine" else "0 the same"
         far = answer.metric == "cosine" and row.distance > FAR_COSINE
+        scale = "" if said else " (0 the same, 2 opposite)" if answer.metric == "cosine" else " (0 the same)"
         what = "none is near" if far else ", ".join(filter(None, (place(row), row.id[:8])))
-        said.append(f"Nearest {side} one: {row.distance:.2f} away ({scale}): {what}.")
+        said.append(f"Nearest {side} one: {row.distance:.2f} away{scale}: {what}.")
     return said
 
 
@@ -378,6 +412,14 @@ def _joined(parts: list[str], width: int) -> list[str]:
 
 def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def _cut_at_comma(line: str, width: int) -> str:
+    """Cut between two settings, where there is one to cut at."""
+    if len(line) <= width:
+        return line
+    whole = line[: width - 1].rpartition(", ")[0]
+    return f"{whole}, …" if len(whole) > width // 2 else _cut(line, width)
 
 
 def as_text(answer: AnswerData, width: int = WIDTH) -> str:
