@@ -34,7 +34,7 @@ app = typer.Typer()
     )
 )
 def add(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH...")],
+    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH")],
     index: OwnIndexOption = None,
     metadata: Metadata = None,
     key: Key = "path",

@@ -33,7 +33,7 @@ OwnIndexOption = Annotated[
 ]
 
 IndexArgument = Annotated[
-    Path | None, typer.Argument(help="Index directory, as --index.", metavar="[INDEX]", show_default=False)
+    Path | None, typer.Argument(help="Index directory, as --index.", metavar="INDEX", show_default=False)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]

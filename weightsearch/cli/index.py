@@ -40,7 +40,9 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
     epilog=example("weightsearch remove 5f0c9e5d1a2b3c4d", "weightsearch remove --where \"run = 'usps-v1/17'\"")
 )
 def remove(
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids of checkpoints, as queries show them.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of checkpoints, as queries show them.", metavar="ID")
+    ] = None,
     run: Annotated[list[str] | None, typer.Option(help="All checkpoints of this run; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="All checkpoints for which this holds.")] = None,
     dry_run: DryRun = False,
@@ -71,7 +73,10 @@ def remove(
 )
 def update(
     table: Annotated[
-        Path | None, typer.Argument(help="A .csv, .json or .parquet file: a line per checkpoint, new values by column.")
+        Path | None,
+        typer.Argument(
+            help="A .csv, .json or .parquet file: a line per checkpoint, new values by column.", metavar="TABLE"
+        ),
     ] = None,
     key: Annotated[
         str, typer.Option(help="The column that says whose a line is: id (or its beginning), run, path, ...")

@@ -104,7 +104,7 @@ def lineage(
     epilog=example("weightsearch tidy models/ --plan plan.json", "weightsearch tidy models/ --plan plan.json --apply")
 )
 def tidy(
-    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.", metavar="FOLDER")],
     plan: Annotated[
         Path | None, typer.Option(help="File to write the plan to, or with --apply to read it from.")
     ] = None,
@@ -152,8 +152,8 @@ def tidy(
 
 @app.command(epilog=example("weightsearch pack models/ models.pack", "weightsearch unpack models.pack restored/"))
 def pack(
-    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.")],
-    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.", metavar="FOLDER")],
+    out: Annotated[Path, typer.Argument(help="Directory to make.", metavar="OUT")],
     quiet: Quiet = False,
 ) -> None:
     """Store a folder's checkpoints as their differences, each to be recovered bit for bit. The folder stays."""
@@ -174,8 +174,8 @@ def pack(
     epilog=example("weightsearch unpack models.pack restored/", "weightsearch unpack models.pack . --only a.pt")
 )
 def unpack(
-    packed: Annotated[Path, typer.Argument(help="What `pack` made.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    packed: Annotated[Path, typer.Argument(help="What `pack` made.", metavar="PACK")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.", metavar="OUT")],
     only: Annotated[str | None, typer.Option(help="One file, by its path in the pack.", show_default="all")] = None,
     force: Force = False,
     quiet: Quiet = False,

@@ -29,7 +29,9 @@ UNIVERSAL = "universal"
     epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method comvex-conv --trials 100")
 )
 def train(
-    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+    zoo: Annotated[
+        Path | None, typer.Argument(help="Zoo directory.", metavar="ZOO", show_default="newest in runs/zoos")
+    ] = None,
     method: Annotated[
         str,
         typer.Option(

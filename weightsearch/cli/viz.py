@@ -18,7 +18,7 @@ Drawn = Annotated[
     list[Path] | None,
     typer.Argument(
         help="Zoos and indexes to draw, a row each (and tables.json files, for efficiency).",
-        metavar="[ZOO_OR_INDEX]...",
+        metavar="ZOO_OR_INDEX",
         show_default="the index",
     ),
 ]

@@ -90,7 +90,9 @@ def build_zoo(
     ),
 )
 def import_zoo(
-    folder: Annotated[Path, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints.", metavar="FOLDER")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/FOLDER")
     ] = None,
@@ -135,7 +137,9 @@ def import_zoo(
 
 @zoo_app.command("info", epilog=example("weightsearch zoo info runs/zoos/digits-v1"))
 def zoo_info(
-    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+    zoo: Annotated[
+        Path | None, typer.Argument(help="Zoo directory.", metavar="ZOO", show_default="newest in runs/zoos")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What is in a zoo: runs, checkpoints, size, accuracy quartiles, accuracy by recipe choice."""
