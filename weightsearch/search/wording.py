@@ -217,7 +217,7 @@ def remarks(answer: AnswerData) -> list[str]:
         each = ", ".join(f"{number(answer, value)} as {key}" for key, value in answer.by_activation.items())
         said.append(f"its activation is unknown: {each} (--activation NAME)")
     if answer.novelty is not None and not answer.novelty.outside and answer.novelty.shuffled_noticed in SELDOM:
-        said.append("would not be noticed: weights in random order, as of an untrained network")
+        said.append("this index would not notice weights in random order, as an untrained network has")
     return said + list(answer.notes)
 
 
