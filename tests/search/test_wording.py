@@ -114,7 +114,7 @@ def test_the_default_answer_has_fifteen_lines_that_fit(width: int):
         assert part in text
     assert "none is near" in text
     assert "0 the same, 2 opposite" in text
-    assert "would not notice" in text
+    assert "not noticed here" in text
 
 
 def test_rows_are_one_a_run_with_the_recipe_keys_that_vary():
@@ -125,6 +125,12 @@ def test_rows_are_one_a_run_with_the_recipe_keys_that_vary():
     assert "seed" not in text
     named = replace(NEAR[0], source="sweep/a.pt")
     assert "sweep/a.pt" in str(judged(runs=(named, *NEAR[1:])))
+
+
+def test_a_short_recipe_says_what_is_whose():
+    recipe = {"family": "mlp", "optimizer": "adam", "learning_rate": 0.0042, "initializer": "normal", "dropout": 0.25}
+    assert wording.short_recipe(recipe) == "adam 4e-3, mlp, drop 0.25, normal"
+    assert wording.short_recipe({"family": "mlp", "learning_rate": 1e-3}) == "lr 1e-3, mlp"
 
 
 def test_an_interval_that_the_file_contradicts_is_said():

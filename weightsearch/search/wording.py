@@ -47,16 +47,18 @@ def recipe_text(recipe: dict[str, Any]) -> str:
 
 def short_recipe(recipe: dict[str, Any]) -> str:
     """A recipe for a narrow column: the optimizer with its learning rate first, texts without their keys."""
-    rest = {key: value for key, value in recipe.items() if key not in ("optimizer", "learning_rate")}
-    named = {key: value for key, value in rest.items() if not isinstance(value, str)}
-    words = [str(value) for value in rest.values() if isinstance(value, str)]
     optimizer, rate = recipe.get("optimizer"), recipe.get("learning_rate")
     first = "" if optimizer is None else str(optimizer)
+    left = {key: value for key, value in recipe.items() if key not in ("optimizer", "learning_rate")}
     if isinstance(rate, int | float) and abs(rate) <= MOST:
         first = f"{first or 'lr'} {rate:.0e}".replace("e-0", "e-")
     elif rate is not None:
-        words.append(f"learning_rate {rate}")
-    return ", ".join(filter(None, (first, *words, recipe_text(named))))
+        left["learning_rate"] = rate
+    texts = {key: value for key, value in left.items() if isinstance(value, str)}
+    theirs = [value for key, value in texts.items() if key not in RECIPE]
+    usual = [value for key, value in texts.items() if key in RECIPE]
+    numbers = recipe_text({key: value for key, value in left.items() if key not in texts})
+    return ", ".join(filter(None, (first, *theirs, numbers, *usual)))
 
 
 def varying(recipes: Sequence[dict[str, Any]]) -> list[str]:
@@ -217,7 +219,7 @@ def remarks(answer: AnswerData) -> list[str]:
         each = ", ".join(f"{number(answer, value)} as {key}" for key, value in answer.by_activation.items())
         said.append(f"its activation is unknown: {each} (--activation NAME)")
     if answer.novelty is not None and not answer.novelty.outside and answer.novelty.shuffled_noticed in SELDOM:
-        said.append("this index would not notice weights in random order, as an untrained network has")
+        said.append("not noticed here: weights in random order, as an untrained network has")
     return said + list(answer.notes)
 
 
