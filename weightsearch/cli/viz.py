@@ -74,12 +74,7 @@ def viz(
     """Draw zoos and indexes: accuracies, embeddings, their similarity, a run's path, the trials of a search."""
     from weightsearch.viz import Format, Part, Projection, draw, draw_map
 
-    if interactive and not figure:
-        ignored = [
-            name for name, given in (("--run", run), ("--network", network), ("--format", format != "png")) if given
-        ]
-        if ignored:
-            raise UsageError(f"{ignored[0]} does nothing for the map; name a --figure as well, or leave it out")
+    _refuse_what_does_nothing(figure, interactive, run, network, format, projection)
     chosen = choose(Format, format, "--format")
     projected = choose(Projection, projection, "--projection")
     drawn = choose(Part, part, "--part") if part else None
@@ -91,8 +86,8 @@ def viz(
     if interactive:
         print(
             draw_map(
-                paths, folder / "map.html", dark=dark, part=drawn, projection=projected, methods=method, seed=seed,
-                quiet=quiet, overwrite=overwrite,
+                paths, folder / "map.html", dark=dark, part=drawn, projection=projected, methods=method,
+                networks=network or (), seed=seed, quiet=quiet, overwrite=overwrite,
             )
         )  # fmt: skip
     if figure or not interactive:
@@ -101,6 +96,30 @@ def viz(
             networks=network or (), run=run, seed=seed, quiet=quiet, overwrite=overwrite,
         ):  # fmt: skip
             print(written)
+
+
+def _refuse_what_does_nothing(
+    figure: list[str] | None,
+    interactive: bool,
+    run: str | None,
+    network: list[Path] | None,
+    format: str,
+    projection: str,
+) -> None:
+    drawn = set(figure or ()) or (set() if interactive else {"embedding", "training", "files"})
+    if figure:
+        drawn.add("files")
+    if interactive:
+        drawn |= {"map"}
+    uses = {
+        "--run": (run, {"training"}),
+        "--network": (network, {"embedding", "map"}),
+        "--format": (format != "png", {"files"}),
+        "--projection": (projection != "umap", {"embedding", "training", "map"}),
+    }
+    for name, (given, needed) in uses.items():
+        if given and not drawn & needed:
+            raise UsageError(f"{name} does nothing for {', '.join(figure or ('the map',))}; leave it out")
 
 
 @app.command(
