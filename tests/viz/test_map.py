@@ -266,9 +266,9 @@ def test_a_file_is_a_star_among_its_neighbours(browser: Any, source: Source, tra
     for row in answer.neighbours:
         assert row.id[:12] in side
     assert browser.find_element("id", "count").text.startswith(f"{len(source.values)} of {len(source.values)} ")
+    other = tmp_path / "other.pt"
+    torch.save(torch.nn.Linear(3, 2).state_dict(), other)
     with pytest.raises(WeightsearchError, match="its architecture"):
-        other = tmp_path / "other.pt"
-        torch.save(torch.nn.Linear(3, 2).state_dict(), other)
         draw_map(trained.index, tmp_path / "no.html", projection="pca", networks=[other], quiet=True)
 
 
