@@ -23,6 +23,7 @@ from weightsearch.cli.common import (
     show,
 )
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,20 +174,39 @@ def info(given: IndexArgument = None, index: IndexOption = None, as_json: Json =
         show(render.index_info(found))
 
 
-@app.command(epilog=example('weightsearch export rows.parquet --where "test_accuracy > 0.9"'))
+@app.command(
+    epilog=example(
+        'weightsearch export rows.parquet --where "test_accuracy > 0.9"', "weightsearch export atlas.parquet --atlas"
+    )
+)
 def export(
     out: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="OUT.parquet")],
     given: IndexArgument = None,
     where: Annotated[str | None, typer.Option(help="Only checkpoints for which this holds.")] = None,
+    atlas: Annotated[
+        bool, typer.Option("--atlas", help="For Embedding Atlas: places, neighbours and labels instead of embeddings.")
+    ] = False,
+    projection: Annotated[str, typer.Option(help="umap, tsne or pca, of --atlas.")] = "umap",
     index: IndexOption = None,
     force: Force = False,
 ) -> None:
     """Write an index's rows, embeddings included, to a Parquet file."""
+    if projection != "umap" and not atlas:
+        raise UsageError("--projection does nothing without --atlas; leave it out")
     path = chosen_index(given, index)
+    if atlas:
+        from weightsearch.viz.atlas import export_atlas
+        from weightsearch.viz.projection import Projection
 
-    from weightsearch.index import export
+        count = export_atlas(
+            path, out, where=where, projection=choose(Projection, projection, "--projection"), overwrite=force
+        )
+        say(f"next: embedding-atlas {out} --x projection_x --y projection_y --neighbors neighbors --text label")
+    else:
+        from weightsearch.index import export
 
-    print(f"{export(path, out, where=where, overwrite=force):,} rows written to {out}")
+        count = export(path, out, where=where, overwrite=force)
+    print(f"{count:,} rows written to {out}")
 
 
 def _value(text: str) -> Any:
