@@ -51,7 +51,7 @@ def export_atlas(
             found = connection.execute(
                 "SELECT place, embedding FROM rows WHERE architecture = ? ORDER BY place", [fingerprint]
             ).fetchnumpy()
-            vectors = prepare(np.stack(found["embedding"]).astype(np.float32), index.metric)
+            vectors = prepare(np.array(found["embedding"].tolist(), np.float32), index.metric)
             points = project(vectors, projection, index.metric, seed=seed)
             near, distances = nearest(vectors, vectors, NEIGHBOURS + 1, index.metric)
             places = found["place"][near]  # (n, k) of the whole file
