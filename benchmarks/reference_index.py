@@ -70,7 +70,7 @@ def check() -> int:
     }
     said = {name: notes["metrics"]["test"][name] for name in found}
     examples = {
-        path.name: {"predicted": answer.predicted_accuracy, "true": answer.stated_accuracy}
+        path.name: {"predicted": answer.predicted, "true": answer.stated_accuracy}
         for path in sorted((INDEX / "examples").glob("*.pt"))
         for answer in [query(index, path)]
     }

@@ -71,7 +71,7 @@ from weightsearch import Index, TrainOptions, query
 
 index = Index.open("index")
 answer = index.query("model.pt", k=3)
-accuracy: float = query(index, "model.pt", where="epoch > 3").predicted_accuracy
+accuracy: float = query(index, "model.pt", where="epoch > 3").predicted
 options = TrainOptions(trials=3)
 {wrong}
 """

@@ -6,7 +6,7 @@ Example:
     >>> import weightsearch
     >>> index = weightsearch.Index.open("index")
     >>> answer = index.query("index/examples/good.pt", k=3)
-    >>> 0.8 < answer.predicted_accuracy < 0.9
+    >>> 0.8 < answer.predicted < 0.9
     True
 """
 

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 def progress_bar(
     description: str, total: int | None, *, unit: str, quiet: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Yields `advance(steps=1, note="")`; the bar shows done/total, the rate in `unit`/s, and the time left."""
+    """Yields `advance(steps=1, note="")`; the bar shows done/total, the rate in `unit`/s, and the time left.
+
+    It stays in one line, and what ends early was all that there was to do.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda steps=1, note="": None
         return
@@ -26,6 +29,7 @@ def progress_bar(
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -33,13 +37,14 @@ def progress_bar(
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.1f} {unit}/s" if speed else "")
 
+    in_one_line = Column(no_wrap=True, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False, table_column=in_one_line),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[note]}", markup=False, table_column=in_one_line.copy()),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total, note="")
@@ -48,3 +53,5 @@ def progress_bar(
             progress.update(task, advance=steps, note=note)
 
         yield advance
+        if total is not None:
+            progress.update(task, total=progress.tasks[0].completed)

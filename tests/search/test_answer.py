@@ -65,7 +65,7 @@ def test_files_modules_state_dicts_and_checkpoints_get_the_same_answer(index: In
     answers = [index.query(model, 3, epoch=2) for model in (example, str(example), checkpoint, state, module)]
     assert [answer.path for answer in answers] == [str(example)] * 3 + ["state dict", "Network"]
     for answer in answers:
-        assert answer.predicted_accuracy == answers[0].predicted_accuracy
+        assert answer.predicted == answers[0].predicted
         assert answer.neighbours == answers[0].neighbours
         assert answer.layers == answers[0].layers
     with pytest.raises(UsageError, match="int is no network"):
@@ -94,7 +94,7 @@ def test_an_id_answers_as_its_row_without_being_its_own_neighbour(index: Index):
     rows = embeddings(index)
     answer = index.query(id=rows["id"][30][:10], k=4)
     assert answer.id == rows["id"][30]
-    assert answer.predicted_accuracy == rows["predicted_accuracy"][30]
+    assert answer.predicted == rows["predicted_accuracy"][30]
     assert answer.stated_accuracy == rows["test_accuracy"][30]
     assert (answer.run, answer.epoch) == (rows["run"][30], rows["epoch"][30])
     distances = 1 - rows["unit"] @ rows["unit"][30]
@@ -211,7 +211,7 @@ def test_intervals_are_of_networks_that_the_encoder_was_not_fitted_on(index: Ind
     space = index._space(zoo.architecture.fingerprint)
     space.calibration = Calibration(Conformal(0.2, 0.9, 12), 0.9, 12, 2.0)
     answer = index.query(example)
-    low, high = Conformal(0.2, 0.9, 12).interval(np.array([answer.predicted_accuracy]))
+    low, high = Conformal(0.2, 0.9, 12).interval(np.array([answer.predicted]))
     assert answer.interval == (low[0], high[0])
     assert f"(90 %: {low[0]:.2f} to {high[0]:.2f})" in " ".join(str(answer).split())
     rows = embeddings(index)
@@ -278,7 +278,7 @@ def test_layers_are_compared_with_the_nearest_good_and_bad(index: Index, example
 def test_prediction_and_neighbours_that_disagree_are_not_to_be_trusted(index: Index, example: Path):
     answer = replace(index.query(example), novelty=None, forecast=None, by_activation={})
     assert answer.neighbours_accuracy == pytest.approx(np.mean([row.value for row in answer.neighbours]))
-    assert answer.agrees == (abs(answer.neighbours_accuracy - answer.predicted_accuracy) <= 0.15)
+    assert answer.agrees == (abs(answer.neighbours_accuracy - answer.predicted) <= 0.15)
     for agrees, beginning in ((True, "Probably good: about"), (False, "Unsure: about")):
         judged = replace(answer, agrees=agrees)
         assert words.verdict(replace(judged, label=words.label(judged))).startswith(beginning)

@@ -65,9 +65,9 @@ def test_file_module_state_dict_and_added_row_agree(index: Path):
     answers.append(opened.query(id=answers[0].id, k=3))
     assert answers[-1].indexed
     for answer in answers:
-        assert answer.predicted_accuracy == pytest.approx(answers[0].predicted_accuracy, abs=1e-6)
+        assert answer.predicted == pytest.approx(answers[0].predicted, abs=1e-6)
     # Not because the activation makes no difference: without it, all would be another network's.
-    assert abs(unstated.predicted_accuracy - answers[0].predicted_accuracy) > 0.01
+    assert abs(unstated.predicted - answers[0].predicted) > 0.01
     embedding = opened.find(answers[0].id).embedding
     again = opened.store.search(answers[0].fingerprint, embedding, 1).neighbours[0]
     assert (again.id, again.distance) == (answers[0].id, pytest.approx(0, abs=1e-6))
@@ -107,11 +107,11 @@ def test_what_a_file_states_is_understood_or_noted(index: Path):
         return opened.query(replace(checkpoint, metadata={"recipe": recipe}), 1)
 
     usual, unknown = stated("relu"), stated(None)
-    assert stated("torch.nn.ReLU()").predicted_accuracy == usual.predicted_accuracy
-    assert unknown.predicted_accuracy != usual.predicted_accuracy
+    assert stated("torch.nn.ReLU()").predicted == usual.predicted
+    assert unknown.predicted != usual.predicted
     for name, says in (("maxout", "no known name"), ("gelu", "learned relu and tanh alone")):
         answer = stated(name)
-        assert answer.predicted_accuracy == unknown.predicted_accuracy
+        assert answer.predicted == unknown.predicted
         assert any(says in note for note in answer.notes), answer.notes
 
 

@@ -27,7 +27,7 @@ NEAR = tuple(
 )
 ANSWER = Answer(
     path="sweeps/monday/very-good.pt", id="00", architecture="conv2d 16x1x3x3", fingerprint="f",
-    predicted_accuracy=0.938, percentile=99.2, stated_accuracy=None, neighbours_accuracy=0.93, neighbours=NEAR,
+    predicted=0.938, percentile=99.2, stated_accuracy=None, neighbours_accuracy=0.93, neighbours=NEAR,
     good=NEAR, bad=(row(9, "usps-v1/9", 1.86, 0.1),), good_threshold=0.8, bad_threshold=0.3,
     plan=Plan("exact", 2664, 2664, 0.001), interval=(0.871, 0.999), agrees=True, index="index", dataset="usps",
     network="3 conv + dense, 4,970 weights", runs=NEAR,
@@ -48,15 +48,27 @@ OUTSIDE = Novelty(0.5, 0.1, None, None, True)
     ("changes", "label", "beginning"),
     [
         ({}, "good", "Probably good: about 0.94 on usps (90 %: 0.87 to 1.00), better than 99 % of 2,664 checkpoints."),
-        ({"predicted_accuracy": 0.5}, "middling", "Probably middling: about 0.50 on usps"),
-        ({"predicted_accuracy": 0.1}, "bad", "Probably bad: about 0.10 on usps"),
+        ({"predicted": 0.5, "interval": (0.4, 0.6)}, "middling", "Probably middling: about 0.50 on usps"),
+        ({"predicted": 0.75, "interval": (0.6, 0.9)}, "middling", "Probably middling, perhaps good: about 0.75 on"),
+        ({"predicted": 0.5, "interval": (0.1, 0.9)}, "middling", "Probably middling, perhaps good or bad: about 0.50"),
         (
-            {"predicted_accuracy": 0.1, "interval": (0.05, 0.2), "forecast": FORECAST},
+            {"predicted": 0.75, "interval": (0.6, 0.9), "stated_accuracy": 0.85},
+            "good",
+            "Good if its file is right, which says 0.850; by its weights about 0.75 on usps (90 %: 0.60 to 0.90)",
+        ),
+        (
+            {"predicted": 0.75, "interval": (0.6, 0.9), "stated_accuracy": 0.95},
+            "middling",
+            "Probably middling: about 0.75 on usps",
+        ),
+        ({"predicted": 0.1, "interval": (0.0, 0.2)}, "bad", "Probably bad: about 0.10 on usps"),
+        (
+            {"predicted": 0.1, "interval": (0.05, 0.2), "forecast": FORECAST},
             "early",
             "Early: 10 runs that looked like this at epoch 1 ended at 0.88 (0.69 to 0.93); let it train. So far",
         ),
         (
-            {"predicted_accuracy": 0.1, "interval": (0.05, 0.2), "forecast": replace(FORECAST, median=0.15)},
+            {"predicted": 0.1, "interval": (0.05, 0.2), "forecast": replace(FORECAST, median=0.15)},
             "bad",
             "Probably bad: about 0.10 on usps",
         ),
@@ -81,7 +93,7 @@ def test_the_sentence_is_of_something_and_the_label_its_word(changes: dict[str, 
 
 def test_a_loss_is_judged_the_other_way_round():
     answer = judged(
-        target="test_loss", lower_is_better=True, predicted_accuracy=0.123, interval=None, good_threshold=0.2,
+        target="test_loss", lower_is_better=True, predicted=0.123, interval=None, good_threshold=0.2,
         bad_threshold=1.5,
     )  # fmt: skip
     assert answer.verdict.startswith("Probably good: test loss about 0.123 on usps")
@@ -102,7 +114,7 @@ def test_the_default_answer_has_fifteen_lines_that_fit(width: int):
         assert part in text
     assert "none is near" in text
     assert "0 the same, 2 opposite" in text
-    assert "would not be noticed" in text
+    assert "not noticed here" in text
 
 
 def test_rows_are_one_a_run_with_the_recipe_keys_that_vary():
@@ -113,6 +125,12 @@ def test_rows_are_one_a_run_with_the_recipe_keys_that_vary():
     assert "seed" not in text
     named = replace(NEAR[0], source="sweep/a.pt")
     assert "sweep/a.pt" in str(judged(runs=(named, *NEAR[1:])))
+
+
+def test_a_short_recipe_says_what_is_whose():
+    recipe = {"family": "mlp", "optimizer": "adam", "learning_rate": 0.0042, "initializer": "normal", "dropout": 0.25}
+    assert wording.short_recipe(recipe) == "adam 4e-3, mlp, drop 0.25, normal"
+    assert wording.short_recipe({"family": "mlp", "learning_rate": 1e-3}) == "lr 1e-3, mlp"
 
 
 def test_an_interval_that_the_file_contradicts_is_said():

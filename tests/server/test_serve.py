@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import pickle
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
@@ -20,7 +23,9 @@ pytest.importorskip("starlette.testclient")
 
 from starlette.testclient import TestClient
 
+from weightsearch.search.add import add
 from weightsearch.search.index import Index
+from weightsearch.search.sweep import sweep
 from weightsearch.server import ServeOptions, create_app
 
 REFERENCE = Path(__file__).parents[2] / "index"
@@ -55,7 +60,7 @@ def test_the_api_gives_the_answer_of_the_library(served: TestClient):
     answer = served.post("/api/query?k=3&name=model.pt", content=path.read_bytes())
     assert answer.status_code == 200, answer.text
     expected = Index.open(REFERENCE).query(path, k=3).to_dict()
-    for key in ("id", "predicted_accuracy", "label", "verdict", "interval", "neighbours", "epoch", "recipe"):
+    for key in ("id", "predicted", "label", "verdict", "interval", "neighbours", "epoch", "recipe"):
         assert answer.json()[key] == json.loads(json.dumps(expected[key])), key
     assert answer.json()["path"] == "model.pt"
     assert not left_behind()
@@ -71,6 +76,49 @@ def test_a_form_with_several_files_is_a_table_and_one_that_fails_a_line_in_it(se
     told = served.post("/api/query", files=sent).json()
     assert [set(one) >= {"schema", "error"} for one in told] == [False, True]
     assert not left_behind()
+
+
+def test_several_files_are_ranked_as_a_sweep_is_and_kept_as_csv(served: TestClient):
+    names = ("bad", "very-good", "middling")
+    sent = [("file", (f"{name}.pt", (EXAMPLES / f"{name}.pt").read_bytes())) for name in names]
+    expected = sweep([EXAMPLES / f"{name}.pt" for name in names], Index.open(REFERENCE))
+    kept = served.post("/ask?as=csv", files=sent)
+    assert kept.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(io.StringIO(kept.text)))
+    assert [row["run"] for row in rows] == [run.run for run in expected.runs]
+    assert [row["advice"] for row in rows] == [run.advice for run in expected.runs]
+    assert [float(row["predicted"]) for row in rows] == pytest.approx([run.predicted for run in expected.runs])
+    page = served.post("/ask", files=sent).text
+    assert expected.summary() in page
+    assert [page.index(run.run) for run in expected.runs] == sorted(page.index(run.run) for run in expected.runs)
+
+
+def test_the_map_beside_an_answer_joins_it_to_its_neighbours(served: TestClient):
+    answer = Index.open(REFERENCE).query(EXAMPLES / "good.pt")
+    page = served.get("/examples/good").text
+    for row in answer.neighbours:
+        assert f'<a href="/checkpoints/{row.id}" aria-label="{row.run}, {row.value:.3f}">' in page
+    (star,) = re.findall(r'<polygon class="star" points="([^"]+)"', page)
+    x, y = np.mean([[float(number) for number in corner.split(",")] for corner in star.split()], axis=0)
+    places = re.findall(r'<circle class="near" cx="([^"]+)" cy="([^"]+)"', page)
+    near = np.array(places[:5], float)  # it stands among the nearest
+    assert (near.min(axis=0) - 1 <= (x, y)).all()
+    assert ((x, y) <= near.max(axis=0) + 1).all()
+
+
+def test_relations_are_told_where_the_index_keeps_signatures(tmp_path: Path):
+    index = tmp_path / "index"
+    shutil.copytree(REFERENCE, index)
+    kept = shutil.copy(EXAMPLES / "good.pt", tmp_path / "kept.pt")
+    add([kept], index, quiet=True)
+    with TestClient(create_app(index, ServeOptions(read_seconds=120.0)), base_url="http://localhost") as opened:
+        sent = Path(kept).read_bytes()
+        told = opened.post("/api/query", content=sent).json()["relations"]
+        assert told["relatives"][0]["relation"] == "identical"
+        assert told["relatives"][0]["source"].endswith("kept.pt")
+        assert tempfile.gettempdir() + "/weightsearch-upload" not in json.dumps(told)
+        page = opened.post("/ask", files={"file": ("a.pt", sent)}).text
+        assert "<b>identical</b> of" in page
 
 
 class Malice:

@@ -12,21 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.viz.browser import MISSING, browser_files, open_browser
 from weightsearch.distance import prepare
-from weightsearch.errors import UsageError
+from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.evaluation import block_means
 from weightsearch.html_template import render_html
 from weightsearch.metrics import score
+from weightsearch.search.index import query
 from weightsearch.search.wording import recipe_text
 from weightsearch.training.summary import TrainSummary
 from weightsearch.viz import Projection, draw_map, report
 from weightsearch.viz.figures import Options
-from weightsearch.viz.map import interactive
+from weightsearch.viz.map import PALETTE_DARK, PALETTE_LIGHT, interactive, scale_of
 from weightsearch.viz.projection import nearest
 from weightsearch.viz.sources import Source, open_sources
+from weightsearch.viz.style import DARK, LIGHT, MARK
 
 in_browser = pytest.mark.skipif(browser_files() is None, reason=MISSING)
 
@@ -186,6 +189,101 @@ def test_the_map_is_coloured_by_any_column(opened: Any):
         select.select_by_visible_text(name)
         assert eventually(lambda name=name: opened.find_element("id", "legend").text.startswith(name)), name
     assert errors(opened) == []
+
+
+@in_browser
+@pytest.mark.slow
+def test_every_network_is_on_a_phone_and_the_picture_fills_the_screen(opened: Any, source: Source):
+    for width, height in ((390, 844), (1440, 900)):
+        opened.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        opened.refresh()
+        opened.execute_async_script("weightsearchMap.ready.then(arguments[0], arguments[0])")
+        positions, size = opened.execute_script(
+            "const picture = document.getElementById('picture');"
+            "return [[...Array(arguments[0]).keys()].map((i) => weightsearchMap.scatterplot.getScreenPosition(i)),"
+            " [picture.clientWidth, picture.clientHeight]]",
+            len(source.values),
+        )
+        positions = np.array(positions)
+        assert (positions >= 0).all()
+        assert (positions <= size).all()
+        assert (np.ptp(positions, axis=0) > 0.85 * np.array(size)).all()
+        assert opened.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@in_browser
+@pytest.mark.slow
+def test_search_legend_and_keys_choose_and_what_is_filtered_out_is_not_chosen(opened: Any, source: Source):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
+
+    count, side = opened.find_element("id", "count"), opened.find_element("id", "side")
+    id = str(source.columns["id"][7])
+    search = opened.find_element("id", "search")
+    search.send_keys(id[:12])
+    assert eventually(lambda: count.text.startswith("1 of "))
+    search.send_keys(Keys.ENTER)
+    opened.switch_to.active_element.send_keys(Keys.ENTER)
+    assert eventually(lambda: side.text.startswith("This network"))
+    assert id[:12] in side.text
+    search.clear()
+    search.send_keys("no such run")
+    assert eventually(lambda: count.text.startswith("0 of "))
+    assert side.text.startswith("A map of networks")
+    search.send_keys(Keys.CONTROL, "a")
+    search.send_keys(Keys.DELETE)
+    Select(opened.find_element("id", "colour")).select_by_visible_text("optimizer")
+    buttons = eventually(lambda: opened.find_elements("css selector", "#legend button"))
+    left_out = buttons[0].text
+    buttons[0].click()
+    recipes = [json.loads(text)["optimizer"] for text in source.columns["recipe"]]
+    kept = sum(one != left_out for one in recipes)
+    assert eventually(lambda: count.text == f"{kept} of {len(recipes)} networks drawn")
+    points = opened.find_element("id", "points")
+    points.send_keys(Keys.ARROW_RIGHT)
+    assert eventually(lambda: side.text.startswith("This network"))
+    chosen = opened.execute_script("return weightsearchMap.state.chosen")
+    assert recipes[chosen] != left_out
+    points.send_keys(Keys.ESCAPE)
+    assert eventually(lambda: side.text.startswith("A map of networks"))
+    assert errors(opened) == []
+
+
+@in_browser
+@pytest.mark.slow
+def test_a_file_is_a_star_among_its_neighbours(browser: Any, source: Source, trained: TrainSummary, tmp_path: Path):
+    example = trained.examples[0].path
+    path = draw_map(trained.index, tmp_path / "map.html", projection="pca", networks=[example], quiet=True)
+    browser.get(path.as_uri())
+    browser.execute_async_script("weightsearchMap.ready.then(arguments[0], arguments[0])")
+    answer = query(trained.index, example, k=8)
+    side = eventually(lambda: browser.find_element("id", "side").text)
+    assert f"★ {example.name}" in side
+    for row in answer.neighbours:
+        assert row.id[:12] in side
+    assert browser.find_element("id", "count").text.startswith(f"{len(source.values)} of {len(source.values)} ")
+    other = tmp_path / "other.pt"
+    torch.save(torch.nn.Linear(3, 2).state_dict(), other)
+    with pytest.raises(WeightsearchError, match="its architecture"):
+        draw_map(trained.index, tmp_path / "no.html", projection="pca", networks=[other], quiet=True)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_colour_is_lighter_than_three_to_one(dark: bool):
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        return float(
+            np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        )
+
+    ground = luminance((DARK if dark else LIGHT)[0])
+    for colour in (*scale_of(dark), *(PALETTE_DARK if dark else PALETTE_LIGHT), MARK):
+        high, low = sorted((luminance(colour), ground), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 2.99, colour
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
+from weightsearch.cli import add as adding
 from weightsearch.cli import demo
 from weightsearch.cli import evaluate as measuring
 from weightsearch.cli import index as upkeep
 from weightsearch.cli import query as asking
 from weightsearch.cli import relations as relating
 from weightsearch.cli import serve as serving
-from weightsearch.cli import train_add as making
+from weightsearch.cli import train as making
 from weightsearch.cli import viz as pictures
 from weightsearch.cli import zoo as zoos
 from weightsearch.cli.common import complain
@@ -46,6 +47,7 @@ app = typer.Typer(
 for part in (
     zoos,
     making,
+    adding,
     asking,
     serving,
     relating,

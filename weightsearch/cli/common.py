@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from weightsearch import paths as runs
 from weightsearch.errors import UsageError
 from weightsearch.text_table import printable
 
@@ -32,7 +33,7 @@ OwnIndexOption = Annotated[
 ]
 
 IndexArgument = Annotated[
-    Path | None, typer.Argument(help="Index directory, as --index.", metavar="[INDEX]", show_default=False)
+    Path | None, typer.Argument(help="Index directory, as --index.", metavar="INDEX", show_default=False)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
@@ -51,6 +52,9 @@ RunPattern = Annotated[
         help="Regular expression for the path that tells runs apart; its first group counts.", show_default=""
     ),
 ]
+Dataset = Annotated[
+    str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -59,13 +63,11 @@ Weights = Annotated[
 ]
 
 
-def chosen_index(given: Path | None, option: Path | None) -> Path:
+def chosen_index(given: Path | None, option: Path | None, default: Callable[[], Path] = runs.newest_index) -> Path:
     """The index that a command asks about, named in either way or found, which is said on stderr."""
-    from weightsearch import paths as runs
-
     if given is not None and option is not None and given != option:
         raise UsageError(f"{given} and --index {option}: name one index")
-    path = given or option or runs.newest_index()
+    path = given or option or default()
     say(f"index: {path}")
     return path
 

@@ -24,7 +24,7 @@ app = typer.Typer()
     )
 )
 def tables(
-    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO...")],
+    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO")],
     out: Annotated[Path, typer.Option(help="Directory for tables.md, tables.json and PNGs.")] = runs.RUNS / "tables",
     trials: Annotated[
         list[str] | None,
@@ -92,7 +92,7 @@ def _trials(texts: list[str], known: dict[str, Method | Baseline]) -> tuple[int,
     )
 )
 def evaluate(
-    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO...")],
+    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO")],
     method: Annotated[
         list[str] | None,
         typer.Option(

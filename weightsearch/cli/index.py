@@ -23,9 +23,10 @@ from weightsearch.cli.common import (
     show,
 )
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from weightsearch.index import IndexStore
 
@@ -40,7 +41,9 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
     epilog=example("weightsearch remove 5f0c9e5d1a2b3c4d", "weightsearch remove --where \"run = 'usps-v1/17'\"")
 )
 def remove(
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids of checkpoints, as queries show them.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of checkpoints, as queries show them.", metavar="ID")
+    ] = None,
     run: Annotated[list[str] | None, typer.Option(help="All checkpoints of this run; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="All checkpoints for which this holds.")] = None,
     dry_run: DryRun = False,
@@ -53,12 +56,12 @@ def remove(
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import IndexStore, remove_rows
+    from weightsearch.index import IndexStore, matching, remove_rows
 
     opened = IndexStore.open(path)
     whole = [opened.find(id).columns["id"] for id in ids or ()]
     before = _thresholds(opened)
-    if _agreed(opened, whole, run or (), where, dry_run, yes, "removed"):
+    if _agreed(opened, lambda: len(matching(path, ids=whole, runs=run or (), where=where)), dry_run, yes, "removed"):
         print(f"{_count(remove_rows(path, ids=whole, runs=run or (), where=where))} removed")
         _say_moved(before, _thresholds(IndexStore.open(path)))
 
@@ -71,7 +74,10 @@ def remove(
 )
 def update(
     table: Annotated[
-        Path | None, typer.Argument(help="A .csv, .json or .parquet file: a line per checkpoint, new values by column.")
+        Path | None,
+        typer.Argument(
+            help="A .csv, .json or .parquet file: a line per checkpoint, new values by column.", metavar="TABLE"
+        ),
     ] = None,
     key: Annotated[
         str, typer.Option(help="The column that says whose a line is: id (or its beginning), run, path, ...")
@@ -88,26 +94,25 @@ def update(
     """Change what is known of indexed checkpoints: accuracies, epoch, run, dataset, and columns of your own."""
     if (table is None) == (not values) or (not values) != (where is None and not ids):
         raise UsageError("give a table, or --set NAME=VALUE with --where or --id")
-    if table is not None and dry_run:
-        raise UsageError("--dry-run goes with --set; a table changes the rows that it names")
     pairs = [value.partition("=") for value in values or ()]
     if any(not sign for _, sign, _ in pairs):
         raise UsageError(f"--set {next(name for name, sign, _ in pairs if not sign)}: write NAME=VALUE")
     path = index or runs.own_index()
     say(f"index: {path}")
 
-    from weightsearch.index import IndexStore, matching, update_table, update_values
+    from weightsearch.index import IndexStore, matching, table_changes, update_values
 
     opened = IndexStore.open(path)
     before, columns = _thresholds(opened), set(opened.keys())
     if table is not None:
-        updated = update_table(path, table, key)
+        changes = table_changes(opened, table, key)
     else:
         whole = [opened.find(id).columns["id"] for id in ids or ()]
-        if not _agreed(opened, whole, (), where, dry_run, yes, "changed"):
-            return
         named = {name: _value(text) for name, _, text in pairs}
-        updated = update_values(path, dict.fromkeys(matching(path, ids=whole, where=where), named))
+        changes = dict.fromkeys(matching(path, ids=whole, where=where), named)
+    if not _agreed(opened, lambda: len(changes), dry_run, yes, "changed"):
+        return
+    updated = update_values(path, changes, "--set" if table is None else table.name)
     for note in updated.notes:
         say(f"note: {note}")
     print(f"{_count(updated.checkpoints)} changed, {updated.cells:,} cell{'s' * (updated.cells != 1)}")
@@ -116,16 +121,16 @@ def update(
     _say_moved(before, _thresholds(changed))
 
 
-@app.command(epilog=example("weightsearch rebuild", "weightsearch rebuild --factory HNSW32"))
+@app.command(epilog=example("weightsearch rebuild", "weightsearch rebuild runs/indexes/usps --factory HNSW32"))
 def rebuild(
+    given: IndexArgument = None,
     index: OwnIndexOption = None,
     factory: Annotated[
         str | None, typer.Option(help="FAISS's name for its index's type; auto: by size.", show_default="as it was")
     ] = None,
 ) -> None:
     """Write an index's FAISS files anew from its database."""
-    path = index or runs.own_index()
-    say(f"index: {path}")
+    path = chosen_index(given, index, runs.own_index)
 
     from weightsearch.cli import render
     from weightsearch.index import info, rebuild
@@ -169,20 +174,39 @@ def info(given: IndexArgument = None, index: IndexOption = None, as_json: Json =
         show(render.index_info(found))
 
 
-@app.command(epilog=example('weightsearch export rows.parquet --where "test_accuracy > 0.9"'))
+@app.command(
+    epilog=example(
+        'weightsearch export rows.parquet --where "test_accuracy > 0.9"', "weightsearch export atlas.parquet --atlas"
+    )
+)
 def export(
     out: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="OUT.parquet")],
     given: IndexArgument = None,
     where: Annotated[str | None, typer.Option(help="Only checkpoints for which this holds.")] = None,
+    atlas: Annotated[
+        bool, typer.Option("--atlas", help="For Embedding Atlas: places, neighbours and labels instead of embeddings.")
+    ] = False,
+    projection: Annotated[str, typer.Option(help="umap, tsne or pca, of --atlas.")] = "umap",
     index: IndexOption = None,
     force: Force = False,
 ) -> None:
     """Write an index's rows, embeddings included, to a Parquet file."""
+    if projection != "umap" and not atlas:
+        raise UsageError("--projection does nothing without --atlas; leave it out")
     path = chosen_index(given, index)
+    if atlas:
+        from weightsearch.viz.atlas import export_atlas
+        from weightsearch.viz.projection import Projection
 
-    from weightsearch.index import export
+        count = export_atlas(
+            path, out, where=where, projection=choose(Projection, projection, "--projection"), overwrite=force
+        )
+        say(f"next: embedding-atlas {out} --x projection_x --y projection_y --neighbors neighbors --text label")
+    else:
+        from weightsearch.index import export
 
-    print(f"{export(path, out, where=where, overwrite=force):,} rows written to {out}")
+        count = export(path, out, where=where, overwrite=force)
+    print(f"{count:,} rows written to {out}")
 
 
 def _value(text: str) -> Any:
@@ -197,15 +221,11 @@ def _count(number: int) -> str:
     return "1 checkpoint" if number == 1 else f"{number:,} checkpoints"
 
 
-def _agreed(
-    index: IndexStore, ids: Sequence[str], runs: Sequence[str], where: str | None, dry_run: bool, yes: bool, what: str
-) -> bool:
+def _agreed(index: IndexStore, count_rows: Callable[[], int], dry_run: bool, yes: bool, what: str) -> bool:
     """Whether to go on: says how many rows are meant, and asks at a terminal where they are many."""
     if not dry_run and (yes or not sys.stdin.isatty()):
         return True
-    from weightsearch.index import matching
-
-    count = len(matching(index.path, ids=ids, runs=runs, where=where))
+    count = count_rows()
     if dry_run:
         print(f"{_count(count)} of {len(index):,} would be {what}")
         return False

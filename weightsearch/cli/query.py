@@ -176,7 +176,9 @@ def sweep(
 
 @app.command(epilog=example("weightsearch get 1f00c94a --out model.pt"))
 def get(
-    id: Annotated[str, typer.Argument(help="Of an indexed checkpoint, or how it begins; queries show it.")],
+    id: Annotated[
+        str, typer.Argument(help="Of an indexed checkpoint, or how it begins; queries show it.", metavar="ID")
+    ],
     out: Annotated[Path, typer.Option(help="File to write: .pt, .pth, .ckpt, .bin or .safetensors.")],
     index: IndexOption = None,
     force: Force = False,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightsearch import paths as runs
-from weightsearch.cli.common import Force, IndexOption, Quiet, example, say, tell
+from weightsearch.cli.common import Force, IndexArgument, IndexOption, Quiet, chosen_index, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -52,14 +51,12 @@ def diff(
 
 @app.command(epilog=example("weightsearch duplicates", "weightsearch duplicates --index runs/indexes/models --json"))
 def duplicates(
-    index: Annotated[
-        Path | None, typer.Argument(help="Index directory.", show_default="newest in runs/, else index/")
-    ] = None,
+    given: IndexArgument = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    index_option: IndexOption = None,
+    index: IndexOption = None,
 ) -> None:
     """List the groups of files that hold the same weights, whatever their format, and what could be freed."""
-    path = _index(index, index_option)
+    path = chosen_index(given, index)
     from weightsearch.relations import duplicates as run
 
     groups = run(path)
@@ -81,19 +78,17 @@ def duplicates(
     )
 )
 def lineage(
-    index: Annotated[
-        Path | None, typer.Argument(help="Index directory.", show_default="newest in runs/, else index/")
-    ] = None,
+    given: IndexArgument = None,
     html: Annotated[bool, typer.Option("--html", help="A page.")] = False,
     dot: Annotated[bool, typer.Option("--dot", help="For Graphviz.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     cyclonedx: Annotated[bool, typer.Option("--cyclonedx", help="A bill of materials with pedigrees.")] = False,
-    index_option: IndexOption = None,
+    index: IndexOption = None,
 ) -> None:
     """Draw the graph of an index: copies, runs, derivations and merges; directed only where something tells it."""
     if html + dot + as_json + cyclonedx > 1:
         raise UsageError("choose one of --html, --dot, --json and --cyclonedx")
-    path = _index(index, index_option)
+    path = chosen_index(given, index)
     from weightsearch.relations import lineage as run
 
     graph = run(path)
@@ -109,7 +104,7 @@ def lineage(
     epilog=example("weightsearch tidy models/ --plan plan.json", "weightsearch tidy models/ --plan plan.json --apply")
 )
 def tidy(
-    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.", metavar="FOLDER")],
     plan: Annotated[
         Path | None, typer.Option(help="File to write the plan to, or with --apply to read it from.")
     ] = None,
@@ -157,8 +152,8 @@ def tidy(
 
 @app.command(epilog=example("weightsearch pack models/ models.pack", "weightsearch unpack models.pack restored/"))
 def pack(
-    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.")],
-    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.", metavar="FOLDER")],
+    out: Annotated[Path, typer.Argument(help="Directory to make.", metavar="OUT")],
     quiet: Quiet = False,
 ) -> None:
     """Store a folder's checkpoints as their differences, each to be recovered bit for bit. The folder stays."""
@@ -179,8 +174,8 @@ def pack(
     epilog=example("weightsearch unpack models.pack restored/", "weightsearch unpack models.pack . --only a.pt")
 )
 def unpack(
-    packed: Annotated[Path, typer.Argument(help="What `pack` made.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    packed: Annotated[Path, typer.Argument(help="What `pack` made.", metavar="PACK")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.", metavar="OUT")],
     only: Annotated[str | None, typer.Option(help="One file, by its path in the pack.", show_default="all")] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -192,12 +187,6 @@ def unpack(
     with progress_bar("unpacking", None, unit="files", quiet=quiet) as advance:
         count = run(packed, out, only, advance, overwrite=force)
     tell(f"{out}: {count} files recovered")
-
-
-def _index(given: Path | None, option: Path | None) -> Path:
-    path = given or option or runs.newest_index()
-    say(f"index: {path}")
-    return path
 
 
 def _as_text(comparison: Comparison, all_layers: bool) -> str:

@@ -14,6 +14,28 @@ from weightsearch.types import Method, choose
 
 app = typer.Typer()
 
+Drawn = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Zoos and indexes to draw, a row each (and tables.json files, for efficiency).",
+        metavar="ZOO_OR_INDEX",
+        show_default="the index",
+    ),
+]
+Dark = Annotated[bool, typer.Option("--dark", help="Light on dark.")]
+PartOption = Annotated[
+    str | None, typer.Option(help="test (held-out runs) or all.", show_default="test of a zoo, all of an index")
+]
+Through = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"What a zoo is drawn through: 'raw weights', {', '.join(Method)}; repeatable.",
+        show_default="raw weights and the paper's three",
+    ),
+]
+Networks = Annotated[list[Path] | None, typer.Option(help="Draw this checkpoint file, too; repeatable.")]
+Seed = Annotated[int, typer.Option(help="Seeds the projection, the fits and the sample of a large index.")]
+
 
 @app.command(
     epilog=example(
@@ -24,14 +46,7 @@ app = typer.Typer()
     )
 )
 def viz(
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Zoos and indexes to draw, a row each (and tables.json files, for efficiency).",
-            metavar="[ZOO_OR_INDEX]...",
-            show_default="the index",
-        ),
-    ] = None,
+    sources: Drawn = None,
     index: IndexOption = None,
     figure: Annotated[
         list[str] | None,
@@ -41,41 +56,25 @@ def viz(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for the files.", show_default="runs/figures/NAME")] = None,
     format: Annotated[str, typer.Option(help="png or svg.")] = "png",
-    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    dark: Dark = False,
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Write a map to explore in a browser, offline: one HTML file.")
     ] = False,
     projection: Annotated[str, typer.Option(help="umap, tsne or pca, of the embedding.")] = "umap",
-    part: Annotated[
-        str | None,
-        typer.Option(help="test (held-out runs) or all.", show_default="test of a zoo, all of an index"),
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"What a zoo is drawn through: 'raw weights', {', '.join(Method)}; repeatable.",
-            show_default="raw weights and the paper's three",
-        ),
-    ] = None,
-    network: Annotated[
-        list[Path] | None, typer.Option(help="Draw this checkpoint file into the embedding; repeatable.")
-    ] = None,
+    part: PartOption = None,
+    method: Through = None,
+    network: Networks = None,
     run: Annotated[
         str | None, typer.Option(help="Whose path `training` draws.", show_default="the one that improves most")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the projection, the fits and the sample of a large index.")] = 0,
+    seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw zoos and indexes: accuracies, embeddings, their similarity, a run's path, the trials of a search."""
     from weightsearch.viz import Format, Part, Projection, draw, draw_map
 
-    if interactive and not figure:
-        ignored = [
-            name for name, given in (("--run", run), ("--network", network), ("--format", format != "png")) if given
-        ]
-        if ignored:
-            raise UsageError(f"{ignored[0]} does nothing for the map; name a --figure as well, or leave it out")
+    _refuse_what_does_nothing(figure, interactive, run, network, format, projection)
     chosen = choose(Format, format, "--format")
     projected = choose(Projection, projection, "--projection")
     drawn = choose(Part, part, "--part") if part else None
@@ -87,8 +86,8 @@ def viz(
     if interactive:
         print(
             draw_map(
-                paths, folder / "map.html", dark=dark, part=drawn, projection=projected, methods=method, seed=seed,
-                quiet=quiet, overwrite=overwrite,
+                paths, folder / "map.html", dark=dark, part=drawn, projection=projected, methods=method,
+                networks=network or (), seed=seed, quiet=quiet, overwrite=overwrite,
             )
         )  # fmt: skip
     if figure or not interactive:
@@ -99,6 +98,30 @@ def viz(
             print(written)
 
 
+def _refuse_what_does_nothing(
+    figure: list[str] | None,
+    interactive: bool,
+    run: str | None,
+    network: list[Path] | None,
+    format: str,
+    projection: str,
+) -> None:
+    drawn = set(figure or ()) or (set() if interactive else {"embedding", "training", "files"})
+    if figure:
+        drawn.add("files")
+    if interactive:
+        drawn |= {"map"}
+    uses = {
+        "--run": (run, {"training"}),
+        "--network": (network, {"embedding", "map"}),
+        "--format": (format != "png", {"files"}),
+        "--projection": (projection != "umap", {"embedding", "training", "map"}),
+    }
+    for name, (given, needed) in uses.items():
+        if given and not drawn & needed:
+            raise UsageError(f"{name} does nothing for {', '.join(figure or ('the map',))}; leave it out")
+
+
 @app.command(
     epilog=example(
         "weightsearch report index",
@@ -106,28 +129,16 @@ def viz(
     )
 )
 def report(
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Zoos and indexes (and tables.json files, for efficiency).",
-            metavar="[ZOO_OR_INDEX]...",
-            show_default="the index",
-        ),
-    ] = None,
+    sources: Drawn = None,
     out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="runs/reports/NAME.html")] = None,
     document: Annotated[
         list[Path] | None, typer.Option(help="Take in this tables.md or evaluation.md; repeatable.")
     ] = None,
-    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
-    part: Annotated[
-        str | None, typer.Option(help="test (held-out runs) or all.", show_default="test of a zoo, all of an index")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="What a zoo is drawn through, as in viz; repeatable.", show_default="as in viz"),
-    ] = None,
-    network: Annotated[list[Path] | None, typer.Option(help="Draw this checkpoint file, too; repeatable.")] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the projection, the fits and the sample of a large index.")] = 0,
+    dark: Dark = False,
+    part: PartOption = None,
+    method: Through = None,
+    network: Networks = None,
+    seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:

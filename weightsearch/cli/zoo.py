@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Json, Key, Metadata, Quiet, RunColumn, RunPattern, Weights, example, say, show
+from weightsearch.cli.common import (
+    Dataset,
+    Json,
+    Key,
+    Metadata,
+    Quiet,
+    RunColumn,
+    RunPattern,
+    Weights,
+    example,
+    say,
+    show,
+)
 from weightsearch.types import choose
 
 app = typer.Typer()
@@ -78,7 +90,9 @@ def build_zoo(
     ),
 )
 def import_zoo(
-    folder: Annotated[Path, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints.", metavar="FOLDER")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/FOLDER")
     ] = None,
@@ -90,9 +104,7 @@ def import_zoo(
     run_column: RunColumn = None,
     run_pattern: RunPattern = None,
     weights: Weights = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
-    ] = None,
+    dataset: Dataset = None,
     architecture: Annotated[
         str | None, typer.Option(help="Fingerprint of the one to import.", show_default="all")
     ] = None,
@@ -125,7 +137,9 @@ def import_zoo(
 
 @zoo_app.command("info", epilog=example("weightsearch zoo info runs/zoos/digits-v1"))
 def zoo_info(
-    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+    zoo: Annotated[
+        Path | None, typer.Argument(help="Zoo directory.", metavar="ZOO", show_default="newest in runs/zoos")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What is in a zoo: runs, checkpoints, size, accuracy quartiles, accuracy by recipe choice."""

@@ -6,7 +6,7 @@ from weightsearch.index.doctor import Finding, State, doctor
 from weightsearch.index.info import IndexInfo, export, info
 from weightsearch.index.manifest import check_target
 from weightsearch.index.store import IndexStore, Neighbourhood, Row
-from weightsearch.index.updates import Updated, update_table, update_values
+from weightsearch.index.updates import Updated, table_changes, update_table, update_values
 from weightsearch.index.writer import (
     AddSummary,
     add_rows,
@@ -38,6 +38,7 @@ __all__ = [
     "matching",
     "rebuild",
     "remove_rows",
+    "table_changes",
     "update_rows",
     "update_table",
     "update_values",

@@ -126,7 +126,11 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None, overw
             values = {f"value_{j}": np.ascontiguousarray(embeddings[:, j]) for j in range(embeddings.shape[1])}
             target.register("part", renamed | values)
             array = ", ".join(values)
-            selected = ", ".join(f'column_{i} AS "{name}"' for i, name in enumerate(names))
+            # A text that no row of this architecture has is no value without a type.
+            texts = {i for i, name in enumerate(names) if columns[name].dtype.kind == "O"}
+            selected = ", ".join(
+                f'column_{i}{"::VARCHAR" if i in texts else ""} AS "{name}"' for i, name in enumerate(names)
+            )
             statement = (
                 f"SELECT ? AS architecture, {selected}, array_value({array})::FLOAT[] AS embedding "
                 "FROM part ORDER BY column_0"

@@ -225,7 +225,7 @@ class IndexStore:
         `good` and `bad` are values ("0.9") or quantiles ("q75": better than 75 % of the rows with a known value); by
         default the quartiles. NaN where no row has a known value.
         """
-        return _thresholds(self.target, self._columns(fingerprint).values, good, bad)
+        return thresholds_among(self.target, self._columns(fingerprint).values, good, bad)
 
     def grades(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> np.ndarray:
         """1 where good, -1 where bad, else 0, `(n,)`: each row among those of its own dataset."""
@@ -293,7 +293,7 @@ class IndexStore:
         grades = np.zeros(len(columns), np.int8)
         for dataset in _distinct(columns.datasets):
             here = columns.datasets == dataset
-            low, high = _thresholds(self.target, columns.values[here], good, bad)
+            low, high = thresholds_among(self.target, columns.values[here], good, bad)
             with np.errstate(invalid="ignore"):
                 grades[here & (quality >= self.target.quality(high))] = 1
                 grades[here & (quality <= self.target.quality(low)) & (grades == 0)] = -1
@@ -469,7 +469,8 @@ def _place(
     return Segment(columns, cache, metric, places, prepared)
 
 
-def _thresholds(target: Target, values: np.ndarray, good: str | None, bad: str | None) -> tuple[float, float]:
+def thresholds_among(target: Target, values: np.ndarray, good: str | None, bad: str | None) -> tuple[float, float]:
+    """As `IndexStore.thresholds`, of any rows' values."""
     quality = np.sort(target.quality(values[~np.isnan(values)]))
 
     def threshold(text: str, flag: str) -> float:

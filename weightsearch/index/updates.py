@@ -33,14 +33,18 @@ def update_table(path: str | Path, table: Path, key: str = "id") -> Updated:
     paths of files, their ends, or bare names. An empty cell leaves what is there. Accuracies are scaled as `add` scales
     them. Raises UsageError for a line about no row, or about several by the beginning of an id.
     """
-    index = IndexStore.open(path)
+    return update_values(path, table_changes(IndexStore.open(path), table, key), table.name)
+
+
+def table_changes(index: IndexStore, table: Path, key: str = "id") -> dict[str, dict[str, Any]]:
+    """What `update_table` is told to change: values by column, by the rows' ids."""
     lines = read_table(table, key)
     changes: dict[str, dict[str, Any]] = {}
     for ids, line in _matched(index, table, key, lines):
         filled = {name: plain(cell) for name, cell in line.items() if cell is not None}
         for id in ids:
             changes.setdefault(id, {}).update(filled)
-    return update_values(path, changes, table.name)
+    return changes
 
 
 def update_values(path: str | Path, changes: Mapping[str, Mapping[str, Any]], origin: str = "--set") -> Updated:

@@ -1,58 +1,17 @@
-"""What an index says of one network, as data; the words for it are in `wording`."""
+"""What an index says of one network: the data, and the words for it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from weightsearch.files import plain
 from weightsearch.search import wording
-from weightsearch.types import Neighbour, Plan
-from weightsearch.uncertainty.novelty import LayerDifference
-
-SCHEMA = 2  # of `Answer.to_dict`: keys are only added within one; docs/answer.schema.json
+from weightsearch.search.answer_data import SCHEMA, AnswerData, Forecast, Novelty
 
 
 @dataclass(frozen=True)
-class Novelty:
-    """How far a network lies from known ones: mean distances from the five nearest, and what 99 in 100 stay below.
-
-    Of embeddings, from all rows of the index, and of layers' descriptions, from networks that the encoder was fitted
-    on (None where the index holds no descriptions). Limits are held-out networks' own distances.
-
-    Example:
-        >>> query('index', 'index/examples/good.pt').novelty.outside
-        False
-    """
-
-    distance: float
-    distance_limit: float
-    layers_distance: float | None
-    layers_limit: float | None
-    outside: bool
-    shuffled_noticed: float | None = None  # share of the network's own weights, shuffled, that lie outside as well
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """How the runs ended that were most like the network at its epoch: accuracies of their last checkpoints.
-
-    Example:
-        >>> query('index', 'index/examples/good.pt').forecast.runs
-        10
-    """
-
-    epoch: int | float
-    runs: int
-    median: float
-    low: float  # of all of them
-    high: float
-    good: int  # how many ended so, among their dataset's rows
-    bad: int
-
-
-@dataclass(frozen=True)
-class Answer:
+class Answer(AnswerData):
     """What the index says of one network. Accuracies lie in [0, 1]; `percentile`, in [0, 100], is of the index.
 
     `verdict` is the sentence that comes first, `label` its one word: good, middling, bad, early (not done training,
@@ -67,54 +26,16 @@ class Answer:
         [True, True]
     """
 
-    path: str
-    id: str
-    architecture: str
-    fingerprint: str
-    predicted_accuracy: float
-    percentile: float | None  # None where no row's accuracy is known
-    stated_accuracy: float | None  # what the file itself says, or the index of an indexed network
-    neighbours_accuracy: float | None  # their mean
-    neighbours: tuple[Neighbour, ...]
-    good: tuple[Neighbour, ...]
-    bad: tuple[Neighbour, ...]
-    good_threshold: float
-    bad_threshold: float
-    plan: Plan
-    interval: tuple[float, float] | None = None  # holds the truth of `coverage` of all networks from new runs
-    coverage: float = 0.9
-    agrees: bool | None = None  # whether prediction and neighbours do
-    novelty: Novelty | None = None
-    forecast: Forecast | None = None
-    layers: tuple[LayerDifference, ...] = ()
-    run: str | None = None
-    epoch: int | float | None = None
-    indexed: bool = False
-    notes: tuple[str, ...] = ()
-    verdict: str = ""
-    target: str = "test_accuracy"
-    lower_is_better: bool = False
-    label: str = "unknown"
-    index: str = ""  # the directory
-    dataset: str | None = None  # that the accuracies are on: what the file says, else the index's only one
-    metric: str = "cosine"
-    network: str = ""  # the architecture in a few words
-    recipe: dict[str, Any] = field(default_factory=dict)  # the network's own, where known
-    activation: str | None = None
-    activation_from: str | None = None  # file, option or index
-    by_activation: dict[str, float] = field(default_factory=dict)  # predictions, where it matters and is not known
-    runs: tuple[Neighbour, ...] = ()  # the nearest checkpoint of each of the nearest runs
-    faults: tuple[str, ...] = ()  # layers that are all zero or constant
-    copy_of: str | None = None  # id of the indexed checkpoint with the same weights
-    schema: int = SCHEMA
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them: what is not known is None."""
         values: dict[str, Any] = plain(asdict(self))
-        return values
+        return {**values, "predicted_accuracy": values["predicted"]}  # its name until it could be a loss
 
     def __str__(self) -> str:
         return wording.as_text(self)
 
     def _repr_html_(self) -> str:
         return wording.as_html(self)
+
+
+__all__ = ["SCHEMA", "Answer", "Forecast", "Novelty"]

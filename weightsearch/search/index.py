@@ -21,12 +21,15 @@ from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import refuse_to_overwrite
 from weightsearch.index import IndexStore, Row
 from weightsearch.index.manifest import DATABASE
+from weightsearch.index.store import thresholds_among
 from weightsearch.search import wording
 from weightsearch.search.answer import Answer, Forecast, Novelty
+from weightsearch.search.forecast import forecast_of
 from weightsearch.search.subject import (
     Subject,
     activation_note,
     damage_note,
+    dataset_of,
     described,
     faults,
     shuffled_descriptions,
@@ -49,9 +52,8 @@ from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference
 if TYPE_CHECKING:
     from weightsearch.training.represent import AnyEncoder
 
-FORECAST_RUNS = 10
 NEAREST_RUNS = 5
-FEWEST_RUNS = 3  # that a forecast is made from
+FEWEST_COMPARED = 20  # rows of a dataset that good and bad are told from
 REPLACED_ATTEMPTS = 5  # of a question while another index takes this one's place
 
 
@@ -336,16 +338,16 @@ class Index:
 
     def _answer(self, subject: Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
         fingerprint, space = subject.fingerprint, self._space(subject.fingerprint)
-        values = self.store.accuracies(fingerprint)
-        count = len(values)
+        count = self.store.count(fingerprint)
         found = self.store.search(fingerprint, subject.embedding, k if itself else min(k + 1, count), selection)
         near, good, bad = (
             tuple(row for row in rows if itself or row.id != subject.id)[:k]
             for rows in (found.neighbours, found.good, found.bad)
         )
-        values = values[~np.isnan(values)]
+        dataset = subject.dataset or dataset_of(subject.recipe) or self.store.only_dataset(fingerprint)
+        values = self._comparable(fingerprint, dataset)
         quality = self.target.quality
-        bad_threshold, good_threshold = self.store.thresholds(fingerprint, selection.good, selection.bad)
+        bad_threshold, good_threshold = thresholds_among(self.target, values, selection.good, selection.bad)
         known = [row.value for row in near if row.value is not None]
         average = float(np.mean(known)) if known else None
         interval, notes = interval_of(space.calibration, subject)
@@ -360,7 +362,7 @@ class Index:
             id=subject.id,
             architecture=(subject.architecture or self.architectures[fingerprint]).describe(),
             fingerprint=fingerprint,
-            predicted_accuracy=subject.predicted,
+            predicted=subject.predicted,
             percentile=None if unlike else percentile,
             stated_accuracy=subject.stated,
             neighbours_accuracy=average,
@@ -373,7 +375,7 @@ class Index:
             interval=None if unlike else interval,
             agrees=None if average is None else agree(average, subject.predicted, interval, values, self.target),
             novelty=novelty,
-            forecast=self._forecast(subject, count, selection),
+            forecast=forecast_of(self.store, subject, selection),
             layers=self._layers(subject, space, *([r for r in rows if r.id != subject.id] for rows in (good, bad))),
             run=subject.run,
             epoch=subject.epoch,
@@ -382,7 +384,8 @@ class Index:
             target=self.target.column,
             lower_is_better=self.target.lower_is_better,
             index=str(self.path),
-            dataset=subject.dataset or self.store.only_dataset(fingerprint),
+            dataset=dataset,
+            compared=len(values),
             metric=self.metric.value,
             network=(subject.architecture or self.architectures[fingerprint]).brief(),
             recipe=subject.recipe,
@@ -395,6 +398,15 @@ class Index:
         )
         answer = replace(answer, label=wording.label(answer))
         return replace(answer, verdict=wording.verdict(answer))
+
+    def _comparable(self, fingerprint: str, dataset: str | None) -> np.ndarray:
+        """Known values of the rows on the network's own dataset, where these are enough; else of all rows."""
+        values = self.store.accuracies(fingerprint)
+        if dataset is not None and self.store.only_dataset(fingerprint) is None:
+            same = values[self.store.table(fingerprint, ["dataset"])["dataset"] == dataset]
+            if np.count_nonzero(~np.isnan(same)) >= FEWEST_COMPARED:
+                values = same
+        return values[~np.isnan(values)]
 
     def _novelty(self, subject: Subject, space: _Space, count: int) -> Novelty | None:
         """None for an indexed network, which is known, and where an index has nothing to compare with."""
@@ -413,35 +425,6 @@ class Index:
         if subject.strangeness is not None:  # by the encoder's own detector, whose limit is 1
             layers, layers_limit, outside = subject.strangeness, 1.0, subject.strangeness > 1
         return Novelty(distance, limit, layers, layers_limit, outside, noticed)
-
-    def _forecast(self, subject: Subject, count: int, asked: Selection) -> Forecast | None:
-        """From other runs' checkpoints of about the same epoch, one a run, where those runs went on."""
-        if subject.epoch is None:
-            return None
-        slack = 0 if subject.epoch <= 0 else max(1, subject.epoch // 4)
-        condition = f"epoch BETWEEN {subject.epoch - slack} AND {subject.epoch + slack}"
-        if asked.where is not None:
-            condition = f"({asked.where}) AND {condition}"
-        selection = Selection(condition, not_run=subject.run, per_run=1)
-        like = self.store.search(
-            subject.fingerprint, subject.embedding, min(FORECAST_RUNS, count), selection
-        ).neighbours
-        runs = [row.run for row in like if row.run is not None]
-        last = self.store.finals(subject.fingerprint, runs, asked.good, asked.bad)
-        went_on = any(epoch > subject.epoch for epoch, _, _ in last.values())
-        ends = sorted(last[row.run][1] for row in like if row.run in last)
-        if len(ends) < FEWEST_RUNS or not went_on:
-            return None
-        grades = [grade for _, _, grade in last.values()]
-        return Forecast(
-            epoch=subject.epoch,
-            runs=len(ends),
-            median=(ends[(len(ends) - 1) // 2] + ends[len(ends) // 2]) / 2,
-            low=ends[0],
-            high=ends[-1],
-            good=grades.count(1),
-            bad=grades.count(-1),
-        )
 
     def _layers(
         self, subject: Subject, space: _Space, good: list[Neighbour], bad: list[Neighbour]
@@ -477,7 +460,7 @@ def query(
     """The answer of the index at a path, or of one already opened, which is used as it is; see `Index.query`.
 
     Example:
-        >>> query("index", "index/examples/bad.pt").predicted_accuracy < 0.5
+        >>> query("index", "index/examples/bad.pt").predicted < 0.5
         True
     """
     opened = index if isinstance(index, Index) else Index.open(index)

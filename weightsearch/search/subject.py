@@ -101,6 +101,12 @@ def unknown_architecture(checkpoint: Checkpoint, path: Path, architectures: Mapp
     )
 
 
+def dataset_of(recipe: Mapping[str, Any]) -> str | None:
+    """What a recipe says that the network was trained on."""
+    named = recipe.get("dataset")
+    return named if isinstance(named, str) and named else None
+
+
 def damage_note(damage: np.ndarray | None) -> tuple[str, ...]:
     """A warning where the encoder of all architectures found damage `(1,)`, of over 1."""
     if damage is None or damage[0] <= 1:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from weightsearch.checkpoints.discovery import CheckpointFile, Sources, find_fil
 from weightsearch.checkpoints.metadata import Metadata, as_fractions
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
-from weightsearch.search.answer import SCHEMA
+from weightsearch.search.answer import SCHEMA, Answer
 from weightsearch.search.index import Index
 from weightsearch.search.wording import recipe_text
 
@@ -111,10 +112,11 @@ ADVICE = ("keep", "continue", "stop", "could go", "unknown")
 
 
 @dataclass(eq=False)
-class _Seen:
-    """What is kept of a file when its weights are let go."""
+class Seen:
+    """What is kept of a file when its weights are let go. `folder_run` is the run that its place speaks of."""
 
-    file: CheckpointFile
+    path: str
+    folder_run: str
     id: str
     metadata: Metadata
 
@@ -138,14 +140,14 @@ def sweep(
     """
     files, failures = _files(paths)
     sources = sources or Sources()
-    seen: list[_Seen] = []
+    seen: list[Seen] = []
     for file in files:
         try:
             record = sources.read(file)
         except WeightsearchError as error:
             failures.append((str(file.path), reason_of(error, file.path)))
         else:
-            seen.append(_Seen(file, record.checkpoint.id, record.metadata))
+            seen.append(Seen(str(file.path), file.run, record.checkpoint.id, record.metadata))
         advance()
     if not seen:
         if len(failures) == 1:
@@ -153,17 +155,31 @@ def sweep(
         if failures:
             raise WeightsearchError(f"none of {len(failures)} files could be read; {failures[0][0]}: {failures[0][1]}")
         raise WeightsearchError(f"no checkpoints in {', '.join(map(str, paths))}")
-    known, notes = as_fractions([one.metadata for one in seen])
-    groups: dict[str, list[tuple[_Seen, Metadata]]] = {}
-    for one, metadata in zip(seen, known, strict=True):
-        groups.setdefault(metadata.run or one.file.run, []).append((one, metadata))
+    ask = None if index is None else partial(_asked, index=index)
+    place = None if index is None else str(index.path)
+    return ranked(seen, ask, folder=", ".join(map(str, paths)), index=place, failures=failures)
+
+
+def ranked(
+    seen: Sequence[Seen],
+    ask: Callable[[Run], Run] | None,
+    *,
+    folder: str,
+    index: str | None = None,
+    failures: Sequence[tuple[str, str]] = (),
+) -> Sweep:
+    """The table of files that have been read. `ask` adds what an index says of a run's latest checkpoint."""
+    metadata_of, notes = as_fractions([one.metadata for one in seen])
+    groups: dict[str, list[tuple[Seen, Metadata]]] = {}
+    for one, metadata in zip(seen, metadata_of, strict=True):
+        groups.setdefault(metadata.run or one.folder_run, []).append((one, metadata))
     runs, unknown = [], set()
     for name, members in groups.items():
         members.sort(key=lambda member: -1.0 if member[1].epoch is None else member[1].epoch)
         run = _run(name, members)
-        if index is not None:
+        if ask is not None:
             try:
-                run = _asked(run, index)
+                run = ask(run)
             except WeightsearchError as error:
                 unknown.add(reason_of(error, run.path))
         runs.append(run)
@@ -171,8 +187,8 @@ def sweep(
         notes = [*notes, f"the index does not know some of them: {sorted(unknown)[0][:160]}"]
     runs = _advised(_ranked(_same(runs, groups)), groups)
     return Sweep(
-        folder=", ".join(map(str, paths)),
-        index=None if index is None else str(index.path),
+        folder=folder,
+        index=index,
         runs=tuple(runs),
         failures=tuple(failures),
         settings=settings(runs),
@@ -185,13 +201,13 @@ def _files(paths: Sequence[str | Path]) -> tuple[list[CheckpointFile], list[tupl
     return found, [(one.path, one.reason) for one in missing]
 
 
-def _run(name: str, members: list[tuple[_Seen, Metadata]]) -> Run:
+def _run(name: str, members: list[tuple[Seen, Metadata]]) -> Run:
     latest, metadata = members[-1]
     values = [value for _, one in members if (value := one.value(TARGET)) == value]
     stated = metadata.value(TARGET)
     return Run(
         run=name,
-        path=str(latest.file.path),
+        path=latest.path,
         id=latest.id,
         checkpoints=len(members),
         epoch=metadata.epoch,
@@ -211,11 +227,15 @@ def _asked(run: Run, index: Index) -> Run:
         if relatives:
             relation = f"{relatives[0].comparison.relation} of {relatives[0].source}"
             run = replace(run, relation=relation)
-    answer = index.query(run.path, k=5, run=run.run, epoch=run.epoch)
+    return told(run, index.query(run.path, k=5, run=run.run, epoch=run.epoch))
+
+
+def told(run: Run, answer: Answer) -> Run:
+    """With what an answer says of the run's latest checkpoint."""
     outside = answer.label == "unlike"
     return replace(
         run,
-        predicted=None if outside else answer.predicted_accuracy,
+        predicted=None if outside else answer.predicted,
         interval=answer.interval,
         forecast=None if answer.forecast is None or outside else answer.forecast.median,
         label=answer.label,
@@ -223,7 +243,7 @@ def _asked(run: Run, index: Index) -> Run:
     )
 
 
-def _same(runs: list[Run], groups: dict[str, list[tuple[_Seen, Metadata]]]) -> list[Run]:
+def _same(runs: list[Run], groups: dict[str, list[tuple[Seen, Metadata]]]) -> list[Run]:
     """With the run of the sweep that a run's latest checkpoint has the weights of."""
     first: dict[str, str] = {}
     for name, members in groups.items():
@@ -236,7 +256,7 @@ def _ranked(runs: list[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: (run.value is None, -(run.value or 0), run.run))
 
 
-def _advised(runs: list[Run], groups: dict[str, list[tuple[_Seen, Metadata]]]) -> list[Run]:
+def _advised(runs: list[Run], groups: dict[str, list[tuple[Seen, Metadata]]]) -> list[Run]:
     """By the quarters of the sweep, and by whether a run still gets better or others like it did."""
     values = [run.value for run in runs if run.value is not None]
     if not values:

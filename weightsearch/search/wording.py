@@ -5,18 +5,17 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightsearch.html_template import render_html
+from weightsearch.search.answer_data import AnswerData
 from weightsearch.text_table import Table, printable
 from weightsearch.types import ANY, Neighbour, Target
-
-if TYPE_CHECKING:
-    from weightsearch.search.answer import Answer
 
 LINES = 15  # that an answer has room for
 WIDTH = 80
 RUNS_SHOWN = 5
+GRADES = ("good", "middling", "bad")
 LAYERS_SHOWN = 8  # of a deep network, those least like the neighbours'
 SELDOM = (0.0, 0.25)  # shares of four tries
 FAR_COSINE = 1.0  # beyond this two embeddings are rather opposite than alike
@@ -47,13 +46,19 @@ def recipe_text(recipe: dict[str, Any]) -> str:
 
 
 def short_recipe(recipe: dict[str, Any]) -> str:
-    """A recipe for a narrow column: the learning rate stands without its name behind the optimizer."""
-    text = recipe_text({key: value for key, value in recipe.items() if key != "learning_rate"})
-    rate = recipe.get("learning_rate")
-    if not isinstance(rate, int | float) or abs(rate) > MOST:
-        return text
-    first, _, rest = text.partition(", ") if recipe.get("optimizer") else ("lr", "", text)
-    return ", ".join(filter(None, (f"{first} {rate:.0e}".replace("e-0", "e-"), rest)))
+    """A recipe for a narrow column: the optimizer with its learning rate first, texts without their keys."""
+    optimizer, rate = recipe.get("optimizer"), recipe.get("learning_rate")
+    first = "" if optimizer is None else str(optimizer)
+    left = {key: value for key, value in recipe.items() if key not in ("optimizer", "learning_rate")}
+    if isinstance(rate, int | float) and abs(rate) <= MOST:
+        first = f"{first or 'lr'} {rate:.0e}".replace("e-0", "e-")
+    elif rate is not None:
+        left["learning_rate"] = rate
+    texts = {key: value for key, value in left.items() if isinstance(value, str)}
+    theirs = [value for key, value in texts.items() if key not in RECIPE]
+    usual = [value for key, value in texts.items() if key in RECIPE]
+    numbers = recipe_text({key: value for key, value in left.items() if key not in texts})
+    return ", ".join(filter(None, (first, *theirs, numbers, *usual)))
 
 
 def varying(recipes: Sequence[dict[str, Any]]) -> list[str]:
@@ -64,7 +69,7 @@ def varying(recipes: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({repr(one.get(key)) for one in recipes}) > 1]
 
 
-def grade(value: float | None, answer: Answer) -> str:
+def grade(value: float | None, answer: AnswerData) -> str:
     """good, middling or bad by the answer's thresholds; unknown where nothing is known to judge by."""
     quality = target_of(answer).quality
     if value is None or answer.good_threshold != answer.good_threshold:  # NaN
@@ -74,7 +79,7 @@ def grade(value: float | None, answer: Answer) -> str:
     return "bad" if quality(value) <= quality(answer.bad_threshold) else "middling"
 
 
-def label(answer: Answer) -> str:
+def label(answer: AnswerData) -> str:
     """The verdict in a word, see `Answer`."""
     if answer.faults or (answer.novelty is not None and answer.novelty.outside):
         return "unlike"
@@ -83,28 +88,52 @@ def label(answer: Answer) -> str:
             return grade(answer.stated_accuracy, answer)
     elif depends_on_activation(answer) or answer.agrees is False:
         return "unknown"
-    own = grade(answer.predicted_accuracy, answer)
+    own = grade(best_known(answer), answer)
     if answer.forecast is not None and own in ("bad", "middling") and _becomes_better(answer):
         return "early"
     return own
 
 
-def _becomes_better(answer: Answer) -> bool:
+def best_known(answer: AnswerData) -> float:
+    """What the file says that it reached, where its weights do not contradict that, else what they let expect."""
+    stated, interval = answer.stated_accuracy, answer.interval
+    if stated is not None and interval is not None and interval[0] <= stated <= interval[1]:
+        return stated
+    return answer.predicted
+
+
+def _goes_by_file(answer: AnswerData) -> bool:
+    """Whether the label is what the file's own words make it, where the prediction alone would make it another."""
+    return answer.label in GRADES and not answer.indexed and answer.label != grade(answer.predicted, answer)
+
+
+def _perhaps(answer: AnswerData) -> str:
+    """The other grades that the interval reaches into, where no file says more."""
+    if answer.interval is None or answer.stated_accuracy is not None:
+        return ""
+    reached = {grade(value, answer) for value in (*answer.interval, answer.predicted)}
+    if {"good", "bad"} <= reached:
+        reached.add("middling")
+    others = [name for name in GRADES if name in reached and name != answer.label]
+    return f", perhaps {' or '.join(others)}" if others else ""
+
+
+def _becomes_better(answer: AnswerData) -> bool:
     """Whether runs like it ended better than the network can be expected to be now."""
     quality = target_of(answer).quality
     assert answer.forecast is not None
-    now = answer.interval or (answer.predicted_accuracy, answer.predicted_accuracy)
+    now = answer.interval or (answer.predicted, answer.predicted)
     return bool(quality(answer.forecast.median) > max(map(quality, now)))
 
 
-def depends_on_activation(answer: Answer) -> bool:
+def depends_on_activation(answer: AnswerData) -> bool:
     """Whether the activation, which is not known, makes another verdict."""
     return len({grade(value, answer) for value in answer.by_activation.values()}) > 1
 
 
-def verdict(answer: Answer) -> str:
+def verdict(answer: AnswerData) -> str:
     """What it probably is, of what, how sure that is, and what became of runs like it: one or two plain sentences."""
-    word, predicted = answer.label, number(answer, answer.predicted_accuracy)
+    word, predicted = answer.label, number(answer, answer.predicted)
     on = f" on {answer.dataset}" if answer.dataset else ""
     name = "" if answer.target == "test_accuracy" else f"{target_of(answer).label} "
     if word == "unlike":
@@ -119,7 +148,9 @@ def verdict(answer: Answer) -> str:
         low, high = answer.interval
         about += f" ({answer.coverage:.0%}: {number(answer, low)} to {number(answer, high)})".replace("%", " %")
     if answer.percentile is not None:
-        about += f", better than {answer.percentile:.0f} % of {answer.plan.rows:,} checkpoints"
+        among = answer.plan.rows if answer.compared is None else answer.compared
+        whose = f"{answer.dataset} checkpoints" if among < answer.plan.rows and answer.dataset else "checkpoints"
+        about += f", better than {answer.percentile:.0f} % of {among:,} {whose}"
     if answer.indexed or answer.copy_of is not None:
         if answer.stated_accuracy is None:
             return f"The index holds these weights, without {target_of(answer).label}; by the weights {about}."
@@ -140,11 +171,14 @@ def verdict(answer: Answer) -> str:
         if word == "early":
             advice = "; let it train" if grade(answer.forecast.median, answer) == "good" else ""
             return f"Early: {ended}{advice}. So far {about}."
-        return f"Probably {word}: {about}; {ended}."
-    return f"Probably {word}: {about}."
+        about += f"; {ended}"
+    if _goes_by_file(answer):
+        said = f"{word.capitalize()} if its file is right, which says {answer.stated_accuracy:.3f}"
+        return f"{said}; by its weights {about}."
+    return f"Probably {word}{_perhaps(answer)}: {about}."
 
 
-def forecast(answer: Answer) -> str:
+def forecast(answer: AnswerData) -> str:
     """How runs like it ended."""
     found = answer.forecast
     assert found is not None
@@ -152,12 +186,12 @@ def forecast(answer: Answer) -> str:
     return f"{found.runs} runs that looked like this at epoch {found.epoch} ended at {median} ({low} to {high})"
 
 
-def number(answer: Answer, value: float | None) -> str:
+def number(answer: AnswerData, value: float | None) -> str:
     """An accuracy with two decimals, another target's value with three digits."""
     return "?" if value is None else f"{value:.2f}" if target_of(answer).is_accuracy else f"{value:.3g}"
 
 
-def about(answer: Answer) -> list[str]:
+def about(answer: AnswerData) -> list[str]:
     """What was asked about: file, architecture, epoch, activation, run, and which index says all this."""
     parts = [_short_path(answer.path), answer.network or answer.architecture]
     if answer.run is not None:
@@ -172,12 +206,12 @@ def about(answer: Answer) -> list[str]:
     return parts
 
 
-def remarks(answer: Answer) -> list[str]:
+def remarks(answer: AnswerData) -> list[str]:
     """What else is to be known before the number is used, a line each."""
     said = []
     if answer.copy_of is not None:
         said.append(f"the index holds the same weights as {answer.copy_of}")
-    elif answer.stated_accuracy is not None and not answer.indexed:
+    elif answer.stated_accuracy is not None and not answer.indexed and not _goes_by_file(answer):
         stated, low, high = answer.stated_accuracy, *(answer.interval or (-float("inf"), float("inf")))
         doubt = "" if low <= stated <= high else ", outside that interval: one of the two is wrong"
         said.append(f"the file itself says {stated:.3f}{doubt}")
@@ -185,16 +219,16 @@ def remarks(answer: Answer) -> list[str]:
         each = ", ".join(f"{number(answer, value)} as {key}" for key, value in answer.by_activation.items())
         said.append(f"its activation is unknown: {each} (--activation NAME)")
     if answer.novelty is not None and not answer.novelty.outside and answer.novelty.shuffled_noticed in SELDOM:
-        said.append("would not be noticed: weights in random order, as of an untrained network")
+        said.append("not noticed here: weights in random order, as an untrained network has")
     return said + list(answer.notes)
 
 
-def lines(answer: Answer, width: int = WIDTH, most: int = LINES) -> list[str]:
+def lines(answer: AnswerData, width: int = WIDTH, most: int = LINES) -> list[str]:
     """The default answer, in at most `most` lines of at most `width` columns where notes leave room for a row."""
     said = textwrap.wrap(answer.verdict, width)
     said += _joined(about(answer), width)
     if answer.recipe:
-        said.append(_cut(f"  its recipe: {short_recipe(answer.recipe)}", width))
+        said.append(_cut_at_comma(f"  its recipe: {short_recipe(answer.recipe)}", width))
     for remark in remarks(answer):
         said += textwrap.wrap(remark, width, initial_indent="  ", subsequent_indent="  ")
     ending = [_cut(line, width) for line in _opposites(answer)]
@@ -203,7 +237,7 @@ def lines(answer: Answer, width: int = WIDTH, most: int = LINES) -> list[str]:
     return [_cut(printable(line), width) for line in (*said, "", *_most_like(answer, room, width), *ending)]
 
 
-def _most_like(answer: Answer, room: int, width: int) -> list[str]:
+def _most_like(answer: AnswerData, room: int, width: int) -> list[str]:
     rows = answer.runs[: min(room, RUNS_SHOWN)]
     if not rows:
         return ["No checkpoint passes"]
@@ -238,28 +272,28 @@ def _most_like(answer: Answer, room: int, width: int) -> list[str]:
     def line(row: tuple[str, ...]) -> str:
         run = row[0] if len(row[0]) <= widths[0] else f"…{row[0][1 - widths[0] :]}"
         texts = (run.ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3].rjust(widths[3]))
-        return _cut("  ".join(("", *texts, row[4].ljust(widths[4]), row[5])), width).rstrip()
+        return _cut_at_comma("  ".join(("", *texts, row[4].ljust(widths[4]), row[5])), width).rstrip()
 
     heading = f"{title}{line((*header[:5], 'what varies'))[len(title) :]}"
     return [heading, *map(line, cells)]
 
 
-def _opposites(answer: Answer) -> list[str]:
+def _opposites(answer: AnswerData) -> list[str]:
     sides = {"good": ("bad",), "bad": ("good",), "early": ("good",)}.get(answer.label, ("good", "bad"))
-    said = []
+    said: list[str] = []
     for side in sides:
         rows = [row for row in getattr(answer, side) if row.id != answer.id]
         if not rows:
             continue
         row = rows[0]
-        scale = "0 the same, 2 opposite" if answer.metric == "cosine" else "0 the same"
         far = answer.metric == "cosine" and row.distance > FAR_COSINE
+        scale = "" if said else " (0 the same, 2 opposite)" if answer.metric == "cosine" else " (0 the same)"
         what = "none is near" if far else ", ".join(filter(None, (place(row), row.id[:8])))
-        said.append(f"Nearest {side} one: {row.distance:.2f} away ({scale}): {what}.")
+        said.append(f"Nearest {side} one: {row.distance:.2f} away{scale}: {what}.")
     return said
 
 
-def tables(answer: Answer) -> list[Table]:
+def tables(answer: AnswerData) -> list[Table]:
     """The nearest, nearest good and nearest bad rows, and the layers beside them."""
     target = target_of(answer)
     near = answer.neighbours
@@ -302,7 +336,7 @@ def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Tabl
     return Table(title, columns, texts, right=(0, 1, 2), whole=(0, 1, 2, 3, 4)) if rows else Table(title)
 
 
-def layers_table(answer: Answer) -> Table:
+def layers_table(answer: AnswerData) -> Table:
     """How unlike its layers are those of the nearest good and bad one, and in what."""
     if not answer.layers:
         return Table("Layers: the index keeps nothing to compare them with")
@@ -334,7 +368,7 @@ def layers_table(answer: Answer) -> Table:
     )
 
 
-def _unlike(answer: Answer) -> str:
+def _unlike(answer: AnswerData) -> str:
     novelty = answer.novelty
     assert novelty is not None
     if answer.fingerprint == ANY.fingerprint:
@@ -352,7 +386,7 @@ def place(row: Neighbour) -> str:
     )
 
 
-def target_of(answer: Answer) -> Target:
+def target_of(answer: AnswerData) -> Target:
     return Target(answer.target, answer.lower_is_better)
 
 
@@ -382,12 +416,20 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def as_text(answer: Answer, width: int = WIDTH) -> str:
+def _cut_at_comma(line: str, width: int) -> str:
+    """Cut between two settings, where there is one to cut at."""
+    if len(line) <= width:
+        return line
+    whole = line[: width - 1].rpartition(", ")[0]
+    return f"{whole}, …" if len(whole) > width // 2 else _cut(line, width)
+
+
+def as_text(answer: AnswerData, width: int = WIDTH) -> str:
     """The default answer."""
     return "\n".join(lines(answer, width))
 
 
-def as_html(answer: Answer) -> str:
+def as_html(answer: AnswerData) -> str:
     """The sentence, what else is known, and tables, for notebooks and pages."""
     shown = [" · ".join(about(answer)), *remarks(answer)]
     if answer.recipe:

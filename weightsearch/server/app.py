@@ -6,7 +6,7 @@ import contextlib
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from weightsearch.checkpoints.metadata import interpret
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
 from weightsearch.html_template import render_html
 from weightsearch.search import wording
-from weightsearch.search.answer import SCHEMA, Answer
+from weightsearch.search.answer import SCHEMA
 from weightsearch.search.index import Index
-from weightsearch.server.asking import Desk, temporary_folder
+from weightsearch.search.sweep import Seen, Sweep, ranked
+from weightsearch.search.sweep import told as told_of
+from weightsearch.server.asking import Desk, Told, temporary_folder
 from weightsearch.server.counts import Counts
 from weightsearch.server.options import ServeOptions
+from weightsearch.server.pictures import Maps, graph, histogram
 from weightsearch.server.schema import openapi
 
 POLICY = (
@@ -43,9 +47,9 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 OPEN = ("/healthz", "/static/")  # to whoever has no token
+COUNTED = ["/", "/ask", "/api", "/checkpoints", "/runs", "/search", "/examples", "/healthz", "/metrics", "/static"]
 COOKIE = "weightsearch_token"
 ICONS = {"good": "✔", "middling": "●", "bad": "✖", "early": "…", "unlike": "!", "unknown": "?"}
-BARS = 40
 
 
 def create_app(index: Index | str | Path, options: ServeOptions | None = None) -> Starlette:
@@ -104,6 +108,7 @@ class _Pages:
         self.options = options
         self.counts = Counts()
         self.desk = Desk(index, options)
+        self.maps = Maps(index)
         examples = sorted((index.path / "examples").glob("*.pt"))
         self.examples = {path.stem: path for path in examples}
 
@@ -113,6 +118,7 @@ class _Pages:
         for fingerprint in self.index.architectures:
             if self.index.store.count(fingerprint):
                 self.index.store.load(fingerprint)
+                self.maps.of(fingerprint)
 
     async def guard(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         """Who may ask, the headers of every response, and how long it took."""
@@ -121,19 +127,7 @@ class _Pages:
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         route = "/" + request.url.path.split("/")[1]
-        known = (
-            "/",
-            "/ask",
-            "/api",
-            "/checkpoints",
-            "/runs",
-            "/search",
-            "/examples",
-            "/healthz",
-            "/metrics",
-            "/static",
-        )
-        self.counts.request(route if route in known else "other", response.status_code, time.perf_counter() - started)
+        self.counts.request(route if route in COUNTED else "other", response.status_code, time.perf_counter() - started)
         return response
 
     def _refused(self, request: Request) -> Response | None:
@@ -173,21 +167,27 @@ class _Pages:
         return self._page("serve_home.html")
 
     async def ask(self, request: Request) -> Response:
+        """The card of one file; of several, the table of their runs, as a page or with `?as=csv` to keep."""
         with temporary_folder() as folder:
             sent = await self.desk.uploads(request, Path(folder))
-            told: list[tuple[str, Answer | None, str]] = []
-            for name, path in sent:
+            answered: dict[str, Told] = {}
+            failures: list[tuple[str, str]] = []
+            for number, (name, path) in enumerate(sent):
                 try:
-                    told.append((name, await self._answered(path, name), ""))
+                    unique = name if name not in answered else f"{name} ({number})"
+                    answered[unique] = await self._answered(path, name)
                 except WeightsearchError as error:
                     if len(sent) == 1:
                         raise
-                    told.append((name, None, str(error)))
-        if len(told) == 1 and told[0][1] is not None:
-            return self._card(told[0][1])
-        quality = self.index.target.quality
-        told.sort(key=lambda one: float("inf") if one[1] is None else -quality(one[1].predicted_accuracy))
-        return self._page("serve_table.html", title=f"{len(told)} files", told=told, icons=ICONS)
+                    failures.append((name, str(error)))
+        as_csv = request.query_params.get("as") == "csv"
+        if len(sent) == 1 and not as_csv:
+            return self._card(*answered.values())
+        table = _table_of(answered, failures)
+        if as_csv:
+            kept = {"Content-Disposition": 'attachment; filename="runs.csv"'}
+            return Response(table.to_csv(), 200, kept, "text/csv; charset=utf-8")
+        return self._page("serve_table.html", table=table, answers=answered, icons=ICONS, remarks=wording.remarks)
 
     async def example(self, request: Request) -> Response:
         path = self.examples.get(request.path_params["name"])
@@ -195,13 +195,13 @@ class _Pages:
             raise HTTPException(404, "there is no such example")
         return self._card(await self._answered(path, path.name))
 
-    async def _answered(self, path: Path, name: str, **asked: Any) -> Answer:
-        answer = await self.desk.answer_upload(path, name, **asked)
-        self.counts.labels[answer.label] += 1
-        return answer
+    async def _answered(self, path: Path, name: str, **asked: Any) -> Told:
+        told = await self.desk.answer_upload(path, name, **asked)
+        self.counts.labels[told.answer.label] += 1
+        return told
 
     async def checkpoint(self, request: Request) -> Response:
-        return self._card(await run_in_threadpool(self.desk.ask, id=request.path_params["id"]))
+        return self._card(Told(await run_in_threadpool(self.desk.ask, id=request.path_params["id"]), None, {}))
 
     async def run(self, request: Request) -> Response:
         return await self._rows("run", request.path_params["run"])
@@ -221,9 +221,16 @@ class _Pages:
         rows = await run_in_threadpool(find)
         if not rows:
             raise HTTPException(404, f"no checkpoint of {by} {text}")
-        return self._page("serve_rows.html", title=f"{by} {text}", count=len(rows), rows=rows[: self.options.most_rows])
+        return self._page(
+            "serve_rows.html",
+            title=f"{by} {text}",
+            target=self.index.target.column,
+            count=len(rows),
+            rows=rows[: self.options.most_rows],
+        )
 
-    def _card(self, answer: Answer) -> Response:
+    def _card(self, told: Told) -> Response:
+        answer = told.answer
         listed = [*wording.tables(answer), *([wording.layers_table(answer)] if answer.layers else [])]
         return self._page(
             "serve_card.html",
@@ -233,6 +240,9 @@ class _Pages:
             warnings=wording.remarks(answer),
             tables=listed[1:],
             histogram=histogram(self.index, answer),
+            map=self.maps.around(answer),
+            relations=told.relations,
+            graph=graph(told.relations),
         )
 
     def _page(self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any) -> Response:
@@ -258,7 +268,9 @@ class _Pages:
             sent = await self.desk.uploads(request, Path(folder))
             for name, path in sent:
                 try:
-                    found.append((await self._answered(path, name, **asked)).to_dict())
+                    told = await self._answered(path, name, **asked)
+                    relations = {} if told.relations is None else {"relations": told.relations}
+                    found.append({**told.answer.to_dict(), **relations})
                 except WeightsearchError as error:
                     if len(sent) == 1:
                         raise
@@ -286,6 +298,15 @@ class _Pages:
         return PlainTextResponse(self.counts.to_text(rows), media_type="text/plain; version=0.0.4")
 
 
+def _table_of(answered: Mapping[str, Told], failures: Sequence[tuple[str, str]]) -> Sweep:
+    """The sweep's table of uploaded files: what they say of themselves, and what was answered about each."""
+    seen = [Seen(name, name, told.answer.id, interpret(told.metadata, "file")) for name, told in answered.items()]
+    return ranked(
+        seen, lambda run: told_of(run, answered[run.path].answer), folder=f"{len(seen) + len(failures)} files",
+        failures=failures,
+    )  # fmt: skip
+
+
 def rows_of(index: Index, by: str, text: str) -> list[dict[str, Any]]:
     """Rows of a run, or that pass an SQL condition, with run, epoch, accuracy and recipe."""
     from weightsearch.index import matching
@@ -310,33 +331,6 @@ def rows_of(index: Index, by: str, text: str) -> list[dict[str, Any]]:
                     }
                 )
     return found
-
-
-def histogram(index: Index, answer: Answer) -> dict[str, Any]:
-    """The index's accuracies as bars, with where the answer lies among them, in a picture of 400 × 80."""
-    import numpy as np
-
-    values = index.accuracies(answer.fingerprint)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return {}
-    low, high = (0.0, 1.0) if index.target.is_accuracy else (float(values.min()), float(values.max()))
-    counts, _ = np.histogram(values, BARS, (low, max(high, low + 1e-9)))
-    tall = counts.max() or 1
-
-    def place(value: float) -> float:
-        return round(400 * (min(max(value, low), high) - low) / max(high - low, 1e-9), 1)
-
-    return {
-        "bars": [
-            (400 / BARS * i, 70 - 66 * count / tall, 66 * count / tall) for i, count in enumerate(counts.tolist())
-        ],
-        "width": 400 / BARS - 1,
-        "at": None if answer.label == "unlike" else place(answer.predicted_accuracy),
-        "interval": answer.interval and (place(answer.interval[0]), place(answer.interval[1])),
-        "low": f"{low:g}",
-        "high": f"{high:g}",
-    }
 
 
 __all__ = ["create_app", "serve"]

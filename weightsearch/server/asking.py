@@ -7,8 +7,8 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from weightsearch.checkpoints.walk import SUFFIXES
 from weightsearch.errors import WeightsearchError
+from weightsearch.relations import SignatureIndex
 from weightsearch.search.answer import Answer
 from weightsearch.search.index import Index
 from weightsearch.server.options import ServeOptions
@@ -24,6 +25,15 @@ from weightsearch.server.reading import context, read_apart
 
 BLOCK = 2**20
 START_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer about an uploaded file, what the file is to indexed ones, and what it says of itself."""
+
+    answer: Answer
+    relations: dict[str, Any] | None
+    metadata: Mapping[str, Any]
 
 
 class Desk:
@@ -35,6 +45,7 @@ class Desk:
         self.processes = context()
         self.slots = asyncio.Semaphore(options.readers)
         self.waiting = 0
+        self.signatures = index.path if len(SignatureIndex(index.path)) else None
         self._one = threading.Lock()  # an Index keeps what it read, for one thread at a time
 
     def warm(self) -> None:
@@ -42,17 +53,20 @@ class Desk:
         with contextlib.suppress(WeightsearchError):
             read_apart(Path(os.devnull), replace(self.options, read_seconds=START_SECONDS), self.processes)
 
-    async def answer_upload(self, file: Path, name: str, **asked: Any) -> Answer:
+    async def answer_upload(self, file: Path, name: str, **asked: Any) -> Told:
         """Of a file on the disk, which is read apart. `name` is only shown to who sent it."""
         if self.waiting >= self.options.waiting:
             raise HTTPException(503, "too many files are waiting; try again in a moment", {"Retry-After": "2"})
         self.waiting += 1
         try:
             async with self.slots:
-                checkpoint = await asyncio.to_thread(read_apart, file, self.options, self.processes)
+                checkpoint, relations = await asyncio.to_thread(
+                    read_apart, file, self.options, self.processes, self.signatures
+                )
         finally:
             self.waiting -= 1
-        return replace(await asyncio.to_thread(self.ask, checkpoint, **asked), path=name)
+        answer = replace(await asyncio.to_thread(self.ask, checkpoint, **asked), path=name)
+        return Told(answer, relations, checkpoint.metadata)
 
     def ask(self, model: Any = None, **asked: Any) -> Answer:
         with self._one:

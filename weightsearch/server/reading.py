@@ -6,8 +6,10 @@ process a matter of milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.server.options import ServeOptions
 from weightsearch.types import Architecture, Checkpoint
 
-PRELOADED = ["weightsearch.checkpoints.state_dict", "torch", "safetensors.numpy"]
+PRELOADED = ["weightsearch.checkpoints.state_dict", "weightsearch.relations", "torch", "safetensors.numpy"]
 NAME = "uploaded file"
 
 
@@ -31,14 +33,21 @@ def context() -> Any:
     return made
 
 
-def read_apart(path: Path, options: ServeOptions, processes: Any) -> Checkpoint:
-    """The checkpoint in the file. Raises WeightsearchError for what is none, too large, or takes too long."""
+def read_apart(
+    path: Path, options: ServeOptions, processes: Any, signatures: Path | None = None
+) -> tuple[Checkpoint, dict[str, Any] | None]:
+    """The checkpoint in the file, and what it is to those that the index at `signatures` has signatures of.
+
+    Raises WeightsearchError for what is none, too large, or takes too long; relations that do are None.
+    """
     ours, theirs = processes.Pipe(duplex=False)
     process = processes.Process(
-        target=_read, args=(theirs, str(path), options.largest_memory, options.read_seconds), daemon=True
+        target=_read, args=(theirs, str(path), options.largest_memory, options.read_seconds, signatures), daemon=True
     )
     process.start()
     theirs.close()
+    relations = None
+    ends = time.monotonic() + options.read_seconds
     try:
         if not ours.poll(options.read_seconds):
             raise WeightsearchError(f"reading it took more than {options.read_seconds:g} seconds")
@@ -46,6 +55,9 @@ def read_apart(path: Path, options: ServeOptions, processes: Any) -> Checkpoint:
         if "error" in head:
             raise WeightsearchError(head["error"])
         weights = np.frombuffer(ours.recv_bytes(), "<f4").copy()
+        with contextlib.suppress(EOFError, OSError):
+            if signatures is not None and ours.poll(max(0.0, ends - time.monotonic())):
+                relations = json.loads(ours.recv_bytes())
     except (EOFError, OSError):
         raise WeightsearchError("reading it took more memory or time than is allowed") from None
     finally:
@@ -53,13 +65,14 @@ def read_apart(path: Path, options: ServeOptions, processes: Any) -> Checkpoint:
         process.kill()
         process.join()
         process.close()
-    return Checkpoint(
+    checkpoint = Checkpoint(
         NAME, Architecture.from_dict(head["architecture"]), weights, head["metadata"], tuple(head["skipped"]),
         tuple(head["notes"]), head["ordered"],
     )  # fmt: skip
+    return checkpoint, relations
 
 
-def _read(answer: Connection, path: str, largest_memory: int, seconds: float) -> None:
+def _read(answer: Connection, path: str, largest_memory: int, seconds: float, signatures: Path | None) -> None:
     """In the child: limits first, then the file."""
     from weightsearch.checkpoints.readers.guard import limit_process
     from weightsearch.checkpoints.state_dict import read_checkpoint
@@ -81,4 +94,15 @@ def _read(answer: Connection, path: str, largest_memory: int, seconds: float) ->
         }  # fmt: skip
         answer.send_bytes(json.dumps(head, default=str).encode())
         answer.send_bytes(np.ascontiguousarray(found.weights, "<f4").tobytes())
+        if signatures is not None:
+            answer.send_bytes(json.dumps(_relations(path, signatures)).replace(path, NAME).encode())
     answer.close()
+
+
+def _relations(path: str, signatures: Path) -> dict[str, Any] | None:
+    from weightsearch.relations import SignatureIndex
+
+    try:
+        return SignatureIndex(signatures).relatives(path).to_dict()
+    except Exception:  # a file that has an answer keeps it
+        return None

@@ -12,7 +12,7 @@ LABELS = ["good", "middling", "bad", "early", "unlike", "unknown"]
 def openapi(options: ServeOptions) -> dict[str, Any]:
     answer = {
         "type": "object",
-        "required": ["schema", "path", "id", "label", "verdict", "predicted_accuracy", "neighbours"],
+        "required": ["schema", "path", "id", "label", "verdict", "predicted", "neighbours"],
         "properties": {"schema": {"const": 2}, "label": {"enum": LABELS}, "verdict": {"type": "string"}},
         "description": "As `weightsearch query --json` prints it.",
     }

@@ -119,6 +119,7 @@ def draw_map(
     part: Part | None = None,
     projection: Projection = Projection.UMAP,
     methods: Sequence[str] | None = None,
+    networks: Sequence[str | Path] = (),
     seed: int = 0,
     root: Path | None = None,
     quiet: bool = False,
@@ -141,7 +142,7 @@ def draw_map(
         raise UsageError("a map is drawn of zoos and indexes: name one")
     for source in opened:
         source.prepare(source.methods, quiet=quiet)
-    options = Options(part, projection, seed)
+    options = Options(part, projection, seed, tuple(networks))
     total = sum(len(source.methods) for source in opened)
     with progress_bar("mapping", total, unit="maps", quiet=quiet) as advance:
         content = interactive(opened, options, partial(_note, advance, "map"), dark=dark)

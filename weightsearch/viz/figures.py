@@ -16,7 +16,7 @@ from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
 from weightsearch.types import choose
 from weightsearch.viz.projection import Projection, nearest, place, project
-from weightsearch.viz.sources import RAW, Part, Sample, Source
+from weightsearch.viz.sources import RAW, Part, Sample, Source, networks_in
 from weightsearch.viz.style import COLOURS, MARK, bare, label_of, limits, rows_of
 
 EMBEDDING_SAMPLE = 5_000
@@ -90,10 +90,10 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
 
     A network given by path is drawn into each picture as a star, joined to its nearest neighbours.
     """
-    networks = [[source.read(path) for path in options.networks] for source in sources]
+    networks = networks_in(sources, options.networks)
 
     def marks(axes: Any, source: Source, method: str, vectors: np.ndarray, points: np.ndarray, sample: Sample) -> None:
-        for path, network in zip(options.networks, networks[sources.index(source)], strict=True):
+        for path, network in networks[sources.index(source)]:
             vector = source.embed(method, network)[None]
             where = place(vector, vectors, points, source.metric)[0]
             found, _ = nearest(prepare(vector, source.metric), prepare(vectors, source.metric), JOINED, source.metric)
@@ -102,7 +102,7 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
             axes.scatter(*points[found[0]].T, s=26, facecolors="none", edgecolors=MARK, linewidths=1, zorder=5)
             axes.scatter(*where, s=110, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
             axes.annotate(
-                Path(path).name, where, (0, 8), textcoords="offset points", ha="center", fontsize=8, zorder=7,
+                path.name, where, (0, 8), textcoords="offset points", ha="center", fontsize=8, zorder=7,
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": axes.get_facecolor(), "alpha": 0.75, "linewidth": 0},
             )  # fmt: skip
 

@@ -25,6 +25,7 @@ from weightsearch.zoo.store import Zoo
 
 if TYPE_CHECKING:
     from weightsearch.encoders import Encoder
+    from weightsearch.training.represent import AnyEncoder
 
 RAW = "raw weights"  # the flat weights themselves, without an encoder
 # What a zoo is drawn through: the paper's three, and whatever came after it and embeds raw weights.
@@ -112,18 +113,6 @@ class Source(ABC):
         low, high = np.nanquantile(self.values, [GOOD_SHARE, 1 - GOOD_SHARE])
         return (float(high), float(low)) if self.target.lower_is_better else (float(low), float(high))
 
-    def read(self, path: str | Path) -> Checkpoint:
-        """A checkpoint file as a network like the source's; raises WeightsearchError where it is none."""
-        from weightsearch.checkpoints.state_dict import align, read_checkpoint
-
-        checkpoint = align(read_checkpoint(path), [self.architecture])
-        if checkpoint.architecture.fingerprint != self.architecture.fingerprint:
-            raise WeightsearchError(
-                f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not that of "
-                f"{self.path}, {self.architecture.describe()}; draw it into networks like it"
-            )
-        return checkpoint
-
     def sample(self, part: Part | None, most: int, seed: int) -> Sample:
         """The checkpoints of `part` (None: the source's default), or `most` of them, drawn with `seed`."""
         part = part or self.default_part
@@ -181,10 +170,10 @@ class IndexSource(Source):
         return self._index.embeddings(self._fingerprint)
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        from weightsearch.encoders import load_encoder
+    def _encoder(self) -> AnyEncoder:
+        from weightsearch.training.represent import load_any_encoder
 
-        return load_encoder(self._index.encoder_directory(self._fingerprint))
+        return load_any_encoder(self._index.encoder_directory(self._fingerprint))
 
     def prepare(self, methods: Sequence[str], *, quiet: bool) -> None:
         pass
@@ -277,12 +266,40 @@ class ZooSource(Source):
         return _embed(self._encoders[method], checkpoint)
 
 
-def _embed(encoder: Encoder, checkpoint: Checkpoint) -> np.ndarray:
+def _embed(encoder: AnyEncoder, checkpoint: Checkpoint) -> np.ndarray:
     from weightsearch.checkpoints.metadata import interpret
     from weightsearch.training.represent import represent
 
     activation = interpret(checkpoint.metadata, "file").recipe.get("activation")
-    return represent(encoder, checkpoint.weights[None], [activation], layers=False).embedding[0]
+    return represent(
+        encoder, checkpoint.weights[None], [activation], architecture=checkpoint.architecture, layers=False
+    ).embedding[0]
+
+
+def networks_in(sources: Sequence[Source], paths: Sequence[str | Path]) -> list[list[tuple[Path, Checkpoint]]]:
+    """For each source the files that are drawn into it: those of its architecture, else into the space of all.
+
+    Raises WeightsearchError for a file that is no checkpoint, and for one that no source holds networks like.
+    """
+    from weightsearch.checkpoints.state_dict import align, read_checkpoint
+
+    drawn: list[list[tuple[Path, Checkpoint]]] = [[] for _ in sources]
+    for path in paths:
+        checkpoint = read_checkpoint(path)
+        aligned = [align(checkpoint, [source.architecture]) for source in sources]
+        fitting = [
+            number
+            for number, source in enumerate(sources)
+            if aligned[number].architecture.fingerprint == source.architecture.fingerprint
+        ] or [number for number, source in enumerate(sources) if source.architecture.is_any]
+        if not fitting:
+            raise WeightsearchError(
+                f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not that of "
+                f"{sources[0].path}, {sources[0].architecture.describe()}; draw it into networks like it"
+            )
+        for number in fitting:
+            drawn[number].append((Path(path), aligned[number]))
+    return drawn
 
 
 def open_sources(

@@ -1,5 +1,5 @@
 "use strict";
-// Drop files anywhere on the form; click a column's name to sort by it. The page works without either.
+// Drop files on the form; click a column's name to sort by it; save a table as it is sorted. The page works without.
 const form = document.getElementById("drop");
 if (form) {
   const input = document.getElementById("file");
@@ -34,5 +34,18 @@ for (const table of document.querySelectorAll("table.sortable")) {
       table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", way < 0 ? "ascending" : "descending");
     });
+  });
+}
+const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+for (const button of document.querySelectorAll("button.save")) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const rows = [...document.getElementById(button.dataset.table).rows];
+    const cells = (row) => [...row.cells].map((cell) => quoted(cell.textContent.trim().replace(/\s+/g, " ")));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([rows.map((row) => cells(row).join(",")).join("\n") + "\n"], { type: "text/csv" }));
+    link.download = button.dataset.file;
+    link.click();
+    URL.revokeObjectURL(link.href);
   });
 }

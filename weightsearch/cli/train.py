@@ -1,7 +1,8 @@
-"""Commands that make and fill an index: train, add."""
+"""The command that makes an index of a zoo: train."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,19 +11,13 @@ import typer
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
     Device,
-    Key,
-    Metadata,
-    OwnIndexOption,
     Quiet,
-    RunColumn,
-    RunPattern,
-    Weights,
     Workers,
     example,
     say,
     show,
 )
-from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.errors import UsageError
 from weightsearch.types import Method, Metric, SplitBy, Target, choose
 
 app = typer.Typer()
@@ -34,7 +29,9 @@ UNIVERSAL = "universal"
     epilog=example("weightsearch train", "weightsearch train runs/zoos/usps-v1 --method comvex-conv --trials 100")
 )
 def train(
-    zoo: Annotated[Path | None, typer.Argument(help="Zoo directory.", show_default="newest in runs/zoos")] = None,
+    zoo: Annotated[
+        Path | None, typer.Argument(help="Zoo directory.", metavar="ZOO", show_default="newest in runs/zoos")
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -110,56 +107,10 @@ def train(
     if options.method is None and (method == UNIVERSAL or from_scratch or suits(path, options.target)):
         universal = train_universal(path, out, options, from_scratch=from_scratch, quiet=quiet)
         show(render.universal_summary(universal))
-        return
-    summary = run(path, out, options, quiet=quiet)
-    show(render.train_summary(summary))
-
-
-@app.command(
-    epilog=example(
-        "weightsearch add sweep/ 'more/**/*.ckpt' --index runs/indexes/usps-v1",
-        "weightsearch add sweep/ --metadata runs.csv --key file --run-column run_id",
-        "weightsearch add runs/zoos/usps-v2",
-    )
-)
-def add(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH...")],
-    index: OwnIndexOption = None,
-    metadata: Metadata = None,
-    key: Key = "path",
-    run_column: RunColumn = None,
-    run_pattern: RunPattern = None,
-    weights: Weights = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
-    ] = None,
-    quarantine: Annotated[
-        Path | None, typer.Option(help="Write the files left out and why to this .csv.", show_default="none")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if anything was left out.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Add checkpoints to an index, which is made where there is none, with what is known of them.
-
-    Adding twice adds once.
-    """
-    path = index or runs.own_or_new_index(paths[0])
-    say(f"index: {path}")
-
-    from weightsearch.checkpoints.discovery import Sources, write_quarantine
-    from weightsearch.search.add import add as run
-
-    sources = Sources.make(metadata, key, run_column, run_pattern, weights)
-    report = run(paths, path, sources=sources, dataset=dataset, quiet=quiet)
-    from weightsearch.cli import render
-
-    for line in render.left_out(report.quarantined, report.unknown, report.notes):
-        say(line)
-    if quarantine is not None:
-        write_quarantine(quarantine, report.quarantined)
-    show(render.add_report(report))
-    left_out = len(report.quarantined) + sum(report.unknown.values())
-    if left_out and (strict or report.added + report.already + report.signed + report.signed_already == 0):
-        raise WeightsearchError(
-            f"{left_out:,} of {left_out + report.added + report.already:,} checkpoints were left out; see above"
-        )
+        held_out = universal.examples
+    else:
+        summary = run(path, out, options, quiet=quiet)
+        show(render.train_summary(summary))
+        held_out = summary.examples
+    model = held_out[0].path if held_out else "MODEL.pt"
+    say(f"next: weightsearch query {shlex.quote(str(model))} --index {shlex.quote(str(out))}")
