@@ -35,7 +35,7 @@ from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import CheckpointTable, Zoo
 
 SEEDS = (0, 1, 2)
-QUICK = TreeSettings(count=200, learning_rate=0.1)
+QUICK = TreeSettings(count=300, learning_rate=0.08)
 CURVE = (100, 200, 400, 800)
 PLAIN = ("mlp", "cnn")
 LEARNED = 1 / 3  # of the way from a guess to perfection

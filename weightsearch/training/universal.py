@@ -31,11 +31,11 @@ LEAST_USUAL = 0.05  # of a residual: features that never differ among known netw
 class UniversalSettings:
     """How one member of the ensemble is fitted."""
 
-    epochs: int = 40
+    epochs: int = 25
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 5e-2
-    input_noise: float = 0.1  # standard deviations, on standardised features
+    input_noise: float = 0.3  # standard deviations, on standardised features
     neighbours: float = 0.5  # weight of the loss by which near embeddings have like accuracies
     temperature: float = 0.05
 
@@ -94,15 +94,16 @@ def _neighbour_loss(embedding: Tensor, targets: Tensor, runs: Tensor, temperatur
 class TreeSettings:
     """LightGBM's, for trees on pooled features."""
 
-    count: int = 350
-    learning_rate: float = 0.06
+    count: int = 600
+    learning_rate: float = 0.05
     leaves: int = 15
-    leaf_networks: int = 12
+    leaf_networks: int = 20
     feature_share: float = 0.2
     row_share: float = 0.7
+    random_thresholds: bool = True  # as in extremely randomized trees: a run's checkpoints are near-copies
 
 
-DAMAGE_TREES = TreeSettings(count=250, learning_rate=0.1, leaves=24)
+DAMAGE_TREES = TreeSettings(count=250, learning_rate=0.1, leaves=24, leaf_networks=12, random_thresholds=False)
 
 
 def fit_trees(
@@ -119,6 +120,7 @@ def fit_trees(
         "feature_fraction": settings.feature_share,
         "bagging_fraction": settings.row_share,
         "bagging_freq": 1,
+        "extra_trees": settings.random_thresholds,
         "lambda_l2": 1.0,
         "num_threads": 1,
         "deterministic": True,
