@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from weightsearch.relations import direction as directions
+from weightsearch.relations.adapters import compare_adapter, is_adapter
 from weightsearch.relations.alignment import align
 from weightsearch.relations.case import LIMITS, Arrays, Case, Limits, mean_cosine, names_of, values_of
 from weightsearch.relations.facts import FLOAT32, SHUFFLED, Fact, looks_rescaled, measure
@@ -42,6 +43,11 @@ def compare(
         )
         evidence = {"sha256": signature_a.file_hash, "share_identical": 1.0}
         return Comparison(Kind.IDENTICAL, (), None, Certainty.CERTAIN, "the same file, byte for byte", evidence, layers)
+    adapters = is_adapter(signature_a), is_adapter(signature_b)
+    if adapters == (False, True):
+        return compare_adapter(a, b, signature_a, signature_b)
+    if adapters == (True, False):
+        return compare_adapter(b, a, signature_b, signature_a, adapter_first=True)
     pairing = pair_tensors(signature_a, signature_b, a, b)
     facts = [measure(pair, a, b) for pair in pairing.pairs]
     return _Judge(a, b, signature_a, signature_b, pairing, facts, limits).judge()
