@@ -15,7 +15,7 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.relations.adapters import is_adapter, merged_pair, modules_of, weights_for
 from weightsearch.relations.compare import compare
 from weightsearch.relations.kinds import Certainty, Comparison, Direction, Kind
-from weightsearch.relations.merges import find_merge
+from weightsearch.relations.merges import TaskMerge, find_merge, find_task_merge
 from weightsearch.relations.open_files import OpenFile, open_file
 from weightsearch.relations.signature import Signature
 from weightsearch.relations.store import Known, fitting, read_known, read_signatures, shapes_of, sharing
@@ -201,10 +201,30 @@ class SignatureIndex:
                     continue
                 sources = [parents[k].source for k in chosen]
                 marked = {parents[k].source: share for k, share in zip(chosen, merge.shares, strict=True)}
-                with_merges = [_as_merge(r, marked, sources, merge.left_over, merge.how) for r in told]
-                return sorted(
-                    with_merges, key=lambda r: (not r.comparison.relation.is_copy, r.comparison.relation != Kind.MERGE)
+                return _merges_first([_as_merge(r, marked, sources, merge.left_over, merge.how) for r in told])
+        return _merges_first(self._task_merge(subject, signature, told, parents, opened))
+
+    def _task_merge(
+        self,
+        subject: OpenFile,
+        signature: Signature,
+        told: list[Relative],
+        parents: list[Relative],
+        opened: list[OpenFile | None],
+    ) -> list[Relative]:
+        """Relatives with the base and the parents of a merge of sparse changes marked so."""
+        files = [(relative, file) for relative, file in zip(parents, opened, strict=True) if file is not None]
+        for base, base_file in files:
+            if max((layer.equal or 0.0 for layer in base.comparison.layers), default=0.0) < 0.02:
+                continue
+            others = [pair for pair in files if pair[0] is not base]
+            for (one, one_file), (other, other_file) in combinations(others, 2):
+                merge = find_task_merge(
+                    subject.tensors, base_file.tensors, (one_file.tensors, other_file.tensors), signature
                 )
+                if merge is not None:
+                    sources = [one.source, other.source]
+                    return [_as_task_merge(relative, base.source, sources, merge) for relative in told]
         return told
 
 
@@ -222,6 +242,32 @@ def _as_merge(relative: Relative, shares: dict[str, float], sources: list[str], 
         evidence={**relative.comparison.evidence, "share": round(share, 4), "left_over": left_over, "parents": sources},
     )
     return replace(relative, comparison=comparison)
+
+
+def _as_task_merge(relative: Relative, base: str, parents: list[str], merge: TaskMerge) -> Relative:
+    if relative.source not in (base, *parents):
+        return relative
+    role = "the base" if relative.source == base else "a parent"
+    summary = (
+        f"{role} of this merge: {', '.join(parents)} onto {base}, sparse changes {merge.scale:.3g} times, as TIES and "
+        f"DARE make it ({merge.explained:.1%} of the changed numbers are so explained)"
+    )
+    comparison = replace(
+        relative.comparison,
+        relation=Kind.MERGE,
+        also=(relative.comparison.relation, *relative.comparison.also),
+        direction=Direction.A_TO_B,
+        summary=summary,
+        evidence={
+            **relative.comparison.evidence, "base": base, "parents": parents, "scale": round(merge.scale, 4),
+            "explained": round(merge.explained, 4),
+        },
+    )  # fmt: skip
+    return replace(relative, comparison=comparison)
+
+
+def _merges_first(told: list[Relative]) -> list[Relative]:
+    return sorted(told, key=lambda r: (not r.comparison.relation.is_copy, r.comparison.relation != Kind.MERGE))
 
 
 def open_source(source: str) -> OpenFile | None:
@@ -283,6 +329,9 @@ def _summary(told: Sequence[Relative], signatures: int) -> tuple[str, str]:
         first = close[0]
         merged = [r for r in close if r.comparison.relation is Kind.MERGE]
         if merged and first in merged:
+            if "base" in first.comparison.evidence:
+                evidence = first.comparison.evidence
+                return f"merge of {' and '.join(evidence['parents'])} onto {evidence['base']} by sparse changes", ""
             parts = " and ".join(f"{r.source} ({r.comparison.evidence['share']:.0%})" for r in merged)
             return f"merge of {parts}", ""
         return f"{first.comparison.relation} of {first.source}: {first.comparison.summary}", ""
