@@ -175,7 +175,7 @@ def _half_of_a_stranger(lineages: list[Lineage], row: int) -> Tensors | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", type=Path)
-    parser.add_argument("--numbers", type=float, nargs="*", default=[1e7, 1e8, 5e8], help="of the large networks")
+    parser.add_argument("--numbers", type=float, nargs="*", default=[1e7, 1e8], help="of the large networks")
     parser.add_argument("--only", nargs="*", default=["recall", "merges", "adapters", "distilled", "large"])
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,6 +149,23 @@ def test_lineage(relations_index: Path):
     merge = next(c for c in bom["components"] if c["name"].endswith("merge.safetensors"))
     assert len(merge["pedigree"]["ancestors"]) == 2
     json.dumps([graph.to_dict(), bom])
+
+
+def test_the_bill_of_materials_is_valid_cyclonedx(relations_index: Path):
+    import jsonschema
+    from referencing import Registry, Resource
+
+    folder = files("cyclonedx") / "schema" / "_res"
+    schemas = {
+        name: json.loads((folder / f"{name}.SNAPSHOT.schema.json").read_text())
+        for name in ("bom-1.6", "jsf-0.82", "spdx")
+    }
+    registry = Registry().with_resources((schema["$id"], Resource.from_contents(schema)) for schema in schemas.values())
+    validator = jsonschema.Draft7Validator(schemas["bom-1.6"], registry=registry)
+    bom = json.loads(json.dumps(weightsearch.lineage(relations_index).to_cyclonedx()))
+    assert not list(validator.iter_errors(bom))
+    bom["components"][0]["type"] = "network"
+    assert list(validator.iter_errors(bom))  # it is the schema that judges
 
 
 def test_merges_of_all_kinds(networks: Networks, derive: ModuleType):

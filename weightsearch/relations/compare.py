@@ -19,6 +19,8 @@ from weightsearch.relations.pairing import pair_tensors
 from weightsearch.relations.roles import HEAD, Role
 from weightsearch.relations.signature import Signature, sign
 
+SPARSE = 0.1  # share of numbers left as they were, from which a change is no noise: noise changes all
+
 
 def compare(
     a: Arrays,
@@ -222,7 +224,7 @@ class _Judge(Case):
         answer = self._answer(kinds[0], tuple(kinds[1:]), certainty, "; ".join(words))
         if told and len(set(told)) == 1:
             return replace(answer, direction=told[0])
-        if not told:
+        if not told and Kind.NOISED not in kinds:
             by, further = directions.trained_further(
                 [fact for fact in self.facts if fact not in heads], Kind.NEW_HEAD in kinds
             )
@@ -246,7 +248,8 @@ class _Judge(Case):
             return
         large = [f for f in judged if f.numbers >= 64 and f.spread_a > 0]
         sizes = np.array([f.spread / f.spread_a for f in large])
-        if len(large) >= 2 and all(f.white < self.limits.white for f in large):
+        dense = all(f.equal < SPARSE or max(f.precision_a, f.precision_b) > FLOAT32 for f in large)
+        if len(large) >= 2 and dense and all(f.white < self.limits.white for f in large):
             spread = float(sizes.std() / sizes.mean())
             absolute = np.array([f.spread for f in large])
             if min(spread, float(absolute.std() / absolute.mean())) < 0.12:

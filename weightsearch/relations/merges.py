@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightsearch.relations.facts import load
+from weightsearch.relations.facts import FLOAT32, load
 from weightsearch.relations.measures import storage_precision
 from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import Signature
@@ -18,7 +18,8 @@ EXPLAINED = 0.95  # of the changed numbers of a merge of sparse changes
 MOST_CHANGED = 200_000  # numbers of a tensor that are looked at for that
 SHARE = 0.02  # a parent has at least this share, and none more than 1 − this
 # What 1 − R² of an exact merge may reach by rounding of the child, by the spacing of its numbers at 1.
-LEFT_OVER = {2.0**-23: 2e-13, 2.0**-10: 5e-7, 2.0**-7: 3e-5}
+EXACT, ROUNDED = 1e-4, 3e-3  # of the squared distance to the nearest parent, what may be left in float32 and below
+LEFT_OVER = {FLOAT32: 2e-13, 2.0**-10: 5e-7, 2.0**-7: 3e-5}
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Merge:
 def find_merge(child: Arrays, parents: Sequence[Arrays], signature: Signature) -> Merge | None:
     """How `child` is made of all `parents`, or None. Tensors of two or more dimensions are matched by name.
 
-    One share for all tensors, or one each (SLERP). Exact merges leave nothing but rounding: less than a hundredth of
-    what the child differs from its nearest parent by, as well.
+    One share for all tensors, or one each (SLERP). Exact merges leave nothing but rounding, which also has to be far
+    less than what the child differs from its nearest parent by.
     """
     grams, targets, own, each, nearest = [], [], 0.0, [], math.inf
     limit = 0.0
@@ -58,13 +59,13 @@ def find_merge(child: Arrays, parents: Sequence[Arrays], signature: Signature) -
         each.append((weights, float(((y64 - weights @ x) ** 2).sum()), power))
     if not grams or own == 0:
         return None
-    nearest = float(distances.min()) / own
+    nearest = float(distances.min()) / own * (EXACT if limit <= LEFT_OVER[FLOAT32] else ROUNDED)
     shares = _solve(np.sum(grams, axis=0), np.sum(targets, axis=0))
     left = _left_over(child, parents, signature, shares) / own
-    if left < limit and left < 1e-4 * nearest and _are_shares(shares):
+    if left < limit and left < nearest and _are_shares(shares):
         return Merge(tuple(shares.tolist()), left, "linear")
     left = sum(rest for _, rest, _ in each) / own
-    if len(each) > 1 and left < limit and left < 1e-4 * nearest and all(_are_shares(w) for w, _, _ in each):
+    if len(each) > 1 and left < limit and left < nearest and all(_are_shares(w) for w, _, _ in each):
         return Merge(tuple(np.mean([w for w, _, _ in each], axis=0).tolist()), left, "by tensor")
     return None
 

@@ -82,29 +82,34 @@ class SignatureIndex:
             return {}
         cosine = self._sketches @ signature.sketch
         known = self.known
-        exact, half, brain = signature.rounded_content
-        contents = np.array([exact, half, brain])
-        same = np.isin(known["exact"].astype(str), contents) | (known["content"] == signature.content)
-        same |= (known["float16"] == exact) | (known["bfloat16"] == exact)
+        contents = signature.rounded_content
+        keys = [("exact", content) for content in contents] + [("content", signature.content)]
+        keys += [("float16", contents[0]), ("bfloat16", contents[0])]
         if signature.file_hash is not None:
-            same |= known["file_hash"] == signature.file_hash
-        chosen = [int(row) for row in np.flatnonzero(same)[:count]]
-        near = np.argsort(-cosine)[:count]
-        chosen += [int(row) for row in near if cosine[row] >= LIKE]
-        numbers = {int(number): row for row, number in enumerate(known["number"])}
+            keys.append(("file_hash", signature.file_hash))
+        same = np.logical_or.reduce([known[column] == value for column, value in keys])
+        chosen = np.flatnonzero(same)[:count].tolist()
+        near = np.argpartition(-cosine, min(count, len(self) - 1))[:count]
+        chosen += [int(row) for row in near[np.argsort(-cosine[near])] if cosine[row] >= LIKE]
         tensors = sharing(self.path, [tensor.hashes.unordered for tensor in signature.weights])
-        chosen += [numbers[number] for number, _ in sorted(tensors.items(), key=lambda item: -item[1])[:ALIGNED]]
+        chosen += self._rows([number for number, _ in sorted(tensors.items(), key=lambda item: -item[1])[:ALIGNED]])
         if is_adapter(signature):
-            chosen += [numbers[number] for number in fitting(self.path, modules_of(signature))[-FITTING:]]
+            chosen += self._rows(fitting(self.path, modules_of(signature))[-FITTING:])
             return {row: float(cosine[row]) for row in dict.fromkeys(chosen)}
         chosen = list(dict.fromkeys(chosen))
-        twins = np.isin(known["content"].astype(str), [str(known["content"][row]) for row in chosen[:ALIGNED]])
+        twins = np.zeros(len(self), bool)
+        for content in {known["content"][row] for row in chosen[:ALIGNED]}:
+            twins |= known["content"] == content
         twins[chosen] = False
         chosen += [int(row) for row in np.flatnonzero(twins)[:ALIGNED]]  # the likest in another order
         alike = known["shapes"] == shapes_of(signature)
         alike[chosen] = False
         chosen += [int(row) for row in np.flatnonzero(alike)[:ALIGNED]]
         return {row: float(cosine[row]) for row in list(dict.fromkeys(chosen))[:count]}
+
+    def _rows(self, numbers: Sequence[int]) -> list[int]:
+        rows: list[int] = np.searchsorted(self.known["number"], np.array(numbers, np.int64)).tolist()
+        return rows
 
     def relatives(self, model: Any, *, itself: bool = False, signature: Signature | None = None) -> Relatives:
         """The relatives of a file, a state dict or a module. The file's own row is left out unless `itself`."""

@@ -64,7 +64,7 @@ class Signed:
 
 @dataclass(frozen=True)
 class Known:
-    """All signatures of an index without their tensors: columns `(n,)`, sketches `(n, 512)` float16."""
+    """An index's signatures without their tensors, by rising number: columns `(n,)`, sketches `(n, 512)` float16."""
 
     columns: dict[str, np.ndarray]
     sketches: np.ndarray
