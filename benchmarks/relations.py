@@ -87,7 +87,7 @@ def derived_cases(lineage: Lineage, rng: np.random.Generator) -> Iterator[Case]:
     for rank in (1, 2, int(rng.integers(3, 5))):
         merged = derive.lora_merged(base, rank, float(rng.uniform(0.02, 0.3)), rng)
         if any((merged[name] != base[name]).any() for name in base):
-            yield Case("LoRA merged", Kind.LORA_MERGED, base, merged, FORWARD)
+            yield Case("LoRA merged", Kind.LORA_MERGED, base, merged, FORWARD, True)
     final = states["final"]
     yield Case("new head, tuned", Kind.NEW_HEAD, final, states["head5-tuned"], FORWARD)
     yield Case("new head, frozen body", Kind.NEW_HEAD, final, states["head2-frozen"], FORWARD)

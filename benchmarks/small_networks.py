@@ -321,6 +321,40 @@ def train_epoch(
         optimizer.step()
 
 
+def trained_adapter(
+    spec: Spec, tensors: Tensors, rank: int, epochs: int, seed: int, rate: float = 3e-3
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A LoRA adapter (Hu et al. 2021) for another task: A `(rank, in, ...)` and B `(out, rank, 1, ...)` by module."""
+    images, labels = (torch.from_numpy(array) for array in digits())
+    half = len(images) // 2
+    images, labels = images[half:], torch.roll(torch.arange(10), 3)[labels[half:]]
+    network = FAMILIES[spec.family](spec)
+    network.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()})
+    weights = {
+        name: value.detach() for name, value in network.named_parameters()
+        if name.endswith("weight") and value.ndim >= 2 and len(value) >= 16 and not name.startswith("head")
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, weight in weights.items():
+        a = torch.randn(rank, *weight.shape[1:], generator=generator) / weight[0].numel() ** 0.5
+        factors[name] = a.requires_grad_(), torch.zeros(len(weight), rank).requires_grad_()
+    optimizer = torch.optim.Adam([factor for pair in factors.values() for factor in pair], rate)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images), generator=generator).split(64):
+            changed = {name: weights[name] + torch.tensordot(b, a, 1) for name, (a, b) in factors.items()}
+            optimizer.zero_grad()
+            functional.cross_entropy(
+                torch.func.functional_call(network, changed, (images[batch],)), labels[batch]
+            ).backward()
+            optimizer.step()
+    ones = {name: [1] * (weights[name].ndim - 2) for name in factors}
+    return {
+        name.removesuffix(".weight"): (a.detach().numpy(), b.detach().reshape(*b.shape, *ones[name]).numpy())
+        for name, (a, b) in factors.items()
+    }
+
+
 def specs(seed: int, per_family: int) -> Iterator[Spec]:
     """Architectures and recipes of a set; another seed gives other ones."""
     rng = np.random.default_rng(seed)

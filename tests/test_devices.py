@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import threading
 
 import pytest
 import torch
@@ -39,3 +40,36 @@ def test_large_blocks_are_used_again_and_given_back():
         again = faults()
     assert again < fresh / 10
     assert faults() > fresh / 2
+
+
+def test_the_first_of_two_threads_to_end_leaves_the_other_ones_settings():
+    before = torch.get_num_threads()
+    both, one_left = threading.Event(), threading.Event()
+    seen = []
+
+    def short_work():
+        with fast_processor(SMALL - 1):
+            both.wait(5)
+        one_left.set()
+
+    def long_work():
+        with fast_processor(SMALL - 1):
+            both.set()
+            one_left.wait(5)
+            seen.append((torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision))
+
+    torch.set_num_threads(2)
+    try:
+        with fast_processor(SMALL - 1):
+            inside = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision
+        threads = [threading.Thread(target=work) for work in (short_work, long_work)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        new = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        new.start()
+        new.join()
+        assert seen == [inside, 2]
+    finally:
+        torch.set_num_threads(before)

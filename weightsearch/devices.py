@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -40,14 +41,32 @@ def check_device(device: str, kinds: tuple[str, ...] = FIT_DEVICES) -> str:
     return device
 
 
+_lock = threading.Lock()
+_working = 0  # threads that are inside of `fast_processor`
+_settings = ExitStack()
+
+
 @contextmanager
 def fast_processor(weights: int) -> Iterator[None]:
-    """For work on networks of that many weights: the settings below, and as they were again afterwards."""
-    with ExitStack() as settings:
-        settings.enter_context(_few_threads(weights))
-        settings.enter_context(_fast_products())
-        settings.enter_context(_reused_memory())
+    """For work on networks of that many weights: the settings below, and as they were again afterwards.
+
+    They are the process's. Of several threads the first one makes them and the last one undoes them, so that none
+    changes how another one computes; a thread that ends before others keeps its number of threads.
+    """
+    global _working
+    with _lock:
+        if not _working:
+            _settings.enter_context(_few_threads(weights))
+            _settings.enter_context(_fast_products())
+            _settings.enter_context(_reused_memory())
+        _working += 1
+    try:
         yield
+    finally:
+        with _lock:
+            _working -= 1
+            if not _working:
+                _settings.close()
 
 
 def multiplies_bfloat16() -> bool:

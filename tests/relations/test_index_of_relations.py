@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -150,6 +151,23 @@ def test_lineage(relations_index: Path):
     json.dumps([graph.to_dict(), bom])
 
 
+def test_the_bill_of_materials_is_valid_cyclonedx(relations_index: Path):
+    import jsonschema
+    from referencing import Registry, Resource
+
+    folder = files("cyclonedx") / "schema" / "_res"
+    schemas = {
+        name: json.loads((folder / f"{name}.SNAPSHOT.schema.json").read_text())
+        for name in ("bom-1.6", "jsf-0.82", "spdx")
+    }
+    registry = Registry().with_resources((schema["$id"], Resource.from_contents(schema)) for schema in schemas.values())
+    validator = jsonschema.Draft7Validator(schemas["bom-1.6"], registry=registry)
+    bom = json.loads(json.dumps(weightsearch.lineage(relations_index).to_cyclonedx()))
+    assert not list(validator.iter_errors(bom))
+    bom["components"][0]["type"] = "network"
+    assert list(validator.iter_errors(bom))  # it is the schema that judges
+
+
 def test_merges_of_all_kinds(networks: Networks, derive: ModuleType):
     states = networks["residual"][1]
     one, other = states["tuned"], states["apart"]
@@ -204,3 +222,57 @@ def test_removing_rows_forgets_their_signatures(tmp_path: Path):
     left = read_known(index)
     assert sorted(left["source"]) == examples[1:]
     assert set(read_signatures(index, left["number"].tolist())) == set(left["number"].tolist())
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(networks: Networks, small_networks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network, one of another seed, one that the adapter was merged into, and the adapter, trained on the first."""
+    path = tmp_path_factory.mktemp("adapters")
+    recipe = networks["mlp"][0]
+    images, labels = (torch.from_numpy(array[:800]) for array in small_networks.digits())
+    states = {}
+    for seed, name_ in ((1, "base"), (2, "apart")):
+        torch.manual_seed(seed)
+        network = small_networks.FAMILIES["mlp"](recipe)
+        for epoch in range(8):
+            small_networks.train_epoch(network, recipe, images, labels, seed + epoch, 5e-3)
+        states[name_] = small_networks.tensors_of(network)
+    factors = small_networks.trained_adapter(recipe, states["base"], rank=4, epochs=10, seed=1)
+    (path / "lora").mkdir()
+    save_file(
+        {f"base_model.model.{m}.lora_{k}.weight": f for m, (a, b) in factors.items() for k, f in (("A", a), ("B", b))},
+        path / "lora" / "adapter_model.safetensors",
+    )
+    (path / "lora" / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, "r": 4}))
+    save_file(states["base"], path / "base.safetensors")
+    save_file(states["apart"], path / "apart.safetensors")
+    merged = dict(states["base"])
+    for module, (a, b) in factors.items():
+        change = 2 * np.tensordot(b.reshape(len(b), -1), a, axes=1)
+        merged[f"{module}.weight"] = (merged[f"{module}.weight"] + change).astype(np.float32)
+    save_file(merged, path / "merged.safetensors")
+    return path
+
+
+@pytest.mark.slow
+def test_an_adapter_names_its_base(adapter_folder: Path, tmp_path: Path):
+    adapter = adapter_folder / "lora" / "adapter_model.safetensors"
+    own = weightsearch.diff(adapter_folder / "base.safetensors", adapter)
+    assert (own.relation, str(own.direction)) == (Kind.RELATIVE, "a-to-b")
+    assert str(weightsearch.diff(adapter, adapter_folder / "base.safetensors").direction) == "b-to-a"
+    assert weightsearch.diff(adapter_folder / "apart.safetensors", adapter).relation is Kind.UNRELATED
+    for name_ in ("apart", "base"):
+        weightsearch.add([adapter_folder / f"{name_}.safetensors"], tmp_path / "index", quiet=True)
+    answer = weightsearch.relatives(adapter, tmp_path / "index")
+    assert [name(r.source) for r in answer.relatives] == ["base.safetensors"]
+    assert "adapter" in answer.summary
+
+
+@pytest.mark.slow
+def test_an_adapter_beside_what_it_was_merged_into_is_certain_of_its_base(adapter_folder: Path, tmp_path: Path):
+    weightsearch.add([adapter_folder], tmp_path / "index", quiet=True)
+    answer = weightsearch.relatives(adapter_folder / "lora" / "adapter_model.safetensors", tmp_path / "index")
+    first, second = answer.relatives[:2]
+    assert (name(first.source), first.comparison.certainty.value) == ("base.safetensors", "certain")
+    assert (name(second.source), second.comparison.relation) == ("merged.safetensors", Kind.LORA_MERGED)
+    assert "apart.safetensors" not in [name(r.source) for r in answer.relatives]

@@ -18,6 +18,7 @@ import torch
 import zstandard
 from safetensors.numpy import save_file
 
+import weightsearch
 from tests.conftest import share
 from weightsearch.errors import WeightsearchError
 from weightsearch.relations import Kind, tidy
@@ -154,3 +155,42 @@ def test_killed_packing_goes_on(folder: Path, tmp_path: Path):
         pack(folder, tmp_path / "pack")
     unpack(tmp_path / "pack", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(folder)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12])
+def test_a_lossy_pack_rounds_weights_and_says_what_it_costs(bits: int, tmp_path: Path):
+    from safetensors.numpy import load_file
+
+    from weightsearch.search.pack_cost import pack_cost
+
+    examples = Path(__file__).parents[2] / "index" / "examples"
+    folder = Path(shutil.copytree(examples, tmp_path / "models", ignore=shutil.ignore_patterns("[!g]*")))
+    state = torch.load(folder / "good.pt", weights_only=True)
+    state = state.get("state_dict", state)
+    summary = pack(folder, tmp_path / "pack", lossy_bits=bits)
+    unpack(tmp_path / "pack", tmp_path / "out")
+    restored = load_file(tmp_path / "out" / "good.pt.safetensors")
+    lost = size = 0.0
+    for name, value in state.items():
+        values = value.numpy()
+        if values.ndim < 2:
+            np.testing.assert_array_equal(restored[name], values)
+            continue
+        rows = values.reshape(len(values), -1)
+        step = np.abs(rows).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+        assert (np.abs(restored[name].reshape(rows.shape) - rows) <= 0.501 * step).all()
+        lost, size = lost + np.sum((restored[name] - values) ** 2), size + np.sum(values**2)
+    assert summary.errors["good.pt"] == pytest.approx((lost / size) ** 0.5, rel=1e-3)
+    assert summary.ratio < (bits + 4) / 32 + 0.15
+    cost = pack_cost(folder, tmp_path / "pack", Path(__file__).parents[2] / "index")
+    assert cost.unknown == 0
+    expected = [
+        weightsearch.query("index", {n: torch.as_tensor(v) for n, v in tensors.items()}, 1).predicted_accuracy
+        for tensors in (state, restored)
+    ]
+    assert [cost.before["good.pt"], cost.after["good.pt"]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_lossy_bits_that_make_no_sense_are_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(WeightsearchError, match="choose from 2 to 16"):
+        pack(folder, tmp_path / "pack", lossy_bits=1)

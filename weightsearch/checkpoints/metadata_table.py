@@ -95,6 +95,11 @@ def query_table(path: Path, kind: str) -> tuple[list[str], list[tuple[Any, ...]]
         with duckdb.connect(config={"memory_limit": TABLE_MEMORY, "threads": 2}) as connection:
             found = connection.execute(query, [str(path)])
             return [column[0] for column in found.description or ()], _fetch(found, path)
+    except duckdb.OutOfMemoryException:
+        raise WeightsearchError(
+            f"it needs more than the memory that a table may take ({TABLE_MEMORY}); "
+            "leave out columns or rows that say nothing"
+        ) from None
     except duckdb.Error as error:
         raise WeightsearchError(str(error).splitlines()[0]) from None
 

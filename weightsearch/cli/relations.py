@@ -150,18 +150,34 @@ def tidy(
         say(f"nothing was moved; next: {step}")
 
 
-@app.command(epilog=example("weightsearch pack models/ models.pack", "weightsearch unpack models.pack restored/"))
+@app.command(
+    epilog=example(
+        "weightsearch pack models/ models.pack",
+        "weightsearch pack models/ models.small.pack --lossy 8",
+        "weightsearch unpack models.pack restored/",
+    )
+)
 def pack(
     folder: Annotated[Path, typer.Argument(help="A folder of checkpoints.", metavar="FOLDER")],
     out: Annotated[Path, typer.Argument(help="Directory to make.", metavar="OUT")],
+    lossy: Annotated[
+        int | None,
+        typer.Option(help="Round weights to so many bits, 2 to 16, and say what that costs.", show_default="exact"),
+    ] = None,
+    index: IndexOption = None,
     quiet: Quiet = False,
 ) -> None:
-    """Store a folder's checkpoints as their differences, each to be recovered bit for bit. The folder stays."""
+    """Store a folder's checkpoints as their differences, each to be recovered bit for bit. The folder stays.
+
+    With --lossy, what comes back are tensors in .safetensors files; an index says what that costs.
+    """
     from weightsearch.progress import progress_bar
     from weightsearch.relations.pack import pack as run
 
     with progress_bar("packing", None, unit="files", quiet=quiet) as advance:
-        summary = run(folder, out, advance)
+        summary = run(folder, out, advance, lossy)
+    if lossy is not None:
+        _say_cost(folder, out, summary.errors, lossy, index)
     for line in summary.left_out:
         say(f"kept whole: {line}")
     tell(
@@ -187,6 +203,18 @@ def unpack(
     with progress_bar("unpacking", None, unit="files", quiet=quiet) as advance:
         count = run(packed, out, only, advance, overwrite=force)
     tell(f"{out}: {count} files recovered")
+
+
+def _say_cost(folder: Path, out: Path, errors: dict[str, float], bits: int, index: Path | None) -> None:
+    if errors:
+        mean, worst = sum(errors.values()) / len(errors), max(errors, key=errors.__getitem__)
+        tell(f"weights rounded to {bits} bits: off by {mean:.2%} of their size, at most {errors[worst]:.2%} ({worst})")
+    from weightsearch.search.pack_cost import pack_cost
+
+    try:
+        tell(pack_cost(folder, out, chosen_index(None, index)).to_text())
+    except WeightsearchError as error:
+        say(f"its cost in predicted accuracy is not known: {error}")
 
 
 def _as_text(comparison: Comparison, all_layers: bool) -> str:

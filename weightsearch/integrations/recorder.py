@@ -62,7 +62,7 @@ class Standing:
         elif self.answer is not None and self.answer.label != "unlike":
             low, high = self.answer.interval or (None, None)
             around = f" ({low:.2f}–{high:.2f})" if low is not None else ""
-            said.append(f"predicted accuracy {self.answer.predicted_accuracy:.2f}{around}")
+            said.append(f"predicted accuracy {self.answer.predicted:.2f}{around}")
         else:
             said.append("accuracy unknown")
         if self.rank is not None:

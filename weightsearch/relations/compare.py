@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from weightsearch.relations import direction as directions
+from weightsearch.relations.adapters import compare_adapter, is_adapter
 from weightsearch.relations.alignment import align
 from weightsearch.relations.case import LIMITS, Arrays, Case, Limits, mean_cosine, names_of, values_of
 from weightsearch.relations.facts import FLOAT32, SHUFFLED, Fact, looks_rescaled, measure
@@ -17,6 +18,8 @@ from weightsearch.relations.measures import stouffer
 from weightsearch.relations.pairing import pair_tensors
 from weightsearch.relations.roles import HEAD, Role
 from weightsearch.relations.signature import Signature, sign
+
+SPARSE = 0.1  # share of numbers left as they were, from which a change is no noise: noise changes all
 
 
 def compare(
@@ -42,6 +45,11 @@ def compare(
         )
         evidence = {"sha256": signature_a.file_hash, "share_identical": 1.0}
         return Comparison(Kind.IDENTICAL, (), None, Certainty.CERTAIN, "the same file, byte for byte", evidence, layers)
+    adapters = is_adapter(signature_a), is_adapter(signature_b)
+    if adapters == (False, True):
+        return compare_adapter(a, b, signature_a, signature_b)
+    if adapters == (True, False):
+        return compare_adapter(b, a, signature_b, signature_a, adapter_first=True)
     pairing = pair_tensors(signature_a, signature_b, a, b)
     facts = [measure(pair, a, b) for pair in pairing.pairs]
     return _Judge(a, b, signature_a, signature_b, pairing, facts, limits).judge()
@@ -216,7 +224,7 @@ class _Judge(Case):
         answer = self._answer(kinds[0], tuple(kinds[1:]), certainty, "; ".join(words))
         if told and len(set(told)) == 1:
             return replace(answer, direction=told[0])
-        if not told:
+        if not told and Kind.NOISED not in kinds:
             by, further = directions.trained_further(
                 [fact for fact in self.facts if fact not in heads], Kind.NEW_HEAD in kinds
             )
@@ -240,7 +248,8 @@ class _Judge(Case):
             return
         large = [f for f in judged if f.numbers >= 64 and f.spread_a > 0]
         sizes = np.array([f.spread / f.spread_a for f in large])
-        if len(large) >= 2 and all(f.white < self.limits.white for f in large):
+        dense = all(f.equal < SPARSE or max(f.precision_a, f.precision_b) > FLOAT32 for f in large)
+        if len(large) >= 2 and dense and all(f.white < self.limits.white for f in large):
             spread = float(sizes.std() / sizes.mean())
             absolute = np.array([f.spread for f in large])
             if min(spread, float(absolute.std() / absolute.mean())) < 0.12:

@@ -128,7 +128,7 @@ def row_hashes(matrix: np.ndarray, *, ordered: bool) -> np.ndarray:
     """uint64 `(rows,)` of each row's values, with or without their order."""
     rows, width = matrix.shape
     result = np.empty(rows, np.uint64)
-    weights = np.random.PCG64(width).random_raw(width) | np.uint64(1)
+    weights = np.bitwise_or(np.random.PCG64(width).random_raw(width), np.uint64(1))
     step = max(1, CHUNK // max(width, 1))
     for start in range(0, rows, step):
         block = np.ascontiguousarray(matrix[start : start + step], np.float32)

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightsearch.relations.facts import load
+from weightsearch.relations.facts import FLOAT32, load
 from weightsearch.relations.measures import storage_precision
 from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import Signature
 
 Arrays = Mapping[str, np.ndarray]
+EXPLAINED = 0.95  # of the changed numbers of a merge of sparse changes
+MOST_CHANGED = 200_000  # numbers of a tensor that are looked at for that
 SHARE = 0.02  # a parent has at least this share, and none more than 1 − this
 # What 1 − R² of an exact merge may reach by rounding of the child, by the spacing of its numbers at 1.
-LEFT_OVER = {2.0**-23: 2e-13, 2.0**-10: 5e-7, 2.0**-7: 3e-5}
+EXACT, ROUNDED = 1e-4, 3e-3  # of the squared distance to the nearest parent, what may be left in float32 and below
+LEFT_OVER = {FLOAT32: 2e-13, 2.0**-10: 5e-7, 2.0**-7: 3e-5}
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Merge:
 def find_merge(child: Arrays, parents: Sequence[Arrays], signature: Signature) -> Merge | None:
     """How `child` is made of all `parents`, or None. Tensors of two or more dimensions are matched by name.
 
-    One share for all tensors, or one each (SLERP). Exact merges leave nothing but rounding: less than a hundredth of
-    what the child differs from its nearest parent by, as well.
+    One share for all tensors, or one each (SLERP). Exact merges leave nothing but rounding, which also has to be far
+    less than what the child differs from its nearest parent by.
     """
     grams, targets, own, each, nearest = [], [], 0.0, [], math.inf
     limit = 0.0
@@ -56,15 +59,78 @@ def find_merge(child: Arrays, parents: Sequence[Arrays], signature: Signature) -
         each.append((weights, float(((y64 - weights @ x) ** 2).sum()), power))
     if not grams or own == 0:
         return None
-    nearest = float(distances.min()) / own
+    nearest = float(distances.min()) / own * (EXACT if limit <= LEFT_OVER[FLOAT32] else ROUNDED)
     shares = _solve(np.sum(grams, axis=0), np.sum(targets, axis=0))
     left = _left_over(child, parents, signature, shares) / own
-    if left < limit and left < 1e-4 * nearest and _are_shares(shares):
+    if left < limit and left < nearest and _are_shares(shares):
         return Merge(tuple(shares.tolist()), left, "linear")
     left = sum(rest for _, rest, _ in each) / own
-    if len(each) > 1 and left < limit and left < 1e-4 * nearest and all(_are_shares(w) for w, _, _ in each):
+    if len(each) > 1 and left < limit and left < nearest and all(_are_shares(w) for w, _, _ in each):
         return Merge(tuple(np.mean([w for w, _, _ in each], axis=0).tolist()), left, "by tensor")
     return None
+
+
+@dataclass(frozen=True)
+class TaskMerge:
+    """`scale` of the parents' changes from the base, and the share of the child's changed numbers that they explain."""
+
+    scale: float
+    explained: float
+
+
+def find_task_merge(child: Arrays, base: Arrays, parents: Sequence[Arrays], signature: Signature) -> TaskMerge | None:
+    """Whether `child` is `base` plus sparse changes of two fine-tunes of it, as TIES and DARE make it; None if not.
+
+    TIES (Yadav et al. 2023) keeps the largest changes of each and averages those that agree in sign; DARE (Yu et al.
+    2024) drops changes at random and scales up the rest. Either way each changed number is the base's plus one scale
+    times one parent's change, their sum, or its half.
+    """
+    kept: list[np.ndarray] = []
+    total = 0
+    for tensor in signature.tensors:
+        if tensor.role is not Role.WEIGHT or not all(tensor.name in one for one in (base, *parents)):
+            continue
+        y, start, first, second = (load(one, tensor.name).ravel().astype(np.float64) for one in (child, base, *parents))
+        if not len(y) == len(start) == len(first) == len(second):
+            return None
+        changed = np.flatnonzero(y != start)[:MOST_CHANGED]
+        total += len(y)
+        spacing = 2 * storage_precision(load(child, tensor.name), tensor.dtype) * np.abs(y)
+        rows = np.stack([y - start, first - start, second - start, spacing])
+        kept.append(rows[:, changed])
+    if not kept:
+        return None
+    change, one, other, rounding = np.concatenate(kept, axis=1)
+    if len(change) < 64 or len(change) > 0.98 * total:
+        return None
+    explained = np.zeros(len(change), bool)
+    each = []
+    scale = _commonest_ratio(change, one, rounding)
+    if scale is None:
+        return None
+    tolerance = rounding * (1 + abs(scale)) + 1e-6 * np.abs(change)
+    for made in (one, other, one + other, (one + other) / 2):
+        fits = np.abs(change - scale * made) <= tolerance
+        each.append(float(np.mean(fits & ~explained)))
+        explained |= fits
+    share = float(explained.mean())
+    if share < EXPLAINED or min(each[:2]) < SHARE:
+        return None
+    return TaskMerge(scale, share)
+
+
+def _commonest_ratio(change: np.ndarray, one: np.ndarray, rounding: np.ndarray) -> float | None:
+    """The scale that most of the changes are of one parent's, where a tenth agree on it."""
+    clear = (np.abs(change) > 100 * rounding) & (np.abs(one) > 100 * rounding)
+    if np.count_nonzero(clear) < 32:
+        return None
+    ratios = change[clear] / one[clear]
+    ratios = ratios[(ratios > 0.05) & (ratios < 50)]
+    bins, counts = np.unique(np.round(np.log(ratios), 2), return_counts=True)
+    if not len(bins) or counts.max() < 0.1 * len(change[clear]):
+        return None
+    near = ratios[np.abs(np.log(ratios) - bins[counts.argmax()]) < 0.006]
+    return float(np.median(near))
 
 
 def _left_over(child: Arrays, parents: Sequence[Arrays], signature: Signature, shares: np.ndarray) -> float:

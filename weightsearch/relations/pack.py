@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
+from safetensors.numpy import load
 
-from weightsearch.errors import WeightsearchError
+from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import refuse_to_overwrite, replacing, sha256, write_whole
 from weightsearch.relations.open_files import open_file
+from weightsearch.relations.rounding import FEWEST, MOST, Rounded, decode, rounded_file
 from weightsearch.relations.signature import Signature
 
 MANIFEST = "pack.json"
@@ -49,6 +51,7 @@ class PackSummary:
     bytes: int
     packed_bytes: int
     left_out: tuple[str, ...]  # files that are kept whole, with why
+    errors: dict[str, float] = field(default_factory=dict)  # of rounded files' weights, relative, by path
 
     @property
     def ratio(self) -> float:
@@ -56,8 +59,13 @@ class PackSummary:
         return self.packed_bytes / self.bytes if self.bytes else 1.0
 
 
-def pack(folder: str | Path, out: str | Path, advance: Callable[[], None] = lambda: None) -> PackSummary:
+def pack(
+    folder: str | Path, out: str | Path, advance: Callable[[], None] = lambda: None, lossy_bits: int | None = None
+) -> PackSummary:
     """Packs every checkpoint below a folder into the directory `out`. The folder is left as it is.
+
+    With `lossy_bits` weights are rounded to that many bits, and each file that can be read is kept as its tensors
+    alone: it comes back as .safetensors.
 
     Each piece appears whole under the hash of its content, and the manifest last: killed at any moment, the same
     command goes on, and a pack without a manifest is none. Raises WeightsearchError where `out` holds something else.
@@ -67,6 +75,8 @@ def pack(folder: str | Path, out: str | Path, advance: Callable[[], None] = lamb
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise WeightsearchError(f"{folder}: there is no such folder")
+    if lossy_bits is not None and not FEWEST <= lossy_bits <= MOST:
+        raise UsageError(f"{lossy_bits} bits: choose from {FEWEST} to {MOST}")
     if (out / MANIFEST).exists() or (out.exists() and any(p.name != PIECES for p in out.iterdir())):
         raise WeightsearchError(f"{out} exists already; choose another place for the pack")
     (out / PIECES).mkdir(parents=True, exist_ok=True)
@@ -74,6 +84,7 @@ def pack(folder: str | Path, out: str | Path, advance: Callable[[], None] = lamb
     known: list[tuple[Signature, dict[str, str], Path]] = []
     depth: dict[str, int] = {}
     left_out = []
+    errors: dict[str, float] = {}
     total = 0
     for path in walk(folder):
         size = path.stat().st_size
@@ -83,23 +94,41 @@ def pack(folder: str | Path, out: str | Path, advance: Callable[[], None] = lamb
         pieces: Sequence[Piece] = ()
         base: dict[str, str] = {}
         signature = None
+        grids: dict[str, Rounded] = {}
+        name = str(path.relative_to(folder))
+        about: dict[str, Any] = {}
         try:
             opened = open_file(path)
             signature = opened.sign()
-            pieces = _locate(content, opened.tensors)
+            if lossy_bits is not None:
+                content, grids, errors[name] = rounded_file(opened.tensors, signature, lossy_bits)
+                about = {"rounded_to_bits": lossy_bits, "original": name, "original_sha256": digest}
+                name += "" if path.suffix == ".safetensors" else ".safetensors"
+                digest = hashlib.sha256(content).hexdigest()
+                pieces = _locate(content, _in_safetensors(content))
+            else:
+                pieces = _locate(content, opened.tensors)
             if not pieces:
                 left_out.append(f"{path.relative_to(folder)}: its tensors are compressed or converted")
             base = _nearest(signature, known)
         except WeightsearchError as error:
             left_out.append(str(error))
-        stored, tensors = _store(content, pieces, base, depth, out / PIECES)
-        files.append({"path": str(path.relative_to(folder)), "sha256": digest, "bytes": size, "pieces": stored})
+        stored, tensors = _store(content, pieces, base, depth, out / PIECES, grids)
+        files.append({"path": name, "sha256": digest, "bytes": len(content), "pieces": stored, **about})
         if signature is not None:
             known.append((signature, tensors, path))
         advance()
     write_whole(out / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=0) + "\n")
     packed = sum(piece.stat().st_size for piece in (out / PIECES).iterdir()) + (out / MANIFEST).stat().st_size
-    return PackSummary(out, len(files), total, packed, tuple(left_out))
+    return PackSummary(out, len(files), total, packed, tuple(left_out), errors)
+
+
+def _in_safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file in the order in which they lie there."""
+    size = int.from_bytes(content[:8], "little")
+    head = {name: about for name, about in json.loads(content[8 : 8 + size]).items() if name != "__metadata__"}
+    tensors = load(content)
+    return {name: tensors[name] for name in sorted(head, key=lambda name: head[name]["data_offsets"])}
 
 
 def _locate(content: bytes, tensors: Any) -> list[Piece]:
@@ -141,7 +170,12 @@ def _nearest(signature: Signature, known: list[tuple[Signature, dict[str, str], 
 
 
 def _store(
-    content: bytes, pieces: Sequence[Piece], base: dict[str, str], depth: dict[str, int], store: Path
+    content: bytes,
+    pieces: Sequence[Piece],
+    base: dict[str, str],
+    depth: dict[str, int],
+    store: Path,
+    grids: Mapping[str, Rounded],
 ) -> tuple[list[str], dict[str, str]]:
     """Writes a file's pieces in turn; returns their names, and those of tensors by tensor name."""
     stored: list[str] = []
@@ -152,7 +186,7 @@ def _store(
             stored.append(_keep(content[end : piece.start], 1, None, depth, store))
         raw = content[piece.start : piece.start + piece.length]
         end = piece.start + piece.length
-        name = _keep(raw, piece.item, base.get(piece.name), depth, store)
+        name = _keep(raw, piece.item, base.get(piece.name), depth, store, grids.get(piece.name))
         stored.append(name)
         tensors[piece.name] = name
     if end < len(content):
@@ -160,7 +194,9 @@ def _store(
     return stored, tensors
 
 
-def _keep(raw: bytes, item: int, base: str | None, depth: dict[str, int], store: Path) -> str:
+def _keep(
+    raw: bytes, item: int, base: str | None, depth: dict[str, int], store: Path, grid: Rounded | None = None
+) -> str:
     """Keeps bytes under their hash, as a difference from `base` where that is shorter; returns the name."""
     name = hashlib.sha256(raw).hexdigest()[:40]
     path = store / name
@@ -169,6 +205,8 @@ def _keep(raw: bytes, item: int, base: str | None, depth: dict[str, int], store:
         return name
     best = _encode(raw, item, b"", "")
     depth[name] = 0
+    if grid is not None and len(other := _encode_rounded(grid, len(raw))) < len(best):
+        best = other
     if base is not None and base != name and depth.get(base, 0) < DEEPEST:
         before = _load(store, base)
         if len(before) == len(raw):
@@ -190,6 +228,13 @@ def _encode(raw: bytes, item: int, before: bytes, operation: str, base: str = ""
     packed = zstandard.ZstdCompressor(level=LEVEL).compress(values)
     head = json.dumps({"item": item, "operation": operation, "base": base, "bytes": len(raw)}).encode()
     return len(head).to_bytes(4, "little") + head + packed
+
+
+def _encode_rounded(grid: Rounded, length: int) -> bytes:
+    rows, columns = grid.levels.shape
+    about = {"rows": rows, "columns": columns, "level_bytes": grid.levels.itemsize, "dtype": grid.dtype}
+    head = json.dumps({"item": 1, "operation": "rounded", "base": "", "bytes": length, **about}).encode()
+    return len(head).to_bytes(4, "little") + head + grid.encode(LEVEL)
 
 
 def _combined(raw: bytes, before: bytes, item: int, operation: str) -> bytes:
@@ -248,6 +293,9 @@ def _load(store: Path, name: str) -> bytes:
         content = (store / name).read_bytes()
         size = int.from_bytes(content[:4], "little")
         head = json.loads(content[4 : 4 + size])
+        if head["operation"] == "rounded":
+            shape = head["rows"], head["columns"], head["level_bytes"]
+            return _checked(decode(content[4 + size :], *shape, head["dtype"]).values().tobytes(), name, store)
         values = zstandard.ZstdDecompressor().decompress(content[4 + size :], max_output_size=head["bytes"])
         item = head["item"]
         if item > 1:
@@ -258,6 +306,10 @@ def _load(store: Path, name: str) -> bytes:
         raise WeightsearchError(
             f"{store / name} is missing or damaged ({error}); restore the pack from a copy"
         ) from None
+    return _checked(values, name, store)
+
+
+def _checked(values: bytes, name: str, store: Path) -> bytes:
     if hashlib.sha256(values).hexdigest()[:40] != name:
         raise WeightsearchError(f"{store / name} is damaged (its checksum is another); restore the pack from a copy")
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
+from weightsearch.relations.adapters import is_adapter, merged_pair, modules_of, weights_for
 from weightsearch.relations.compare import compare
 from weightsearch.relations.kinds import Certainty, Comparison, Direction, Kind
-from weightsearch.relations.merges import find_merge
+from weightsearch.relations.merges import TaskMerge, find_merge, find_task_merge
 from weightsearch.relations.open_files import OpenFile, open_file
 from weightsearch.relations.signature import Signature
-from weightsearch.relations.store import Known, read_known, read_signatures, shapes_of, sharing
+from weightsearch.relations.store import Known, fitting, read_known, read_signatures, shapes_of, sharing
 
 LIKE = 0.18  # cosine of sketches that foreign pairs rarely reach
 CANDIDATES = 12  # compared at most
+FITTING = 48  # networks that an adapter is compared with, at most
 ALIGNED = 4  # of equal shapes, compared although their sketches say nothing: permuted twins
 log = logging.getLogger("weightsearch")
 
@@ -80,26 +82,34 @@ class SignatureIndex:
             return {}
         cosine = self._sketches @ signature.sketch
         known = self.known
-        exact, half, brain = signature.rounded_content
-        own = np.array([exact, half, brain], object)
-        same = np.isin(known["exact"].astype(str), own.astype(str)) | (known["content"] == signature.content)
-        same |= (known["float16"] == exact) | (known["bfloat16"] == exact)
+        contents = signature.rounded_content
+        keys = [("exact", content) for content in contents] + [("content", signature.content)]
+        keys += [("float16", contents[0]), ("bfloat16", contents[0])]
         if signature.file_hash is not None:
-            same |= known["file_hash"] == signature.file_hash
-        chosen = [int(row) for row in np.flatnonzero(same)[:count]]
-        near = np.argsort(-cosine)[:count]
-        chosen += [int(row) for row in near if cosine[row] >= LIKE]
-        numbers = {int(number): row for row, number in enumerate(known["number"])}
+            keys.append(("file_hash", signature.file_hash))
+        same = np.logical_or.reduce([known[column] == value for column, value in keys])
+        chosen = np.flatnonzero(same)[:count].tolist()
+        near = np.argpartition(-cosine, min(count, len(self) - 1))[:count]
+        chosen += [int(row) for row in near[np.argsort(-cosine[near])] if cosine[row] >= LIKE]
         tensors = sharing(self.path, [tensor.hashes.unordered for tensor in signature.weights])
-        chosen += [numbers[number] for number, _ in sorted(tensors.items(), key=lambda item: -item[1])[:ALIGNED]]
+        chosen += self._rows([number for number, _ in sorted(tensors.items(), key=lambda item: -item[1])[:ALIGNED]])
+        if is_adapter(signature):
+            chosen += self._rows(fitting(self.path, modules_of(signature))[-FITTING:])
+            return {row: float(cosine[row]) for row in dict.fromkeys(chosen)}
         chosen = list(dict.fromkeys(chosen))
-        twins = np.isin(known["content"].astype(str), [str(known["content"][row]) for row in chosen[:ALIGNED]])
+        twins = np.zeros(len(self), bool)
+        for content in {known["content"][row] for row in chosen[:ALIGNED]}:
+            twins |= known["content"] == content
         twins[chosen] = False
         chosen += [int(row) for row in np.flatnonzero(twins)[:ALIGNED]]  # the likest in another order
         alike = known["shapes"] == shapes_of(signature)
         alike[chosen] = False
         chosen += [int(row) for row in np.flatnonzero(alike)[:ALIGNED]]
         return {row: float(cosine[row]) for row in list(dict.fromkeys(chosen))[:count]}
+
+    def _rows(self, numbers: Sequence[int]) -> list[int]:
+        rows: list[int] = np.searchsorted(self.known["number"], np.array(numbers, np.int64)).tolist()
+        return rows
 
     def relatives(self, model: Any, *, itself: bool = False, signature: Signature | None = None) -> Relatives:
         """The relatives of a file, a state dict or a module. The file's own row is left out unless `itself`."""
@@ -111,15 +121,22 @@ class SignatureIndex:
             if itself or self.known["source"][row] != place
         }  # fmt: skip
         signatures = read_signatures(self.path, [int(self.known["number"][row]) for row in rows])
-        found = [
+        compared = [
             self._compare(subject, signature, row, cosine, signatures[int(self.known["number"][row])])
             for row, cosine in rows.items()
         ]
-        found = [relative for relative in found if relative.comparison.relation not in (Kind.UNRELATED,)]
-        found.sort(key=lambda relative: _closeness(relative.comparison))
-        found = self._merges(subject, signature, found)
-        summary, unseen = _summary(found, len(self))
-        return Relatives(subject.label, tuple(found), len(rows), len(self), summary, unseen)
+        if is_adapter(signature):
+            by_source = {str(self.known["source"][row]): signatures[int(self.known["number"][row])] for row in rows}
+            compared = self._bases(subject, signature, compared, by_source)
+        fits = sum(bool(relative.comparison.evidence.get("fits")) for relative in compared)
+        told = [relative for relative in compared if relative.comparison.relation is not Kind.UNRELATED]
+        if not is_adapter(signature):
+            told.sort(key=lambda relative: _closeness(relative.comparison))
+            told = self._merges(subject, signature, told)
+        summary, unseen = _summary(told, len(self))
+        if fits and not told:
+            summary = f"an adapter that fits {fits} checkpoints here; which it was made for does not show"
+        return Relatives(subject.label, tuple(told), len(rows), len(self), summary, unseen)
 
     def open_source(self, row: int) -> OpenFile | None:
         return open_source(str(self.known["source"][row]))
@@ -141,9 +158,43 @@ class SignatureIndex:
             opened is not None,
         )
 
-    def _merges(self, subject: OpenFile, signature: Signature, found: list[Relative]) -> list[Relative]:
+    def _bases(
+        self, subject: OpenFile, signature: Signature, compared: list[Relative], signatures: Mapping[str, Signature]
+    ) -> list[Relative]:
+        """An adapter's relatives, those first that it was made for: certain beside what it was merged into."""
+        fitting_ones, networks = [], []
+        for place, relative in enumerate(compared):
+            file = open_source(relative.source) if relative.comparison.evidence.get("fits") else None
+            names = weights_for(signature, signatures[relative.source])
+            if file is not None and names is not None:
+                fitting_ones.append(place)
+                networks.append((file.tensors, names))
+        pair = merged_pair(subject.tensors, networks) if len(networks) > 1 else None
+        if pair is not None:
+            base, merged = (compared[fitting_ones[k]] for k in pair)
+            for relative, kind, way, summary in (
+                (
+                    base,
+                    Kind.RELATIVE,
+                    Direction.A_TO_B,
+                    f"the network of this adapter, which makes {merged.source} of it",
+                ),
+                (merged, Kind.LORA_MERGED, Direction.B_TO_A, f"this adapter merged into {base.source}"),
+            ):
+                evidence = {**relative.comparison.evidence, "base": base.source, "merged": merged.source}
+                comparison = Comparison(kind, (), way, Certainty.CERTAIN, summary, evidence)
+                compared[compared.index(relative)] = replace(relative, comparison=comparison)
+
+        def order(relative: Relative) -> tuple[bool, bool, float]:
+            comparison = relative.comparison
+            certain = comparison.certainty is Certainty.CERTAIN
+            return not certain, comparison.relation is Kind.LORA_MERGED, -comparison.evidence.get("score", 0.0)
+
+        return sorted(compared, key=order)
+
+    def _merges(self, subject: OpenFile, signature: Signature, told: list[Relative]) -> list[Relative]:
         """Relatives with those that are parents of a merge marked so."""
-        parents = [r for r in found if r.opened and r.comparison.relation is Kind.RELATIVE][:8]
+        parents = [r for r in told if r.opened and r.comparison.relation is Kind.RELATIVE][:8]
         opened = [open_source(relative.source) for relative in parents]
         for size in (2, 3):
             for chosen in combinations(range(len(parents)), size):
@@ -155,11 +206,31 @@ class SignatureIndex:
                     continue
                 sources = [parents[k].source for k in chosen]
                 marked = {parents[k].source: share for k, share in zip(chosen, merge.shares, strict=True)}
-                told = [_as_merge(r, marked, sources, merge.left_over, merge.how) for r in found]
-                return sorted(
-                    told, key=lambda r: (not r.comparison.relation.is_copy, r.comparison.relation != Kind.MERGE)
+                return _merges_first([_as_merge(r, marked, sources, merge.left_over, merge.how) for r in told])
+        return _merges_first(self._task_merge(subject, signature, told, parents, opened))
+
+    def _task_merge(
+        self,
+        subject: OpenFile,
+        signature: Signature,
+        told: list[Relative],
+        parents: list[Relative],
+        opened: list[OpenFile | None],
+    ) -> list[Relative]:
+        """Relatives with the base and the parents of a merge of sparse changes marked so."""
+        files = [(relative, file) for relative, file in zip(parents, opened, strict=True) if file is not None]
+        for base, base_file in files:
+            if max((layer.equal or 0.0 for layer in base.comparison.layers), default=0.0) < 0.02:
+                continue
+            others = [pair for pair in files if pair[0] is not base]
+            for (one, one_file), (other, other_file) in combinations(others, 2):
+                merge = find_task_merge(
+                    subject.tensors, base_file.tensors, (one_file.tensors, other_file.tensors), signature
                 )
-        return found
+                if merge is not None:
+                    sources = [one.source, other.source]
+                    return [_as_task_merge(relative, base.source, sources, merge) for relative in told]
+        return told
 
 
 def _as_merge(relative: Relative, shares: dict[str, float], sources: list[str], left_over: float, how: str) -> Relative:
@@ -176,6 +247,32 @@ def _as_merge(relative: Relative, shares: dict[str, float], sources: list[str], 
         evidence={**relative.comparison.evidence, "share": round(share, 4), "left_over": left_over, "parents": sources},
     )
     return replace(relative, comparison=comparison)
+
+
+def _as_task_merge(relative: Relative, base: str, parents: list[str], merge: TaskMerge) -> Relative:
+    if relative.source not in (base, *parents):
+        return relative
+    role = "the base" if relative.source == base else "a parent"
+    summary = (
+        f"{role} of this merge: {', '.join(parents)} onto {base}, sparse changes {merge.scale:.3g} times, as TIES and "
+        f"DARE make it ({merge.explained:.1%} of the changed numbers are so explained)"
+    )
+    comparison = replace(
+        relative.comparison,
+        relation=Kind.MERGE,
+        also=(relative.comparison.relation, *relative.comparison.also),
+        direction=Direction.A_TO_B,
+        summary=summary,
+        evidence={
+            **relative.comparison.evidence, "base": base, "parents": parents, "scale": round(merge.scale, 4),
+            "explained": round(merge.explained, 4),
+        },
+    )  # fmt: skip
+    return replace(relative, comparison=comparison)
+
+
+def _merges_first(told: list[Relative]) -> list[Relative]:
+    return sorted(told, key=lambda r: (not r.comparison.relation.is_copy, r.comparison.relation != Kind.MERGE))
 
 
 def open_source(source: str) -> OpenFile | None:
@@ -231,16 +328,19 @@ def _closeness(comparison: Comparison) -> tuple[int, float]:
     return list(Kind).index(comparison.relation), -float(likeness)
 
 
-def _summary(found: Sequence[Relative], signatures: int) -> tuple[str, str]:
-    close = [relative for relative in found if relative.comparison.relation.is_related]
+def _summary(told: Sequence[Relative], signatures: int) -> tuple[str, str]:
+    close = [relative for relative in told if relative.comparison.relation.is_related]
     if close:
         first = close[0]
         merged = [r for r in close if r.comparison.relation is Kind.MERGE]
         if merged and first in merged:
+            if "base" in first.comparison.evidence:
+                evidence = first.comparison.evidence
+                return f"merge of {' and '.join(evidence['parents'])} onto {evidence['base']} by sparse changes", ""
             parts = " and ".join(f"{r.source} ({r.comparison.evidence['share']:.0%})" for r in merged)
             return f"merge of {parts}", ""
         return f"{first.comparison.relation} of {first.source}: {first.comparison.summary}", ""
-    shares = [relative for relative in found if relative.comparison.relation is Kind.SHARES]
+    shares = [relative for relative in told if relative.comparison.relation is Kind.SHARES]
     if shares:
         return f"shares a component with {shares[0].source}: {shares[0].comparison.summary}", shares[
             0

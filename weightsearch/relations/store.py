@@ -64,7 +64,7 @@ class Signed:
 
 @dataclass(frozen=True)
 class Known:
-    """All signatures of an index without their tensors: columns `(n,)`, sketches `(n, 512)` float16."""
+    """An index's signatures without their tensors, by rising number: columns `(n,)`, sketches `(n, 512)` float16."""
 
     columns: dict[str, np.ndarray]
     sketches: np.ndarray
@@ -187,6 +187,28 @@ def sharing(path: str | Path, hashes: Iterable[int]) -> dict[int, int]:
         ).fetchall()
         connection.unregister("given")
     return dict(rows)
+
+
+def fitting(path: str | Path, modules: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """Numbers of the signatures with a weight of the given shape for each module, by the ends of names.
+
+    Three of the modules are looked for, which leaves the rest to be compared.
+    """
+    names = sorted(modules)
+    chosen = [names[k] for k in sorted({0, len(names) // 2, len(names) - 1})]
+    with Database(Path(path) / DATABASE).open() as connection:
+        if not names or not _has_tables(connection):
+            return []
+        shapes = _objects(json.dumps(modules[name]) for name in chosen)
+        connection.register("given", {"module": _objects(f"{name}.weight" for name in chosen), "shape": shapes})
+        rows = connection.execute(
+            "SELECT t.signature FROM ix.tensors t JOIN given g ON t.shape = g.shape "
+            "AND (t.name = g.module OR ends_with(t.name, '.' || g.module)) "
+            "GROUP BY t.signature HAVING count(DISTINCT g.module) = ? ORDER BY t.signature",
+            [len(chosen)],
+        ).fetchall()
+        connection.unregister("given")
+    return [number for (number,) in rows]
 
 
 def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:

@@ -38,7 +38,7 @@ def _function(reader: str) -> Callable[..., Any]:
     library, module, function = READERS[reader]
     with suppress(ImportError):  # the reader says what to install
         import_module(library)
-    return getattr(import_module(f"weightsearch.checkpoints.{module}"), function)  # type: ignore[no-any-return]
+    return getattr(import_module(f"weightsearch.checkpoints.{module}"), function)
 
 
 def serve() -> None:

@@ -278,7 +278,7 @@ def unpack(head: dict[str, Any], buffers: list[bytearray], folder: Path) -> Any:
 
     def storage(nbytes: int, place: str | int, start: int = 0) -> Storage:
         if isinstance(place, int):
-            return Storage(nbytes, MemoryBytes(buffers[place]))
+            return Storage(nbytes, MemoryBytes(memoryview(buffers[place])))
         if Path(place).name != place:
             raise WeightsearchError("it names a file outside of its folder")
         return Storage(nbytes, FileBytes(folder / place, start))
