@@ -16,6 +16,7 @@ import numpy as np
 
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import MISREAD
 from weightsearch.index import database, filters, planner, vectors
 from weightsearch.index.database import Columns, Database
 from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
@@ -85,7 +86,7 @@ class IndexStore:
     def _take_whole(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
         try:
             self._take(manifest, stamp)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # format 1 has no checksum of itself
+        except MISREAD as error:  # format 1 has no checksum of itself
             raise WeightsearchError(
                 f"{self.path / MANIFEST} is damaged ({type(error).__name__}: {error}); restore it from a copy or make "
                 "the index again with `weightsearch train`"

@@ -14,7 +14,7 @@ import numpy as np
 
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import sync, write_whole
+from weightsearch.files import MISREAD, sync, write_whole
 from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_sealed, write_sealed
 from weightsearch.types import Metric
 
@@ -144,7 +144,7 @@ def read_info(path: Path, manifest: dict[str, Any]) -> CacheInfo | None:
             return None
         del content[SEAL]
         return CacheInfo(**content)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except MISREAD:
         return None
 
 
