@@ -384,10 +384,10 @@ def attack() -> str:
     """What the attack did and found, from `attack.py`."""
     result = json.loads((RESULTS / "attack.json").read_text())
     counts, greatest = result["counts"], result["greatest"]
-    minutes = " and ".join(f"{run['minutes']:g}" for run in result["runs"])
+    minutes = f"{sum(run['minutes'] for run in result['runs']):g}"
     rows = {
         "hostile files and metadata": f"{counts['files']:,}",
-        "requests to `weightsearch serve`": f"{counts['requests']:,}",
+        "requests to `weightsearch serve`": f"{counts.get('requests', 0):,}",
         "processes killed while they changed an index": f"{counts['kills']:,}",
         "rows compared with an oracle after kills": f"{counts['rows checked']:,}",
         "rows lost": f"{counts['rows lost']:,}",
