@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.attack.files import NUMBERS, TEXTS
-from weightsearch.checkpoints import read_checkpoint, write_checkpoint
+from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.cli import app
 from weightsearch.index import IndexStore, State, doctor, export, info
 from weightsearch.search.add import add
