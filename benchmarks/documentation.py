@@ -434,10 +434,27 @@ def checks() -> str:
     )
 
 
+def real_files() -> str:
+    """How many files of the six publishers are read, and what the others are."""
+    report = json.loads((RESULTS / "real_files.json").read_text())
+    unread = [f"`{Path(name).name}` ({told['reason']})" for name, told in report["files"].items() if "reason" in told]
+    others = {what: 0 for found in report["passed_over"].values() for what in found if "(" in what}
+    for found in report["passed_over"].values():
+        for what in others:
+            others[what] += found.get(what, 0)
+    named = ", ".join(f"{count} {what}" for what, count in others.items())
+    count, failed = len(report["files"]), f"; not read: {', '.join(unread)}" if unread else ""
+    return (
+        f"Of {count} files of weights in wheels of six publishers, {count - len(unread)} are "
+        f"[read](benchmarks/results/real_files.md){failed}; named: {named}."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "how-true": how_true,
     "novelty": novelty,
+    "real-files": real_files,
     "reference": reference,
     "throughput": throughput,
     "tables": tables,
