@@ -59,6 +59,7 @@ NUMBERS = {  # columns that hold numbers, with NaN where unknown
 TEXTS = ("id", "dataset", "run", "split", "recipe", "source", "metadata")
 COLUMNS = ("number", *TEXTS[:3], *NUMBERS, *TEXTS[3:])  # of a row, the embedding aside
 ADDED_IN_FORMAT_2 = {"source": "VARCHAR", "metadata": "VARCHAR", "description": "BLOB"}
+EXACT = 2**53  # the largest whole number that float64 counts up to
 
 
 @dataclass(frozen=True)
@@ -359,16 +360,19 @@ def table(
         f"WHERE architecture = ? {among} ORDER BY __number",
         [fingerprint],
     ).fetchnumpy()
-    return {name: _plain(stored[f"column_{i}"]) for i, name in enumerate(names)}
+    return {name: _plain(stored[f"column_{i}"], name not in COLUMNS) for i, name in enumerate(names)}
 
 
-def _plain(column: Any) -> np.ndarray:
+def _plain(column: Any, users: bool = False) -> np.ndarray:
+    """As NumPy has it; whole numbers of a user's own column as float64, unless some are too large to be exact so."""
     if column.dtype == object:
         texts = np.array(np.ma.getdata(column))
         texts[np.ma.getmaskarray(column)] = None
         return texts
     if isinstance(column, np.ma.MaskedArray):
         return np.ma.filled(column.astype(np.float64), np.nan)
+    if users and column.dtype == np.int64 and not (np.abs(column) > EXACT).any():
+        return column.astype(np.float64)
     return column if column.dtype in (np.int64, np.bool_) else column.astype(np.float64)
 
 
@@ -482,10 +486,12 @@ def _keys_of(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, st
 
 def _kind(structure: Any) -> str:
     """A JSON structure's type as a column's."""
-    if structure in ("UBIGINT", "BIGINT", "HUGEINT", "UHUGEINT", "DOUBLE", "NULL"):
+    if structure in ("UBIGINT", "BIGINT"):
+        return "BIGINT"  # exact up to 64 bits: a job's number, a seed
+    if structure in ("HUGEINT", "UHUGEINT", "DOUBLE", "NULL"):
         return "DOUBLE"
     return "BOOLEAN" if structure == "BOOLEAN" else "VARCHAR"
 
 
 def _wider(first: str, second: str) -> str:
-    return first if first == second else "VARCHAR"
+    return first if first == second else "DOUBLE" if {first, second} == {"BIGINT", "DOUBLE"} else "VARCHAR"
