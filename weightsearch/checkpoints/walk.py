@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, looks_like_weights
+from weightsearch.checkpoints.readers.deepspeed import is_later_part
 from weightsearch.checkpoints.readers.limits import natural
 
 SUFFIXES = (
@@ -141,6 +142,8 @@ def what_is(path: Path, sharded: set[Path]) -> str | None:
         return None
     if NOT_WEIGHTS.fullmatch(name):
         return "optimizer states and the like"
+    if is_later_part(path):
+        return "parts of ZeRO-3 checkpoints (read by their first)"
     if (other := _other_program(path)) is not None:
         return other
     shard = _SHARD.fullmatch(name)
