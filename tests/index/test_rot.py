@@ -184,6 +184,7 @@ def test_a_column_may_be_called_anything(tmp_path: Path):
     path = tmp_path / "index"
     make_index(path, make_rows(5))
     names = ["__0", "__number", "column_0", "value_0", "rowid", "a.b", "back\\slash", "it's", "$", "*", "select"]
+    names += ["\\", "ends\\", "\\\\", "~", "~1", "a/b", "0", "[0]", "#", " ", "\\u0041"]
     update_where(path, "number >= 0", {name: i for i, name in enumerate(names)})
     table = IndexStore.open(path).table(FINGERPRINT, names)
     assert [table[name][0] for name in names] == list(range(len(names)))

@@ -277,8 +277,8 @@ def target_sql(target: Target) -> str:
 
 def json_sql(key: str, kind: str) -> str:
     """A user's column or a recipe's key as an SQL expression over a row, metadata first."""
-    path = "'$.\"" + key.replace("'", "''") + "\"'"
-    return f"TRY_CAST(coalesce(metadata->>{path}, recipe->>{path}) AS {kind})"
+    pointer = "'/" + key.replace("~", "~0").replace("/", "~1").replace("'", "''") + "'"  # RFC 6901, for any letters
+    return f"TRY_CAST(coalesce(metadata->>{pointer}, recipe->>{pointer}) AS {kind})"
 
 
 @dataclass(frozen=True)
