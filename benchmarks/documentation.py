@@ -378,10 +378,83 @@ def umap() -> str:
 
 
 PRODUCTS = "products of invariant's probes alone"
+
+
+def attack() -> str:
+    """What the attack did and found, from `attack.py`."""
+    result = json.loads((RESULTS / "attack.json").read_text())
+    counts, greatest = result["counts"], result["greatest"]
+    minutes = f"{sum(run['minutes'] for run in result['runs']):g}"
+    rows = {
+        "hostile files and metadata": f"{counts['files']:,}",
+        "requests to `weightsearch serve`": f"{counts.get('requests', 0):,}",
+        "processes killed while they changed an index": f"{counts['kills']:,}",
+        "rows compared with an oracle after kills": f"{counts['rows checked']:,}",
+        "rows lost": f"{counts['rows lost']:,}",
+        "damaged files of an index": f"{counts['damages']:,}",
+        "... refused in a line": f"{counts['damages refused in a line']:,}",
+        "... without consequence for an answer": f"{counts['damages without consequence']:,}",
+        "longest wait of a reader beside writers": f"{greatest['longest wait of a reader in seconds']:.1f} s",
+        "longest wait of a writer beside readers": f"{greatest['longest wait of a writer in seconds']:.1f} s",
+        "most memory that a file took": f"{greatest['MiB of a file']:.0f} MiB",
+        "longest time of the processor that a file took": f"{greatest['seconds of a file']:.2f} s",
+        "findings": f"{len(result['findings'])}",
+    }
+    lines = [f"| in {minutes} minutes, on two cores that were busy with other work | |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def checks() -> str:
+    """What verification and processes apart cost, from `checks.py`."""
+    result = json.loads((RESULTS / "checks.json").read_text())
+    lines = [
+        "| index | opening | first search | verification | of opening | of both | of both, cold, by the clock |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, warm in result["warm"].items():
+        without, with_checks = result["cold"][name]["clock_ms"]
+        lines.append(
+            f"| {name} | {warm['opening_ms']:.1f} ms | {warm['first_search_ms']:.1f} ms "
+            f"| {warm['verification_ms']:.1f} ms | {warm['share_of_opening']:.0%} "
+            f"| {warm['share_of_opening_and_first_search']:.0%} | {with_checks / without - 1:.0%} |"
+        )
+    whole, apart = result["query"], result["apart"]
+    first = [times["first_ms"] for times in apart.values()]
+    more = [times["next_ms"] - times["in_place_ms"] for times in apart.values()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Of a process that imports, opens the reference index and answers once, {whole['share']:.1%} "
+            f"({whole['unchecked_seconds']:.2f} s without). By the clock of a machine with {result['processors']} "
+            f"processors and a load of {result['load']:.0f}, a process apart takes {min(first) / 1e3:.1f} to "
+            f"{max(first) / 1e3:.1f} s to start with the first file, and reads each further small one in at most "
+            f"{max(more):.1f} ms more than this process would.",
+        ]
+    )
+
+
+def real_files() -> str:
+    """How many files of the six publishers are read, and what the others are."""
+    report = json.loads((RESULTS / "real_files.json").read_text())
+    unread = [f"`{Path(name).name}` ({told['reason']})" for name, told in report["files"].items() if "reason" in told]
+    others = {what: 0 for found in report["passed_over"].values() for what in found if "(" in what}
+    for found in report["passed_over"].values():
+        for what in others:
+            others[what] += found.get(what, 0)
+    named = ", ".join(f"{count} {what}" for what, count in others.items())
+    count, failed = len(report["files"]), f"; not read: {', '.join(unread)}" if unread else ""
+    return (
+        f"Of {count} files of weights in wheels of six publishers, {count - len(unread)} are "
+        f"[read](benchmarks/results/real_files.md){failed}; named: {named}."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "how-true": how_true,
     "novelty": novelty,
+    "real-files": real_files,
     "reference": reference,
     "throughput": throughput,
     "tables": tables,
@@ -398,6 +471,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fits": fits,
     "map": map_frames,
     "umap": umap,
+    "attack": attack,
+    "checks": checks,
 }
 
 

@@ -35,6 +35,10 @@ _HELD_TEXTS = (  # by another process on Unix and on Windows, and by a thread of
 _FULL_TEXTS = ("No space left", "File too large", "quota exceeded")  # as other libraries pass it on
 
 
+# What reading JSON raises that rotted, or that is of another shape than what was written.
+MISREAD = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, of the system or of a library that wrote for us, means that the disk or a quota is full."""
     if isinstance(error, OSError) and error.errno is not None:

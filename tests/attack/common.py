@@ -34,15 +34,15 @@ class Report:
     def finding(self, part: str, text: str, input: bytes | None = None, suffix: str = "") -> None:
         """Keeps the first of each text; the others are counted."""
         self.counts["findings"] += 1
-        if any(known["text"] == text and known["part"] == part for known in self.findings):
+        if any(kept["text"] == text and kept["part"] == part for kept in self.findings):
             return
-        known = {"part": part, "text": text}
+        kept = {"part": part, "text": text}
         if input is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{part}-{len(self.findings)}{suffix}"
             path.write_bytes(input)
-            known["input"] = path.name
-        self.findings.append(known)
+            kept["input"] = path.name
+        self.findings.append(kept)
 
     def to_dict(self) -> dict[str, Any]:
         return {"counts": dict(sorted(self.counts.items())), "greatest": self.greatest, "findings": self.findings}

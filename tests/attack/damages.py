@@ -62,8 +62,8 @@ def ask(path: Path, say: Callable[[Any], None]) -> None:
         answers = []
         for where in (None, "number % 3 = 0", "optimizer = 'adam'"):
             vector = generator.standard_normal(WIDTH).astype(np.float32)
-            found = index.search(DENSE.fingerprint, vector, 5, Selection(where=where))
-            lists = (found.neighbours, found.good, found.bad)
+            answer = index.search(DENSE.fingerprint, vector, 5, Selection(where=where))
+            lists = (answer.neighbours, answer.good, answer.bad)
             answers.append([[row.id, round(row.distance, 4), row.run] for rows in lists for row in rows])
         answers.append([index.count(DENSE.fingerprint), index.find(answers[0][0][0]).columns["run"]])
         say(["answers", answers, heard.getvalue()[:300]])

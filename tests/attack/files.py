@@ -108,12 +108,12 @@ def hostile(draw: random.Random, seed: Path, others: list[bytes]) -> bytes:
 def judge(path: Path) -> None:
     """Reads a file as weightsearch would; raises AssertionError where more than one line of error comes of it."""
     try:
-        known = _read(path)
+        read = _read(path)
     except WeightsearchError as error:
         if "\n" in str(error):
             raise AssertionError("an error of several lines") from error
         return
-    for metadata in known:
+    for metadata in read:
         kept = {"run": metadata.run, "dataset": metadata.dataset, "recipe": metadata.recipe, "extras": metadata.extras}
         text = json.dumps(kept, allow_nan=False, ensure_ascii=False)
         text.encode()  # as a database does
@@ -123,8 +123,8 @@ def judge(path: Path) -> None:
         for said in (shown.to_text(), as_cell(metadata.run or "")):
             assert all(line.isprintable() for line in said.split("\n")) or said == as_cell(metadata.run or "")
         assert as_cell(metadata.run or "")[:1] not in ("=", "+", "-", "@"), "a formula"
-    as_fractions(known)
-    assert all(isinstance(note, str) for note in stand_ins(known))
+    as_fractions(read)
+    assert all(isinstance(note, str) for note in stand_ins(read))
 
 
 def _read(path: Path) -> list[Metadata]:
@@ -167,14 +167,14 @@ def examine(paths: list[Path], say: Callable[[Any], None]) -> None:
 
 def faults(paths: list[Path], ended: Ended, report: Report | None = None) -> dict[int, str]:
     """Of each faulty file what is wrong with it, from what the child said."""
-    found: dict[int, str] = {}
+    by_number: dict[int, str] = {}
     begun = -1
     for said in ended.said:
         if said[1] == "begins":
             begun = said[0]
             continue
         if said[0] == "error":
-            found[begun] = f"the child ended: {said[1:]}"
+            by_number[begun] = f"the child ended: {said[1:]}"
             continue
         number, fault, seconds, mib = said
         begun = -1
@@ -182,14 +182,14 @@ def faults(paths: list[Path], ended: Ended, report: Report | None = None) -> dic
             report.most("seconds of a file", seconds)
             report.most("MiB of a file", mib)
         if fault is not None:
-            found[number] = fault
+            by_number[number] = fault
         elif seconds > FILE_SECONDS:
-            found[number] = f"took over {FILE_SECONDS:.0f} s"
+            by_number[number] = f"took over {FILE_SECONDS:.0f} s"
         elif mib > FILE_MIB:
-            found[number] = f"took over {FILE_MIB:.0f} MiB"
-    if begun >= 0 and begun not in found:
-        found[begun] = f"ended the process (signal {ended.signal})"
-    return found
+            by_number[number] = f"took over {FILE_MIB:.0f} MiB"
+    if begun >= 0 and begun not in by_number:
+        by_number[begun] = f"ended the process (signal {ended.signal})"
+    return by_number
 
 
 def shrink(content: bytes, name: str, fault: str, folder: Path, seconds: float = 20.0) -> bytes:
@@ -233,11 +233,11 @@ def attack(report: Report, folder: Path, draw: random.Random, until: float) -> N
             path.write_bytes(hostile(draw, kind, contents))
             paths.append(path)
         ended = in_child(lambda say, paths=paths: examine(paths, say), limit=CHILD_SECONDS)
-        found = faults(paths, ended, report)
+        wrong = faults(paths, ended, report)
         report.counts["files"] += sum(said[1] != "begins" for said in ended.said)
-        for number, fault in found.items():
+        for number, fault in wrong.items():
             path = paths[number]
-            if all(known["text"] != fault for known in report.findings):
+            if all(kept["text"] != fault for kept in report.findings):
                 small = shrink(path.read_bytes(), path.name, fault, folder)
                 report.finding("files", fault, small, f"-{path.name}")
         for path in paths:

@@ -31,8 +31,8 @@ def held(path: Path) -> Rows:
     """All rows, by DuckDB alone: the oracle shares no code with the index."""
     with duckdb.connect(":memory:") as connection:
         connection.execute(f"ATTACH '{path / DATABASE}' AS ix (READ_ONLY)")
-        found = connection.execute("SELECT id, embedding, dataset FROM ix.checkpoints").fetchall()
-    return {id: (bytes(embedding), dataset) for id, embedding, dataset in found}
+        rows = connection.execute("SELECT id, embedding, dataset FROM ix.checkpoints").fetchall()
+    return {id: (bytes(embedding), dataset) for id, embedding, dataset in rows}
 
 
 def make_old(path: Path) -> None:
@@ -114,9 +114,9 @@ def check(path: Path, say: Callable[[Any], None]) -> None:
     generator = np.random.default_rng(len(ids))
     for _ in range(3):
         query = generator.standard_normal(vectors.shape[1])
-        away = np.sort(1 - vectors @ query / np.linalg.norm(query))[:10]
-        found = index.search(FINGERPRINT, query.astype(np.float32), min(10, len(ids))).neighbours
-        if not np.allclose([row.distance for row in found], away, atol=1e-5):
+        distances = np.sort(1 - vectors @ query / np.linalg.norm(query))[:10]
+        neighbours = index.search(FINGERPRINT, query.astype(np.float32), min(10, len(ids))).neighbours
+        if not np.allclose([row.distance for row in neighbours], distances, atol=1e-5):
             say(["wrong", "a search finds others than brute force"])
             return
     index.table(FINGERPRINT, ["id", "dataset", "recipe", "metadata"])

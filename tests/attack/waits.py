@@ -1,4 +1,4 @@
-"""Readers without a pause beside one writer: who waits how long, and what the readers see."""
+"""Readers without a pause beside two writers: who waits how long, and what the readers see."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def read(path: Path, seconds: float, say: Callable[[Any], None]) -> None:
     say(["reader", asked, longest, errors[:3]])
 
 
-def write(path: Path, seconds: float, say: Callable[[Any], None]) -> None:
-    changes, longest, errors, first = 0, 0.0, [], 10_000
+def write(path: Path, seconds: float, say: Callable[[Any], None], first: int = 10_000) -> None:
+    changes, longest, errors = 0, 0.0, []
+    kept: set[str] = set()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         start = time.monotonic()
@@ -46,15 +47,23 @@ def write(path: Path, seconds: float, say: Callable[[Any], None]) -> None:
         try:
             rows = more_rows(5, first, seed=first)
             add_rows(path, FINGERPRINT, rows)
+            kept |= set(rows.id.tolist())
             if changes % 5 == 3:
                 update_where(path, "number % 7 = 0", {"team": str(first)})
             if changes % 5 == 4:
                 remove_rows(path, ids=rows.id.tolist())
+                kept -= set(rows.id.tolist())
         except WeightsearchError as error:
             errors.append(str(error)[:200])
         changes += 1
         longest = max(longest, time.monotonic() - start)
-    say(["writer", changes, longest, errors[:3]])
+    lost = kept - set(IndexStore.open(path).table(FINGERPRINT, ["id"])["id"])
+    errors += [f"{len(lost)} acknowledged rows are lost"] if lost else []
+    say(["writer", changes, longest, errors[-3:]])
+
+
+def write_too(path: Path, seconds: float, say: Callable[[Any], None]) -> None:
+    write(path, seconds, say, first=10_000_000)
 
 
 def attack(report: Report, folder: Path, draw: random.Random, until: float) -> None:
@@ -64,7 +73,7 @@ def attack(report: Report, folder: Path, draw: random.Random, until: float) -> N
     in_child(lambda say: make_index(path, make_rows(2000)))
     seconds = max(until - time.monotonic(), 3.0)
     ended: list[Ended] = []
-    works = [read] * READERS + [write]
+    works = [*[read] * READERS, write, write_too]
     threads = [
         threading.Thread(
             target=lambda work=work: ended.append(in_child(lambda say: work(path, seconds, say), limit=seconds + 60))

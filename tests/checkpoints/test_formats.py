@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.checkpoints.other_formats import ARRAYS, WRITERS, tflite_model
 from weightsearch.checkpoints.named_tensors import NamedTensors, read_tensors
 from weightsearch.checkpoints.readers import guard
 from weightsearch.errors import WeightsearchError
@@ -227,3 +228,76 @@ def test_onnx_with_weights_of_one_name_in_two_branches(tmp_path: Path):
     assert len(found) == 4
     for expected in (*kernels.values(), *gates.values()):
         assert any(np.array_equal(stored, expected) for stored in found.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.onnx",
+        "model.keras",
+        "model.gguf",
+        "model.tflite",
+        "flax_model.msgpack",
+        "old.pth.tar",
+        "model.weights.h5",
+    ],
+)
+def test_one_network_is_one_network_in_every_format(name: str, tmp_path: Path):
+    """Written by the formats' own libraries: the same values in PyTorch's layout, as layers of the same shapes."""
+    try:
+        WRITERS[name](tmp_path / name)
+    except ImportError as error:
+        pytest.skip(f"{error}: weightsearch[formats]")
+    found = read_tensors(tmp_path / name).arrays
+    assert len(found) == len(ARRAYS)
+    for stored, expected in zip(found.values(), ARRAYS.values(), strict=True):
+        np.testing.assert_array_equal(stored, expected)
+    layers = {name.rpartition(".")[0] for name in found}
+    assert len(layers) == 2
+    assert {name.rpartition(".")[2] for name in found} == {"weight", "bias"}
+
+
+def test_quantised_gguf_is_made_floats_and_says_so(tmp_path: Path):
+    pytest.importorskip("gguf")
+    WRITERS["quantised.gguf"](tmp_path / "m.gguf")
+    found = read_tensors(tmp_path / "m.gguf")
+    expected = ARRAYS["fc.weight"]
+    # Q8_0: blocks of 32 values, each a multiple of the block's largest / 127
+    steps = np.abs(expected.reshape(-1, 32)).max(1, keepdims=True) / 127
+    off = np.abs(found.arrays["fc.weight"] - expected).reshape(-1, 32)
+    assert (off <= 0.52 * steps).all()
+    assert off.max() > 0
+    np.testing.assert_array_equal(found.arrays["conv.weight"], ARRAYS["conv.weight"])
+    assert any("Q8_0" in note for note in found.notes)
+
+
+def test_tflite_kernels_of_every_kind_run_alike(tmp_path: Path):
+    pytest.importorskip("tflite")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        depthwise, up, head = nn.Conv2d(3, 6, 3, groups=3), nn.ConvTranspose2d(6, 2, 2), nn.Linear(50, 1)
+    arrays = [{name: value.detach().numpy() for name, value in m.named_parameters()} for m in (depthwise, up, head)]
+    layers = [
+        ("DEPTHWISE_CONV_2D", {**arrays[0], "weight": arrays[0]["weight"].transpose(1, 2, 3, 0)}, (1, 6, 6, 3)),
+        ("TRANSPOSE_CONV", {**arrays[1], "weight": arrays[1]["weight"].transpose(1, 2, 3, 0)}, (1, 4, 4, 6)),
+        ("RESHAPE", {}, (1, 5, 5, 2)),
+        (
+            "FULLY_CONNECTED",
+            {**arrays[2], "weight": arrays[2]["weight"].reshape(1, 2, 5, 5).transpose(0, 2, 3, 1).reshape(1, 50)},
+            (1, 50),
+        ),
+    ]
+    tflite_model(
+        tmp_path / "m.tflite", [(k, {n: np.ascontiguousarray(a) for n, a in g.items()}, s) for k, g, s in layers]
+    )
+    found = list(read_tensors(tmp_path / "m.tflite").arrays.values())
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    rebuilt = [copy.deepcopy(module) for module in (depthwise, up, head)]
+    for number, module in enumerate(rebuilt):
+        weight, bias = (torch.from_numpy(np.array(array)) for array in found[2 * number : 2 * number + 2])
+        module.load_state_dict({"weight": weight, "bias": bias})
+
+    def run(modules: list[nn.Module]) -> torch.Tensor:
+        return modules[2](modules[1](modules[0](images)).flatten(1))
+
+    torch.testing.assert_close(run(rebuilt), run([depthwise, up, head]))

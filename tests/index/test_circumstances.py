@@ -164,8 +164,8 @@ def test_what_the_system_refuses_while_files_are_written_is_one_line(number: int
 
 def test_one_row_and_its_every_question(tmp_path: Path):
     index = make_index(tmp_path / "index", make_rows(1))
-    found = index.search(FINGERPRINT, np.ones(8), 1)
-    assert [len(rows) for rows in (found.neighbours, found.good, found.bad)] == [1, 1, 0]
+    answer = index.search(FINGERPRINT, np.ones(8), 1)
+    assert [len(rows) for rows in (answer.neighbours, answer.good, answer.bad)] == [1, 1, 0]
     assert index.thresholds(FINGERPRINT)[0] == index.thresholds(FINGERPRINT)[1]
     assert {finding.state for finding in doctor(tmp_path / "index")} == {State.OK}
 
@@ -179,12 +179,14 @@ def test_a_hundred_thousand_runs_of_one_checkpoint(tmp_path: Path):
     assert index.count(FINGERPRINT) == 1
     assert add_rows(path, FINGERPRINT, rows).added == n - 1
     vector = np.random.default_rng(5).standard_normal(4)
-    away = 1 - rows.embedding.astype(float) @ vector / np.linalg.norm(rows.embedding, axis=1) / np.linalg.norm(vector)
-    found = index.search(FINGERPRINT, vector, 20, Selection(per_run=1, where="epoch < 2"))
+    distances = 1 - rows.embedding.astype(float) @ vector / np.linalg.norm(rows.embedding, axis=1) / np.linalg.norm(
+        vector
+    )
+    answer = index.search(FINGERPRINT, vector, 20, Selection(per_run=1, where="epoch < 2"))
     passing = np.flatnonzero(np.arange(n) % 3 < 2)
-    expected = passing[np.argsort(away[passing])[:20]]
-    np.testing.assert_allclose([row.distance for row in found.neighbours], away[expected], atol=1e-5)
-    assert [row.run for row in found.neighbours] == [f"run {i}" for i in expected]
+    expected = passing[np.argsort(distances[passing])[:20]]
+    np.testing.assert_allclose([row.distance for row in answer.neighbours], distances[expected], atol=1e-5)
+    assert [row.run for row in answer.neighbours] == [f"run {i}" for i in expected]
 
 
 def held_by_process() -> tuple[int, float]:

@@ -53,8 +53,8 @@ def clustered(tmp_path: Path) -> IndexStore:
     [(None, "IVF4,Flat"), ("epoch < 50", "IVF4,Flat with a selector"), ("epoch < 9", "exact, passing rows")],
 )
 def test_an_approximate_index_is_left_aside_where_few_rows_pass(clustered: IndexStore, where: str | None, plan: str):
-    found = clustered.search(DENSE.fingerprint, np.ones(8), 5, Selection(where=where))
-    assert found.plan.name == plan
+    answer = clustered.search(DENSE.fingerprint, np.ones(8), 5, Selection(where=where))
+    assert answer.plan.name == plan
 
 
 @pytest.mark.parametrize(
@@ -63,5 +63,5 @@ def test_an_approximate_index_is_left_aside_where_few_rows_pass(clustered: Index
 )
 def test_an_exact_search_looks_at_passing_rows_alone_where_some_pass(tmp_path: Path, where: str | None, plan: str):
     index = make_index(tmp_path / "index", make_rows(400))
-    found = index.search(DENSE.fingerprint, np.ones(8), 5, Selection(where=where))
-    assert found.plan.name == plan
+    answer = index.search(DENSE.fingerprint, np.ones(8), 5, Selection(where=where))
+    assert answer.plan.name == plan

@@ -102,8 +102,8 @@ def test_kills_at_random_moments_lose_nothing_acknowledged(tmp_path: Path):
                 next_id = max(next_id, words[1] + words[2]) if words[0] == "add" else next_id
         if under_way is not None:
             midway += 1
-            found = set(IndexStore.open(path).table(FINGERPRINT, ["id"])["id"])
-            if found != set(expected):  # as a whole or not at all
+            held = set(IndexStore.open(path).table(FINGERPRINT, ["id"])["id"])
+            if held != set(expected):  # as a whole or not at all
                 expected = apply(under_way, expected)
         check(path, expected)
         for id in list(expected)[-3:]:  # found by search
@@ -129,9 +129,9 @@ path, file = Path(sys.argv[2]), Path(sys.argv[3])
 whole = file.read_bytes()
 def answer():
     index = IndexStore.open(path)
-    found = index.search(DENSE.fingerprint, np.arange(8.0), 300)
+    answer = index.search(DENSE.fingerprint, np.arange(8.0), 300)
     table = index.table(DENSE.fingerprint, ["id", "run", "test_accuracy", "recipe", "dataset"])
-    lists = repr((found.neighbours, found.good, found.bad))
+    lists = repr((answer.neighbours, answer.good, answer.bad))
     columns = {name: column.tolist() for name, column in table.items()}
     return lists, columns, index.embeddings(DENSE.fingerprint).tobytes()
 truth = answer()
@@ -263,12 +263,12 @@ def test_readers_beside_a_busy_writer_wait_little_and_see_whole_states(tmp_path:
         while time.monotonic() < end:
             for index in (reader, IndexStore.open(path)):
                 start = time.monotonic()
-                found = index.search(FINGERPRINT, vector, 20)
+                answer = index.search(FINGERPRINT, vector, 20)
                 longest = max(longest, time.monotonic() - start)
-                counts.append(found.plan.rows)
-                ids = [int(row.id, 16) for row in found.neighbours]
+                counts.append(answer.plan.rows)
+                ids = [int(row.id, 16) for row in answer.neighbours]
                 assert len(ids) == 20
-                assert max(ids) < found.plan.rows
+                assert max(ids) < answer.plan.rows
     assert {count % 100 for count in counts} == {50}
     assert counts == sorted(counts)
     assert len(set(counts)) > 3  # it did write meanwhile
@@ -353,8 +353,8 @@ from weightsearch.index import IndexStore, add_rows
 if os.getuid() == 0:  # root may write everywhere
     os.setgid(65534)
     os.setuid(65534)
-found = IndexStore.open(sys.argv[2]).search(FINGERPRINT, np.ones(8), 7)
-print(len(found.neighbours), len(IndexStore.open(sys.argv[2]).table(FINGERPRINT, ["id"])["id"]))
+answer = IndexStore.open(sys.argv[2]).search(FINGERPRINT, np.ones(8), 7)
+print(len(answer.neighbours), len(IndexStore.open(sys.argv[2]).table(FINGERPRINT, ["id"])["id"]))
 try:
     add_rows(sys.argv[2], FINGERPRINT, more_rows(5, 50))
 except WeightsearchError as error:
@@ -432,13 +432,13 @@ class Programs(RuleBasedStateMachine):
         vector = np.random.default_rng(seed).standard_normal(8)
         ids = [id for id in self.rows if not filtered or self.accuracy[id] >= least]
         vectors = np.array([self.rows[id] for id in ids], np.float64).reshape(len(ids), 8)
-        away = 1 - vectors @ vector / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vector)
-        order = np.argsort(away, kind="stable")[:k]
+        distances = 1 - vectors @ vector / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vector)
+        order = np.argsort(distances, kind="stable")[:k]
         selection = Selection(where=f"test_accuracy >= {least!r}" if filtered else None)
-        found = self.index.search(FINGERPRINT, vector, min(k, len(self.rows)), selection)
-        assert found.plan.rows_passing == len(ids)
-        np.testing.assert_allclose([row.distance for row in found.neighbours], away[order], atol=1e-5)
-        for row in found.neighbours:
+        answer = self.index.search(FINGERPRINT, vector, min(k, len(self.rows)), selection)
+        assert answer.plan.rows_passing == len(ids)
+        np.testing.assert_allclose([row.distance for row in answer.neighbours], distances[order], atol=1e-5)
+        for row in answer.neighbours:
             expected = self.accuracy[row.id]
             assert row.test_accuracy == expected or (row.test_accuracy is None and np.isnan(expected))
 

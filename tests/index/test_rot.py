@@ -97,6 +97,29 @@ def test_a_rotten_encoder_is_named(tmp_path: Path):
         IndexStore.open(tmp_path / "index")
 
 
+def test_a_rotten_card_is_named_and_an_edited_one_is_not_called_broken(tmp_path: Path):
+    def write_card(directory: Path, encoder: Path) -> None:
+        write_encoder_files(directory, encoder)
+        (directory / "README.md").write_text("# An index\n")
+
+    path = tmp_path / "index"
+    create.create_index(path, DENSE, make_rows(9), write_extras=write_card)
+
+    def said() -> tuple[State, str]:
+        (finding,) = [finding for finding in doctor(path) if finding.what == "README.md"]
+        return finding.state, finding.detail
+
+    assert said() == (State.OK, "checksum agrees")
+    rot(path / "README.md", flip)
+    assert said()[0] is State.OK
+    assert "not as it was written" in said()[1]
+    rot(path / "README.md", lambda content: content.__setitem__(slice(2, 6), bytes(4)))
+    assert said()[0] is State.BROKEN
+    (path / "README.md").unlink()
+    assert said()[0] is State.BROKEN
+    assert IndexStore.open(path).count(FINGERPRINT) == 9  # answers need no card
+
+
 def test_a_manifest_that_points_out_is_refused(tmp_path: Path):
     path = tmp_path / "index"
     make_index(path, make_rows(9))
@@ -121,8 +144,8 @@ def test_the_doctor_relearns_the_table_of_keys(tmp_path: Path, monkeypatch: pyte
     findings = doctor(path)
     assert State.BROKEN not in {finding.state for finding in findings}, findings
     assert State.REPAIRED in {finding.state for finding in findings}
-    found = IndexStore.open(path).search(FINGERPRINT, make_rows(50).embedding[3], 1, Selection(where="number = 3"))
-    assert found.neighbours[0].distance < 1e-5
+    answer = IndexStore.open(path).search(FINGERPRINT, make_rows(50).embedding[3], 1, Selection(where="number = 3"))
+    assert answer.neighbours[0].distance < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -149,9 +172,9 @@ def test_many_changes_go_in_steps_and_all_arrive(tmp_path: Path, monkeypatch: py
         update_rows(path, {id: {"team": "a"} for id in [*rows.id.tolist(), "ffff"]})
     assert "team" not in set(IndexStore.open(path).keys())  # nothing was changed
     assert update_where(path, "number >= 0", {"team": "\ud800", "epoch": 7}) == 25
-    found = IndexStore.open(path).table(FINGERPRINT, ["team", "epoch"])
-    assert set(found["team"]) == {"?"}
-    assert set(found["epoch"]) == {7}
+    table = IndexStore.open(path).table(FINGERPRINT, ["team", "epoch"])
+    assert set(table["team"]) == {"?"}
+    assert set(table["epoch"]) == {7}
     assert writing.remove_rows(path, where="number % 2 = 0") == 13
     assert IndexStore.open(path).count(FINGERPRINT) == 12
 
@@ -161,9 +184,10 @@ def test_a_column_may_be_called_anything(tmp_path: Path):
     path = tmp_path / "index"
     make_index(path, make_rows(5))
     names = ["__0", "__number", "column_0", "value_0", "rowid", "a.b", "back\\slash", "it's", "$", "*", "select"]
+    names += ["\\", "ends\\", "\\\\", "~", "~1", "a/b", "0", "[0]", "#", " ", "\\u0041"]
     update_where(path, "number >= 0", {name: i for i, name in enumerate(names)})
-    found = IndexStore.open(path).table(FINGERPRINT, names)
-    assert [found[name][0] for name in names] == list(range(len(names)))
+    table = IndexStore.open(path).table(FINGERPRINT, names)
+    assert [table[name][0] for name in names] == list(range(len(names)))
     assert export(path, tmp_path / "rows.parquet") == 5
     written = duckdb.execute(f"SELECT * FROM '{tmp_path / 'rows.parquet'}'").fetchnumpy()
     assert [written[name][0] for name in names] == list(range(len(names)))
@@ -220,8 +244,8 @@ def test_thousands_of_columns_no_row_and_a_moved_index(tmp_path: Path):
     rows = replace(make_rows(3), recipe=np.array([recipe] * 3, object))
     make_index(path, rows)
     index = IndexStore.open(path)
-    found = index.search(FINGERPRINT, rows.embedding[1], 1, Selection(where='"key 7" = 7 and number = 1'))
-    assert found.neighbours[0].id == rows.id[1]
+    answer = index.search(FINGERPRINT, rows.embedding[1], 1, Selection(where='"key 7" = 7 and number = 1'))
+    assert answer.neighbours[0].id == rows.id[1]
     assert len(index.keys()) == 5000
     with pytest.raises(UsageError, match="nothing") as caught:
         index.search(FINGERPRINT, rows.embedding[1], 1, Selection(where="nothing = 7"))

@@ -62,12 +62,12 @@ def test_all_three_lists_equal_brute_force(metric: Metric, tmp_path: Path):
     else:
         distance = np.linalg.norm(vectors - vector, axis=1)
     low, high = np.quantile(rows.test_accuracy, [0.25, 0.75])
-    found = index.search(DENSE.fingerprint, vector, k=12)
+    answer = index.search(DENSE.fingerprint, vector, k=12)
     everything = np.ones(300, bool)
     for rows_found, passing in (
-        (found.neighbours, everything),
-        (found.good, rows.test_accuracy >= high),
-        (found.bad, rows.test_accuracy <= low),
+        (answer.neighbours, everything),
+        (answer.good, rows.test_accuracy >= high),
+        (answer.bad, rows.test_accuracy <= low),
     ):
         expected = np.flatnonzero(passing)[np.argsort(distance[passing])[:12]]
         assert [row.id for row in rows_found] == rows.id[expected].tolist()
@@ -93,8 +93,8 @@ def test_k_beyond_the_index_or_below_one_is_refused_and_short_lists_are_short(tm
     for k in (0, 21):
         with pytest.raises(UsageError, match="between 1 and 20"):
             index.search(DENSE.fingerprint, vector, k=k)
-    found = index.search(DENSE.fingerprint, vector, k=20)
-    assert (len(found.neighbours), len(found.good), len(found.bad)) == (20, 5, 5)
+    answer = index.search(DENSE.fingerprint, vector, k=20)
+    assert (len(answer.neighbours), len(answer.good), len(answer.bad)) == (20, 5, 5)
 
 
 @pytest.mark.parametrize("vector", [np.ones(7), np.full(8, np.nan)])
@@ -251,9 +251,9 @@ def test_filters_radius_runs_and_thresholds_equal_brute_force(tmp_path: Path):
     def grades(good: float | str, bad: float | str) -> tuple[np.ndarray, np.ndarray]:
         masks = np.zeros((2, 400), bool)
         for here in (number <= 150, number > 150):
-            known = accuracy[here][~np.isnan(accuracy[here])]
-            high = np.quantile(known, float(good[1:]) / 100) if isinstance(good, str) else good
-            low = np.quantile(known, float(bad[1:]) / 100) if isinstance(bad, str) else bad
+            values = accuracy[here][~np.isnan(accuracy[here])]
+            high = np.quantile(values, float(good[1:]) / 100) if isinstance(good, str) else good
+            low = np.quantile(values, float(bad[1:]) / 100) if isinstance(bad, str) else bad
             masks[0] |= here & (accuracy >= high)
             masks[1] |= here & (accuracy <= low)
         return masks[0], masks[1]
@@ -273,15 +273,15 @@ def test_filters_radius_runs_and_thresholds_equal_brute_force(tmp_path: Path):
         (Selection(where="dataset = 'none such'"), ~everything, grades("q75", "q25")),
     ):
         for _ in range(2):  # the second time from what the first remembered
-            found = index.search(DENSE.fingerprint, vector, k=9, selection=selection)
-            for got, mask in ((found.neighbours, passing), (found.good, passing & good), (found.bad, passing & bad)):
+            answer = index.search(DENSE.fingerprint, vector, k=9, selection=selection)
+            for got, mask in ((answer.neighbours, passing), (answer.good, passing & good), (answer.bad, passing & bad)):
                 expected = np.flatnonzero(mask)[np.argsort(distance[mask])[:9]]
                 assert [row.id for row in got] == rows.id[expected].tolist(), selection
                 assert [row.grade for row in got] == (good.astype(int) - (bad & ~good))[expected].tolist()
                 assert [row.metadata["team"] for row in got] == ["blue" if i % 3 else "red" for i in expected]
                 assert [row.test_accuracy for row in got] == [None if np.isnan(a) else a for a in accuracy[expected]]
             if selection.within is None:
-                assert (found.plan.rows_passing, found.plan.rows) == (passing.sum(), 400)
+                assert (answer.plan.rows_passing, answer.plan.rows) == (passing.sum(), 400)
 
     good, bad = grades("q75", "q25")
     ends = {f"zoo/{run}": np.flatnonzero((number // 3 == run) & ~np.isnan(accuracy))[-1] for run in range(40, 60)}
@@ -305,9 +305,9 @@ def test_few_of_each_run_and_yet_k_rows(per_run: int, tmp_path: Path):
         seen[i // 100] += 1
         if seen[i // 100] <= per_run:
             expected.append(rows.id[i])
-    found = index.search(DENSE.fingerprint, vector, k=6, selection=Selection(per_run=per_run))
-    assert [row.id for row in found.neighbours] == expected[:6]
-    assert len({row.run for row in found.good}) >= 6 // per_run
+    answer = index.search(DENSE.fingerprint, vector, k=6, selection=Selection(per_run=per_run))
+    assert [row.id for row in answer.neighbours] == expected[:6]
+    assert len({row.run for row in answer.good}) >= 6 // per_run
 
 
 @pytest.mark.parametrize(
@@ -365,8 +365,8 @@ def test_where_nothing_is_known_nothing_is_good_or_bad(tmp_path: Path):
     rows = make_rows(20)
     rows.test_accuracy[:] = np.nan
     index = make_index(tmp_path / "index", rows)
-    found = index.search(DENSE.fingerprint, np.ones(8), k=20)
-    assert (len(found.neighbours), found.good, found.bad) == (20, (), ())
+    answer = index.search(DENSE.fingerprint, np.ones(8), k=20)
+    assert (len(answer.neighbours), answer.good, answer.bad) == (20, (), ())
     assert np.isnan(index.thresholds(DENSE.fingerprint)).all()
 
 
@@ -398,18 +398,18 @@ def test_rows_keep_what_their_layers_are_like(trained: TrainSummary, zoo: Zoo):
     fingerprint = zoo.architecture.fingerprint
     id = str(index.table(fingerprint, ["id"])["id"][7])
     position = np.flatnonzero(zoo.table().id == id)[:1]
-    found = index.descriptions(fingerprint, [id, "0" * 16])
-    assert list(found) == [id]
-    assert np.array_equal(found[id], describe_layers(zoo.weights(position), zoo.architecture)[0])
+    descriptions = index.descriptions(fingerprint, [id, "0" * 16])
+    assert list(descriptions) == [id]
+    assert np.array_equal(descriptions[id], describe_layers(zoo.weights(position), zoo.architecture)[0])
 
 
 def test_finals_are_the_last_known_accuracies_of_runs(trained: TrainSummary, zoo: Zoo):
     index = IndexStore.open(trained.index)
     table = index.table(zoo.architecture.fingerprint, ["run", "epoch", "test_accuracy"])
     runs = sorted(set(table["run"].tolist()))[:3]
-    found = index.finals(zoo.architecture.fingerprint, [*runs, "no/such"])
-    assert sorted(found) == runs
-    for run, (epoch, accuracy, _) in found.items():
-        own = table["run"] == run
-        last = np.argmax(np.where(own, table["epoch"], -1))
+    ends = index.finals(zoo.architecture.fingerprint, [*runs, "no/such"])
+    assert sorted(ends) == runs
+    for run, (epoch, accuracy, _) in ends.items():
+        of_run = table["run"] == run
+        last = np.argmax(np.where(of_run, table["epoch"], -1))
         assert (epoch, accuracy) == (table["epoch"][last], table["test_accuracy"][last])

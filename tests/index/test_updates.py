@@ -10,7 +10,7 @@ import pytest
 
 from tests.index.test_store import DENSE, make_index, make_rows
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import IndexStore, update_table, update_values
+from weightsearch.index import IndexStore, matching, update_table, update_values
 
 FINGERPRINT = DENSE.fingerprint
 
@@ -87,3 +87,19 @@ def test_several_checkpoints_of_one_beginning(tmp_path: Path):
     (tmp_path / "t.csv").write_text("id,team\nabcd,red\n")
     with pytest.raises(UsageError, match="2 checkpoints whose id begins with abcd"):
         update_table(tmp_path / "index", tmp_path / "t.csv")
+
+
+def test_whole_numbers_are_compared_exactly(index: Path):
+    """Beyond 2**53 neighbours are one float64; with a fraction among them a column is of those."""
+    ids = column(index, "id")
+    jobs = [9007199254740992, 9007199254740993, 9007199254740994]
+    update_values(index, {id: {"job": job, "part": job} for id, job in zip(ids[:3], jobs, strict=True)})
+    assert matching(index, where=f"job = {jobs[1]}") == [ids[1]]
+    assert matching(index, where=f"job > {jobs[1]} or job < 0.5") == [ids[2]]
+    assert update_values(index, {ids[0]: {"job": jobs[0] + 7}}).cells == 1
+    update_values(index, {ids[4]: {"part": 0.5}})
+    assert matching(index, where="part < 1") == [ids[4]]
+    update_values(index, {id: {"small": i} for i, id in enumerate(ids)})
+    assert IndexStore.open(index).table(FINGERPRINT, ["small"])["small"].dtype == np.float64
+    update_values(index, {id: {"job": 2**62 + i} for i, id in enumerate(ids)})
+    assert column(index, "job") == [2**62 + i for i in range(6)]

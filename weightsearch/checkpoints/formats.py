@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.readers.arrays import ORDER_KEY, read_npz, read_safetensors, read_shards
+from weightsearch.checkpoints.readers.deepspeed import joined
 from weightsearch.checkpoints.readers.distributed import read_distributed
 from weightsearch.checkpoints.readers.guard import read_apart
 from weightsearch.checkpoints.readers.limits import (
@@ -69,9 +70,9 @@ def read_content(path: Path) -> Content:
         if path.name.endswith(".index.json"):
             return read_shards(path, file, size, read_content)
         if start.startswith(b"PK\x03\x04"):
-            return _with_adapter(path, _read_zip(path, file, size))
+            return joined(path, _with_adapter(path, _read_zip(path, file, size)), read_content)
         if start.startswith(LEGACY_START):
-            return read_legacy(file, FileBytes(path), size)
+            return joined(path, read_legacy(file, FileBytes(path), size), read_content)
         if path.suffix == ".safetensors" or start[8:9] == b"{":
             return _with_adapter(path, read_safetensors(path, file, size))
         if start[257:262] == b"ustar":

@@ -111,6 +111,17 @@ def _by_key(top: Mapping[Any, Any], weights: str) -> NetworkPlace:
     return NetworkPlace(levels[-1], levels)
 
 
+def network_keys(tree: Any, depth: int = 0) -> Iterator[str]:
+    """The keys that `--weights` can choose in what a file holds, the sure ones first."""
+    mapping = as_mapping(tree)
+    if mapping is None or depth > 2:
+        return
+    inner = {str(key): value for key in mapping if (value := candidate(key, mapping[key])) is not None}
+    for key in sorted(inner, key=lambda key: WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS)):
+        yield key
+        yield from (f"{key}.{deeper}" for deeper in network_keys(inner[key], depth + 1))
+
+
 def _ends(text: str) -> Iterator[int]:
     """Where a key of dots may end, the longest first."""
     yield len(text)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, looks_like_weights
+from weightsearch.checkpoints.readers.deepspeed import is_later_part
 from weightsearch.checkpoints.readers.limits import natural
 
 SUFFIXES = (
@@ -35,6 +36,27 @@ _OTHERS = frozenset(
         *("sqlite", "sqlite3", "lock", "ini", "cfg", "model", "vocab", "duckdb", "faiss", "npy", "tfevents", "index"),
     )
 )
+
+# Weights that are not read, and what to do: by suffix, which nothing else has.
+_OTHER_PROGRAMS = {
+    **dict.fromkeys((".mlmodel", ".mlpackage"), "Core ML weights (convert what they were made from)"),
+    **dict.fromkeys((".pb", ".pbtxt"), "TensorFlow graphs (save the model as .keras, or export it to .onnx)"),
+    **dict.fromkeys((".engine", ".plan", ".trt"), "TensorRT engines (give the .onnx that they were built from)"),
+    ".caffemodel": "Caffe models (export them to .onnx)",
+    ".pdmodel": "Paddle programs (give the .pdparams)",
+    ".mar": "TorchServe archives (unpack them)",
+}
+_TENSORFLOW_PART = re.compile(r".+\.data-\d{5}-of-\d{5}")
+
+
+def _other_program(path: Path) -> str | None:
+    if (place := next((part for part in reversed(path.parts) if part.endswith(".mlpackage")), None)) is not None:
+        return _OTHER_PROGRAMS[Path(place).suffix] if path.suffix in (".bin", ".mlmodel") else None
+    if _TENSORFLOW_PART.fullmatch(path.name):
+        return "TensorFlow checkpoints (save the model as .keras, or export it to .onnx)"
+    if path.suffix == ".bin" and path.with_suffix(".xml").is_file():
+        return "OpenVINO weights (give the .onnx that they were converted from)"
+    return _OTHER_PROGRAMS.get(path.suffix.lower())
 
 
 # Folders that only hold a run's checkpoints: the run is the folder above.
@@ -120,6 +142,10 @@ def what_is(path: Path, sharded: set[Path]) -> str | None:
         return None
     if NOT_WEIGHTS.fullmatch(name):
         return "optimizer states and the like"
+    if is_later_part(path):
+        return "parts of ZeRO-3 checkpoints (read by their first)"
+    if (other := _other_program(path)) is not None:
+        return other
     shard = _SHARD.fullmatch(name)
     if shard:
         return "shards (read by their index)" if path.parent / shard[1] in sharded else "shards without their index"

@@ -15,6 +15,7 @@ from weightsearch.files import exchange, runs_elsewhere, sync
 from weightsearch.index import database, vectors
 from weightsearch.index.database import SCHEMA, Database, Rows
 from weightsearch.index.manifest import (
+    CARD,
     DATABASE,
     FORMAT,
     MANIFEST,
@@ -69,6 +70,7 @@ def create_index(
             "architectures": {fingerprint: {"layers": architecture.to_dict(), "factory": factory, **(notes or {})}},
             **(notes or {}),
             "files": describe_encoder(staging / fingerprint),
+            **({"card": describe_file(staging / CARD)} if (staging / CARD).is_file() else {}),
         }
         write_manifest(staging, manifest)
         for file in staging.rglob("*"):

@@ -59,6 +59,7 @@ NUMBERS = {  # columns that hold numbers, with NaN where unknown
 TEXTS = ("id", "dataset", "run", "split", "recipe", "source", "metadata")
 COLUMNS = ("number", *TEXTS[:3], *NUMBERS, *TEXTS[3:])  # of a row, the embedding aside
 ADDED_IN_FORMAT_2 = {"source": "VARCHAR", "metadata": "VARCHAR", "description": "BLOB"}
+EXACT = 2**53  # the largest whole number that float64 counts up to
 
 
 @dataclass(frozen=True)
@@ -230,10 +231,10 @@ def rows_sql(connection: duckdb.DuckDBPyConnection) -> str:
 
 def _missing_columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Those that format 1 lacked."""
-    found = connection.execute("SELECT * FROM ix.checkpoints LIMIT 0")  # far quicker than DuckDB's own catalogue
-    known = {name for name, *_ in found.description or ()}
-    found.fetchall()
-    return [name for name in ADDED_IN_FORMAT_2 if name not in known]
+    header = connection.execute("SELECT * FROM ix.checkpoints LIMIT 0")  # far quicker than DuckDB's own catalogue
+    present = {name for name, *_ in header.description or ()}
+    header.fetchall()
+    return [name for name in ADDED_IN_FORMAT_2 if name not in present]
 
 
 def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
@@ -243,8 +244,8 @@ def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
 
 def first(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> Any:
     """The first row of a query's result, None where there is none. All are fetched: DuckDB waits for the last one."""
-    found = connection.execute(query, parameters).fetchall()
-    return found[0] if found else None
+    rows = connection.execute(query, parameters).fetchall()
+    return rows[0] if rows else None
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,8 @@ class DatabaseState:
 
 def state(connection: duckdb.DuckDBPyConnection) -> DatabaseState:
     """As of the connection's snapshot."""
-    found = connection.execute("SELECT * FROM ix.state")
-    values = dict(zip([name for name, *_ in found.description or ()], found.fetchall()[0], strict=True))
+    result = connection.execute("SELECT * FROM ix.state")
+    values = dict(zip([name for name, *_ in result.description or ()], result.fetchall()[0], strict=True))
     return DatabaseState(int(values["generation"]), values.get("identity"))
 
 
@@ -276,8 +277,8 @@ def target_sql(target: Target) -> str:
 
 def json_sql(key: str, kind: str) -> str:
     """A user's column or a recipe's key as an SQL expression over a row, metadata first."""
-    path = "'$.\"" + key.replace("'", "''") + "\"'"
-    return f"TRY_CAST(coalesce(metadata->>{path}, recipe->>{path}) AS {kind})"
+    pointer = "'/" + key.replace("~", "~0").replace("/", "~1").replace("'", "''") + "'"  # RFC 6901, for any letters
+    return f"TRY_CAST(coalesce(metadata->>{pointer}, recipe->>{pointer}) AS {kind})"
 
 
 @dataclass(frozen=True)
@@ -297,13 +298,13 @@ class Columns:
 
 def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target) -> Columns:
     table = rows_sql(connection)
-    found = connection.execute(
+    stored = connection.execute(
         f"SELECT number, coalesce({target_sql(target)}, 'NaN') AS value, hash(dataset) AS dataset, "
         f"hash(coalesce(run, id)) AS run FROM {table} WHERE architecture = ?",
         [fingerprint],
     ).fetchnumpy()
-    numbers, values = np.asarray(found["number"], np.int64), np.asarray(found["value"], np.float64)
-    datasets, runs = (np.asarray(found[name], np.uint64) for name in ("dataset", "run"))
+    numbers, values = np.asarray(stored["number"], np.int64), np.asarray(stored["value"], np.float64)
+    datasets, runs = (np.asarray(stored[name], np.uint64) for name in ("dataset", "run"))
     if not (numbers[1:] > numbers[:-1]).all():  # they mostly come sorted, and DuckDB's sorting takes long
         order = np.argsort(numbers)
         numbers, values, datasets, runs = numbers[order], values[order], datasets[order], runs[order]
@@ -312,13 +313,13 @@ def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Tar
 
 def row(connection: duckdb.DuckDBPyConnection, fingerprint: str, number: int) -> tuple[dict[str, Any], np.ndarray]:
     """One row's columns by name, numbers NaN and texts None where unknown, and its embedding `(D,)`."""
-    found = first(
+    stored = first(
         connection,
         f"SELECT {', '.join(COLUMNS)}, embedding FROM {rows_sql(connection)} WHERE architecture = ? AND number = ?",
         [fingerprint, number],
     )
-    assert found is not None
-    *values, embedding = found
+    assert stored is not None
+    *values, embedding = stored
     columns = {
         name: math.nan if value is None and name in NUMBERS else value
         for name, value in zip(COLUMNS, values, strict=True)
@@ -351,24 +352,27 @@ def table(
         elif name in types:
             expressions.append(f"{json_sql(name, types[name])} AS {position}")
         else:
-            known = ", ".join([*COLUMNS, *types])
-            raise UsageError(f"the index has no column {name}; it has {known}")
+            listed = ", ".join([*COLUMNS, *types])
+            raise UsageError(f"the index has no column {name}; it has {listed}")
     among = "" if numbers is None else f"AND number IN ({','.join(map(str, numbers.tolist())) or 'NULL'})"
-    found = connection.execute(
+    stored = connection.execute(
         f"SELECT {', '.join(['number AS __number', *expressions])} FROM {rows_sql(connection)} "
         f"WHERE architecture = ? {among} ORDER BY __number",
         [fingerprint],
     ).fetchnumpy()
-    return {name: _plain(found[f"column_{i}"]) for i, name in enumerate(names)}
+    return {name: _plain(stored[f"column_{i}"], name not in COLUMNS) for i, name in enumerate(names)}
 
 
-def _plain(column: Any) -> np.ndarray:
+def _plain(column: Any, users: bool = False) -> np.ndarray:
+    """As NumPy has it; whole numbers of a user's own column as float64, unless some are too large to be exact so."""
     if column.dtype == object:
         texts = np.array(np.ma.getdata(column))
         texts[np.ma.getmaskarray(column)] = None
         return texts
     if isinstance(column, np.ma.MaskedArray):
         return np.ma.filled(column.astype(np.float64), np.nan)
+    if users and column.dtype == np.int64 and not (np.abs(column) > EXACT).any():
+        return column.astype(np.float64)
     return column if column.dtype in (np.int64, np.bool_) else column.astype(np.float64)
 
 
@@ -380,38 +384,38 @@ def embeddings(
     if numbers is not None:
         connection.register("wanted", {"number": np.asarray(numbers, np.int64)})
         among = "AND number IN (SELECT number FROM wanted)"
-    found = connection.execute(
+    stored = connection.execute(
         f"SELECT number, embedding FROM ix.checkpoints WHERE architecture = ? {among} ORDER BY number", [fingerprint]
     ).fetchnumpy()
     if numbers is not None:
         connection.unregister("wanted")
-    vectors = np.frombuffer(b"".join(map(bytes, found["embedding"])), "<f4")
-    count = len(found["number"])
-    return np.asarray(found["number"], np.int64), vectors.reshape(count, -1 if count else 0)
+    vectors = np.frombuffer(b"".join(map(bytes, stored["embedding"])), "<f4")
+    count = len(stored["number"])
+    return np.asarray(stored["number"], np.int64), vectors.reshape(count, -1 if count else 0)
 
 
 def descriptions(connection: duckdb.DuckDBPyConnection, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Of the layers `(F,)` of the rows among `ids` that were made with one."""
-    found = connection.execute(
+    rows = connection.execute(
         f"SELECT id, description FROM {rows_sql(connection)} "
         "WHERE architecture = ? AND id IN (SELECT unnest(?)) AND description IS NOT NULL",
         [fingerprint, list(ids)],
     ).fetchall()
-    return {id: np.frombuffer(description, "<f4") for id, description in found}
+    return {id: np.frombuffer(description, "<f4") for id, description in rows}
 
 
 def finals(
     connection: duckdb.DuckDBPyConnection, fingerprint: str, runs: Sequence[str], target: Target
 ) -> dict[str, tuple[int, float, int]]:
     """The last epoch of each of `runs` whose target is known, and that row's target and number."""
-    found = connection.execute(
+    rows = connection.execute(
         f"WITH known AS (SELECT run, epoch, number, {target_sql(target)} AS value FROM {rows_sql(connection)} "
         "WHERE architecture = ? AND run IN (SELECT unnest(?)) AND epoch IS NOT NULL) "
         "SELECT run, max(epoch), arg_max(value, epoch), arg_max(number, epoch) FROM known "
         "WHERE value IS NOT NULL GROUP BY run",
         [fingerprint, list(runs)],
     ).fetchall()
-    return {run: tuple(last) for run, *last in found}
+    return {run: tuple(last) for run, *last in rows}
 
 
 def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) -> int:
@@ -450,12 +454,12 @@ def key_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 def learn_keys(connection: duckdb.DuckDBPyConnection, source: str) -> None:
     """Adds the keys of the recipes and metadata in the table `source` to those known."""
-    known = key_types(connection)
+    types = key_types(connection)
     learnt = {
-        name: kind if known.get(name, kind) == kind else _wider(known[name], kind)
+        name: kind if types.get(name, kind) == kind else _wider(types[name], kind)
         for name, kind in _keys_of(connection, source).items()
     }
-    learnt = {name: kind for name, kind in learnt.items() if known.get(name) != kind}
+    learnt = {name: kind for name, kind in learnt.items() if types.get(name) != kind}
     if learnt:
         columns = {"name": np.array(list(learnt), object), "type": np.array(list(learnt.values()), object)}
         connection.register("learnt", columns)
@@ -464,7 +468,7 @@ def learn_keys(connection: duckdb.DuckDBPyConnection, source: str) -> None:
 
 
 def _keys_of(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    types: dict[str, str] = {}
     for column in ("recipe", "metadata"):
         row = first(
             connection,
@@ -476,16 +480,18 @@ def _keys_of(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, st
             if name.lower() in (*COLUMNS, ARCHITECTURE, "embedding") or '"' in name or not name:
                 continue  # the rows' own column of that name is what a filter means
             kind = _kind(kind)
-            found[name] = kind if found.get(name, kind) == kind else _wider(found[name], kind)
-    return found
+            types[name] = kind if types.get(name, kind) == kind else _wider(types[name], kind)
+    return types
 
 
 def _kind(structure: Any) -> str:
     """A JSON structure's type as a column's."""
-    if structure in ("UBIGINT", "BIGINT", "HUGEINT", "UHUGEINT", "DOUBLE", "NULL"):
+    if structure in ("UBIGINT", "BIGINT"):
+        return "BIGINT"  # exact up to 64 bits: a job's number, a seed
+    if structure in ("HUGEINT", "UHUGEINT", "DOUBLE", "NULL"):
         return "DOUBLE"
     return "BOOLEAN" if structure == "BOOLEAN" else "VARCHAR"
 
 
 def _wider(first: str, second: str) -> str:
-    return first if first == second else "VARCHAR"
+    return first if first == second else "DOUBLE" if {first, second} == {"BIGINT", "DOUBLE"} else "VARCHAR"

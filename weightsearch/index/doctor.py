@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,7 +17,7 @@ from weightsearch.distance import prepare
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import lock, replacing
 from weightsearch.index import database, vectors
-from weightsearch.index.manifest import DATABASE, FORMAT, MANIFEST, is_intact, listed_files, read_manifest
+from weightsearch.index.manifest import CARD, DATABASE, FORMAT, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.store import IndexStore
 from weightsearch.index.writer import LOCK, Writer, leftovers, publish, writing
 from weightsearch.types import Selection
@@ -80,6 +81,8 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
     findings += _questions(path)
     if check_encoder is not None:
         findings += _encoders(path, check_encoder)
+    if "card" in manifest or (path / CARD).exists():
+        findings.append(_card(path / CARD, manifest.get("card")))
     return findings
 
 
@@ -95,6 +98,19 @@ def _files(path: Path) -> Iterator[Finding]:
             )
             continue
         yield Finding(name, State.OK, "checksum agrees")
+
+
+def _card(card: Path, expected: dict[str, Any] | None) -> Finding:
+    """Whether it is a text; people may edit it, so that another checksum alone is no fault."""
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = "\0"
+    if not all(letter.isprintable() or letter in "\n\r\t" for letter in text):
+        return Finding(CARD, State.BROKEN, "missing or no text any more; restore it from a copy")
+    if expected is None or is_intact(card, expected, thorough=True):
+        return Finding(CARD, State.OK, "checksum agrees" if expected else "a text")
+    return Finding(CARD, State.OK, "a text, but not as it was written: it was edited, or letters of it rotted")
 
 
 def _database(path: Path) -> list[Finding]:
@@ -192,10 +208,11 @@ def _questions(path: Path) -> Iterator[Finding]:
             row = index.find(str(index.table(fingerprint, ["id"])["id"][0]), fingerprint)
             index.keys()
             chosen = Selection(where="number >= 0", good="q75", bad="q25")
-            found = index.search(fingerprint, row.embedding, 1, chosen).neighbours
-            index.descriptions(fingerprint, [neighbour.id for neighbour in found])
-            index.finals(fingerprint, [neighbour.run for neighbour in found if neighbour.run is not None])
-            yield Finding(what, State.OK, "a row finds itself" if found[0].distance < NEAR else "a row finds another")
+            neighbours = index.search(fingerprint, row.embedding, 1, chosen).neighbours
+            index.descriptions(fingerprint, [neighbour.id for neighbour in neighbours])
+            index.finals(fingerprint, [neighbour.run for neighbour in neighbours if neighbour.run is not None])
+            itself = neighbours[0].distance < NEAR
+            yield Finding(what, State.OK, "a row finds itself" if itself else "a row finds another")
         except WeightsearchError as error:
             yield Finding(what, State.BROKEN, str(error))
 
@@ -211,15 +228,15 @@ def _finite(numbers: np.ndarray, embeddings: np.ndarray) -> list[Finding]:
 
 def _strangers(writer: Writer) -> list[Finding]:
     """Rows of an architecture whose adding was killed before the manifest named it."""
-    known = list(read_manifest(writer.path)["architectures"])
-    marks = ", ".join("?" * len(known))
+    architectures = list(read_manifest(writer.path)["architectures"])
+    marks = ", ".join("?" * len(architectures))
     with writer.transaction() as connection:
-        found = connection.execute(
-            f"DELETE FROM ix.checkpoints WHERE architecture NOT IN ({marks}) RETURNING id", known
+        removed = connection.execute(
+            f"DELETE FROM ix.checkpoints WHERE architecture NOT IN ({marks}) RETURNING id", architectures
         ).fetchall()
-    if not found:
+    if not removed:
         return []
-    detail = f"removed {len(found):,} rows of an architecture whose adding was interrupted"
+    detail = f"removed {len(removed):,} rows of an architecture whose adding was interrupted"
     return [Finding(DATABASE, State.REPAIRED, detail)]
 
 
@@ -243,8 +260,8 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
         behind = len(np.setxor1d(numbers, cache.numbers, assume_unique=True))
         common, ours, theirs = np.intersect1d(numbers, cache.numbers, assume_unique=True, return_indices=True)
         if cache.matrix is not None and len(common):
-            away = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max()
-            if not away <= TOLERANCE:
+            difference = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max()
+            if not difference <= TOLERANCE:
                 fault = "its vectors were not the database's"
         if not fault:
             detail = f"{cache.info.factory}, {len(cache.numbers):,} vectors as in the database"

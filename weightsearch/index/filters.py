@@ -88,7 +88,7 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
     alarm.daemon = True
     alarm.start()
     try:
-        found = connection.execute(
+        rows = connection.execute(
             f"SELECT number FROM (SELECT {', '.join(selected)} FROM {database.rows_sql(connection)} "
             f"WHERE architecture = ?) WHERE (\n{where}\n) ORDER BY number",
             [fingerprint],
@@ -101,22 +101,22 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
         raise UsageError(f"--where {where!r}: {_fault(error, [*COLUMNS, *keys])}") from error
     finally:
         alarm.cancel()
-    return np.asarray(found["number"], np.int64)
+    return np.asarray(rows["number"], np.int64)
 
 
-def suggestion(name: str, known: Sequence[str]) -> str:
+def suggestion(name: str, columns: Sequence[str]) -> str:
     """`; did you mean NAME?`, where a known column is much like it."""
-    close = difflib.get_close_matches(name.lower(), [*COLUMNS, *known], 1, 0.75)
+    close = difflib.get_close_matches(name.lower(), [*COLUMNS, *columns], 1, 0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _fault(error: duckdb.Error, known: Sequence[str]) -> str:
+def _fault(error: duckdb.Error, names: Sequence[str]) -> str:
     """What is wrong with a condition, in our words where it is what usually is."""
     text = str(error).splitlines()[0].partition(": ")[2]  # behind "Binder Error: "
-    more = ", ..." if len(known) > COLUMNS_LISTED else ""
-    columns = f"(columns: {', '.join(known[:COLUMNS_LISTED])}{more})"
+    more = ", ..." if len(names) > COLUMNS_LISTED else ""
+    columns = f"(columns: {', '.join(names[:COLUMNS_LISTED])}{more})"
     if column := re.search(r'Referenced column "([^"]+)" (?:not found|was not found)', text):
-        return f"there is no column {column[1]}{suggestion(column[1], known)} {columns}; texts stand in '...'"
+        return f"there is no column {column[1]}{suggestion(column[1], names)} {columns}; texts stand in '...'"
     if value := re.search(r"Could not convert string '([^']*)' to (\w+)", text):
         return f"{value[1]!r} is no number, and is compared with one {columns}"
     return f"{text} {columns}"

@@ -16,6 +16,7 @@ FORMAT = 3
 OLDER = (1, 2)  # formats that are read, and migrated by whoever writes
 MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as it is
 DATABASE = "index.duckdb"
+CARD = "README.md"  # for people, who may edit it
 SEAL = "checksum"
 SECTOR_BYTES = 512
 SECTORS_AT_A_TIME = 2**15

@@ -63,13 +63,13 @@ class Segment:
         among = None
         if mask is not None or self.places is not None:  # dead positions have row -1
             among = (rows >= 0) & (mask[rows] if mask is not None else True)
-        at, away = vectors.approximate(self.cache, query, k, self.metric, among)
-        found = rows[at]
+        at, distances = vectors.approximate(self.cache, query, k, self.metric, among)
+        nearest = rows[at]
         if self.places is not None:
             lacking = np.flatnonzero((self.places < 0) & (mask if mask is not None else True))
-            found = np.concatenate([found, lacking])
-            away = np.concatenate([away, self.distances(query, lacking)])
-        return found, away
+            nearest = np.concatenate([nearest, lacking])
+            distances = np.concatenate([distances, self.distances(query, lacking)])
+        return nearest, distances
 
 
 def search(
@@ -105,15 +105,15 @@ def search(
     if mask is not None and passing <= SOME * len(segment):
         rows, name = np.flatnonzero(mask), "exact, passing rows"
         mask, grades = None, grades[rows]
-    away = segment.distances(query, rows)
+    distances = segment.distances(query, rows)
     if mask is not None:
-        away[~mask] = np.inf
+        distances[~mask] = np.inf
         grades = np.where(mask, grades, 0)
-    ordered = np.argsort(away, kind="stable") if mask is None and len(away) <= SORTED else None
+    ordered = np.argsort(distances, kind="stable") if mask is None and len(distances) <= SORTED else None
     lists = []
     for wanted in (mask, grades > 0, grades < 0):
-        found = _nearest(away, wanted, k, ordered)
-        mapped = ((part if rows is None else rows[part], away[part], done) for part, done in found)
+        parts = _nearest(distances, wanted, k, ordered)
+        mapped = ((part if rows is None else rows[part], distances[part], done) for part, done in parts)
         lists.append(_pick(mapped, k, within, per_run, segment.columns.runs))
     return name, lists
 
@@ -123,7 +123,7 @@ Candidates = Iterator[tuple[np.ndarray, np.ndarray, bool]]
 
 
 def _nearest(
-    away: np.ndarray, wanted: np.ndarray | None, k: int, order: np.ndarray | None = None
+    distances: np.ndarray, wanted: np.ndarray | None, k: int, order: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Ever more positions of the smallest distances, in order, and whether those are all.
 
@@ -132,11 +132,11 @@ def _nearest(
     if order is not None:
         yield order if wanted is None else order[wanted[order]], True
         return
-    total = len(away) if wanted is None else int(np.count_nonzero(wanted))
+    total = len(distances) if wanted is None else int(np.count_nonzero(wanted))
     if wanted is not None:
-        away = np.where(wanted, away, np.float32(np.inf))
+        distances = np.where(wanted, distances, np.float32(np.inf))
     while True:
-        yield smallest(away, min(k, total)), k >= total
+        yield smallest(distances, min(k, total)), k >= total
         k *= 4
 
 
@@ -149,11 +149,11 @@ def _growing(
     yield first[0][passing], first[1][passing], False
     while True:
         if mask is not None and total <= max(FEW * len(segment), k):
-            rows, away = np.flatnonzero(mask), segment.distances(query, np.flatnonzero(mask))
+            rows, distances = np.flatnonzero(mask), segment.distances(query, np.flatnonzero(mask))
         else:
-            rows, away = segment.approximate(query, min(k, total), mask)
-        order = np.lexsort((rows, away))[:k]
-        yield rows[order], away[order], k >= total
+            rows, distances = segment.approximate(query, min(k, total), mask)
+        order = np.lexsort((rows, distances))[:k]
+        yield rows[order], distances[order], k >= total
         k *= 4
 
 
@@ -162,20 +162,20 @@ def _pick(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `k` candidates within the radius, at most `per_run` of each run; asks for more while there are any."""
     while True:
-        rows, away, done = next(candidates)
+        rows, distances, done = next(candidates)
         if within is not None:
-            near = away <= within
+            near = distances <= within
             done = done or not near.all()
-            rows, away = rows[near], away[near]
+            rows, distances = rows[near], distances[near]
         if per_run is not None:
             seen: Counter[int] = Counter()
             kept = np.zeros(len(rows), bool)
             for i, run in enumerate(runs[rows].tolist()):
                 seen[run] += 1
                 kept[i] = seen[run] <= per_run
-            rows, away = rows[kept], away[kept]
+            rows, distances = rows[kept], distances[kept]
         if done or len(rows) >= k:
-            return rows[:k], away[:k]
+            return rows[:k], distances[:k]
 
 
 def smallest(values: np.ndarray, k: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.files import MISREAD
 from weightsearch.index import database, filters, planner, vectors
 from weightsearch.index.database import Columns, Database
 from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
@@ -85,7 +86,7 @@ class IndexStore:
     def _take_whole(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
         try:
             self._take(manifest, stamp)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # format 1 has no checksum of itself
+        except MISREAD as error:  # format 1 has no checksum of itself
             raise WeightsearchError(
                 f"{self.path / MANIFEST} is damaged ({type(error).__name__}: {error}); restore it from a copy or make "
                 "the index again with `weightsearch train`"
@@ -212,11 +213,11 @@ class IndexStore:
         """How each of `runs` ended: the last epoch with a known accuracy (or other target), that, and its grade."""
         with self.connection() as connection:
             columns = self._fresh_columns(connection, fingerprint)
-            found = database.finals(connection, fingerprint, runs, self.target)
+            ends = database.finals(connection, fingerprint, runs, self.target)
         grades = self._grades(columns, good, bad)
         return {
             run: (epoch, value, int(grades[np.searchsorted(columns.numbers, number)]))
-            for run, (epoch, value, number) in found.items()
+            for run, (epoch, value, number) in ends.items()
         }
 
     def thresholds(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> tuple[float, float]:
@@ -237,10 +238,10 @@ class IndexStore:
             return None
         with self.connection() as connection:
             rows = database.rows_sql(connection)
-            found = database.first(
+            row = database.first(
                 connection, f"SELECT dataset FROM {rows} WHERE architecture = ? LIMIT 1", [fingerprint]
             )
-        return found[0] if found else None
+        return row[0] if row else None
 
     def search(
         self, fingerprint: str, vector: np.ndarray, k: int = 10, selection: Selection | None = None
@@ -252,19 +253,19 @@ class IndexStore:
         start = time.perf_counter()
         segment = self._segments.get(fingerprint)
         mask = self._mask_of(segment, fingerprint, selection)
-        found, seconds = None, 0.0
+        result, seconds = None, 0.0
         if segment is not None and (mask is not None or not _filters(selection)):
-            found = self._lists(segment, vector, k, selection, mask)
+            result = self._lists(segment, vector, k, selection, mask)
             seconds = time.perf_counter() - start
         with self.connection() as connection:
             if segment is not self._segments.get(fingerprint):  # it was of an index that was replaced
                 segment = None
-            if found is None or segment is None or segment.columns.generation != database.generation(connection):
+            if result is None or segment is None or segment.columns.generation != database.generation(connection):
                 segment = self._segment(connection, fingerprint)
                 mask = self._mask(connection, segment, fingerprint, selection)
-                found = self._lists(segment, vector, k, selection, mask)
+                result = self._lists(segment, vector, k, selection, mask)
                 seconds = time.perf_counter() - start
-            name, lists = found
+            name, lists = result
             passing = len(segment) if mask is None else int(np.count_nonzero(mask))
             plan = Plan(name, passing, len(segment), seconds)
             near, good, bad = self._neighbours(connection, segment, lists, selection)
@@ -286,9 +287,9 @@ class IndexStore:
         )  # fmt: skip
 
     def _grades(self, columns: Columns, good: str | None, bad: str | None) -> np.ndarray:
-        known = self._grades_of.get((good, bad))
-        if known is not None and known[0] is columns:
-            return known[1]
+        kept = self._grades_of.get((good, bad))
+        if kept is not None and kept[0] is columns:
+            return kept[1]
         quality = self.target.quality(columns.values)
         grades = np.zeros(len(columns), np.int8)
         for dataset in _distinct(columns.datasets):
@@ -310,11 +311,11 @@ class IndexStore:
         numbers = segment.columns.numbers
         grades = self._grades(segment.columns, selection.good, selection.bad)
         wanted = _distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
-        found = connection.execute(
+        rows = connection.execute(
             "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
             f"FROM {segment.columns.table} WHERE number IN ({','.join(map(str, wanted.tolist())) or 'NULL'})"
         ).fetchall()
-        by_number = {number: rest for number, *rest in found}
+        by_number = {number: rest for number, *rest in rows}
 
         def neighbour(row: int, distance: float) -> Neighbour:
             id, accuracy, epoch, run, recipe, dataset, metadata, source = by_number[int(numbers[row])]
@@ -325,14 +326,14 @@ class IndexStore:
             )  # fmt: skip
 
         return [
-            tuple(neighbour(row, distance) for row, distance in zip(rows.tolist(), away.tolist(), strict=True))
-            for rows, away in lists
+            tuple(neighbour(row, distance) for row, distance in zip(rows.tolist(), distances.tolist(), strict=True))
+            for rows, distances in lists
         ]
 
     def _known(self, fingerprint: str) -> None:
         if fingerprint not in self.architectures:
-            known = ", ".join(self.architectures)
-            raise WeightsearchError(f"{self.path} holds no architecture {fingerprint}; it holds {known}")
+            names = ", ".join(self.architectures)
+            raise WeightsearchError(f"{self.path} holds no architecture {fingerprint}; it holds {names}")
 
     def _columns(self, fingerprint: str) -> Columns:
         self._known(fingerprint)
@@ -341,10 +342,10 @@ class IndexStore:
 
     def _fresh_columns(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Columns:
         self._known(fingerprint)
-        known = self._columns_of.get(fingerprint)
-        if known is None or known.generation != database.generation(connection):
-            known = self._columns_of[fingerprint] = database.columns(connection, fingerprint, self.target)
-        return known
+        columns = self._columns_of.get(fingerprint)
+        if columns is None or columns.generation != database.generation(connection):
+            columns = self._columns_of[fingerprint] = database.columns(connection, fingerprint, self.target)
+        return columns
 
     def _segment(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Segment:
         columns = self._fresh_columns(connection, fingerprint)
@@ -384,8 +385,8 @@ class IndexStore:
             columns = self._fresh_columns(connection, fingerprint)
             cache = self.newest_cache(fingerprint, columns.generation) if from_cache else None
             if cache is None or cache.matrix is None:
-                numbers, found = database.embeddings(connection, fingerprint)
-                return numbers, prepare(found, self.metric)
+                numbers, embeddings = database.embeddings(connection, fingerprint)
+                return numbers, prepare(embeddings, self.metric)
             segment = _place(connection, fingerprint, columns, cache, self.metric)
         if segment.places is None:
             return columns.numbers, np.array(cache.matrix)
@@ -434,10 +435,10 @@ MASKS_KEPT = 16  # results of filters, a byte a row each
 def _stamp(manifest: Path) -> Stamp | None:
     """Changes whenever the manifest is written; None while there is none, between two renames."""
     try:
-        found = manifest.stat()
+        status = manifest.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _filters(selection: Selection) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import sync, write_whole
+from weightsearch.files import MISREAD, sync, write_whole
 from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_sealed, write_sealed
 from weightsearch.types import Metric
 
@@ -108,8 +108,8 @@ def tune(inner: Any, vectors: np.ndarray, metric: Metric) -> tuple[int | None, f
     nprobe = 1
     while True:
         inverted.nprobe = min(nprobe, inverted.nlist)
-        found = inner.search(queries, k)[1]
-        recall = float(np.mean([np.isin(wanted, got).mean() for wanted, got in zip(truth, found, strict=True)]))
+        neighbours = inner.search(queries, k)[1]
+        recall = float(np.mean([np.isin(wanted, got).mean() for wanted, got in zip(truth, neighbours, strict=True)]))
         if recall >= RECALL or nprobe >= inverted.nlist:
             return int(inverted.nprobe), recall
         nprobe *= 2
@@ -127,9 +127,9 @@ def save(cache: Cache, path: Path) -> CacheInfo:
 
 def cache_files(directory: Path, newest: int) -> list[Path]:
     """The directory's FAISS files, up to generation `newest`, the newest first."""
-    found = {path: int(path.stem.removeprefix("vectors-")) for path in directory.glob("vectors-*.faiss")
+    generations = {path: int(path.stem.removeprefix("vectors-")) for path in directory.glob("vectors-*.faiss")
              if path.stem.removeprefix("vectors-").isdigit()}  # fmt: skip
-    return sorted((path for path in found if found[path] <= newest), key=lambda path: -found[path])
+    return sorted((path for path in generations if generations[path] <= newest), key=lambda path: -generations[path])
 
 
 def read_info(path: Path, manifest: dict[str, Any]) -> CacheInfo | None:
@@ -144,7 +144,7 @@ def read_info(path: Path, manifest: dict[str, Any]) -> CacheInfo | None:
             return None
         del content[SEAL]
         return CacheInfo(**content)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except MISREAD:
         return None
 
 
@@ -231,11 +231,11 @@ def approximate(
         parameters = faiss.SearchParametersIVF(nprobe=inverted.nprobe, sel=selector)
     elif selector is not None:
         parameters = faiss.SearchParameters(sel=selector)
-    scores, found = cache.inner.search(query[None], min(k, cache.inner.ntotal), params=parameters)
-    kept = found[0] >= 0  # too few results are padded with -1
-    scores, found = scores[0][kept], found[0][kept]
-    away = 1.0 - scores if metric is Metric.COSINE else np.sqrt(np.maximum(scores, 0.0))
-    return found, np.maximum(away, 0.0)
+    scores, positions = cache.inner.search(query[None], min(k, cache.inner.ntotal), params=parameters)
+    kept = positions[0] >= 0  # too few results are padded with -1
+    scores, positions = scores[0][kept], positions[0][kept]
+    distances = 1.0 - scores if metric is Metric.COSINE else np.sqrt(np.maximum(scores, 0.0))
+    return positions, np.maximum(distances, 0.0)
 
 
 def check_query(vector: np.ndarray, width: int) -> None:

@@ -175,16 +175,16 @@ def _numbers(
     connection: duckdb.DuckDBPyConnection, index: IndexStore, ids: Sequence[str], runs: Sequence[str], where: str | None
 ) -> np.ndarray:
     """Of the rows chosen; raises UsageError for an id or run that no row has."""
-    found: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
     for column, wanted in (("id", ids), ("run", runs)):
         for value in wanted:
             rows = connection.execute(f"SELECT number FROM ix.checkpoints WHERE {column} = ?", [value]).fetchall()
             if not rows:
                 raise UsageError(f"{index.path} holds no checkpoint with {column} {value}")
-            found.append(np.array(rows, np.int64).ravel())
+            numbers.append(np.array(rows, np.int64).ravel())
     if where is not None:
-        found += [filters.passing(connection, fingerprint, where) for fingerprint in index.architectures]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        numbers += [filters.passing(connection, fingerprint, where) for fingerprint in index.architectures]
+    return np.unique(np.concatenate(numbers)) if numbers else np.empty(0, np.int64)
 
 
 def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> int:
@@ -215,9 +215,9 @@ def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping
     wanted[:] = list(changes)
     connection.register("wanted", {"id": wanted})
     those = "(SELECT id, recipe, metadata FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted))"
-    own = {id for id, values in changes.items() if any(name not in CHANGEABLE for name in values)}
-    known = connection.execute(f"SELECT id, metadata FROM {those}").fetchall() if own else ()
-    metadata = {id: json.loads(text or "{}") for id, text in known}
+    with_own_columns = {id for id, values in changes.items() if any(name not in CHANGEABLE for name in values)}
+    rows = connection.execute(f"SELECT id, metadata FROM {those}").fetchall() if with_own_columns else ()
+    metadata = {id: json.loads(text or "{}") for id, text in rows}
     columns: dict[str, dict[str, Any]] = {}
     for id, values in changes.items():
         for name, value in values.items():
@@ -227,11 +227,11 @@ def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping
                 metadata[id].pop(name, None)
             else:
                 metadata[id][name] = value
-    if own:
-        columns["metadata"] = {id: json.dumps(metadata[id]) for id in own}
+    if with_own_columns:
+        columns["metadata"] = {id: json.dumps(metadata[id]) for id in with_own_columns}
     for name, by_id in columns.items():
         _set_column(connection, name, by_id)
-    if own:
+    if with_own_columns:
         database.learn_keys(connection, those)
     connection.unregister("wanted")
     connection.execute("UPDATE ix.state SET generation = generation + 1")
@@ -249,8 +249,8 @@ def matching(
     index = IndexStore.open(path)
     with index.database.open() as connection:
         connection.register("wanted", {"number": _numbers(connection, index, ids, runs, where)})
-        found = connection.execute("SELECT id FROM ix.checkpoints WHERE number IN (SELECT number FROM wanted)")
-        rows = [id for (id,) in found.fetchall()]
+        result = connection.execute("SELECT id FROM ix.checkpoints WHERE number IN (SELECT number FROM wanted)")
+        rows = [id for (id,) in result.fetchall()]
         connection.unregister("wanted")
     return rows
 
@@ -358,11 +358,11 @@ def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
 
 def leftovers(path: Path) -> list[Path]:
     """Of killed writers: temporary files, FAISS files without their description and the other way round."""
-    found = [*path.glob(".*.tmp"), *path.glob("*/.*.tmp"), *path.glob(".*.partial")]
+    left = [*path.glob(".*.tmp"), *path.glob("*/.*.tmp"), *path.glob(".*.partial")]
     if read_manifest(path)["format"] != 1:
         ends = {".faiss": ".json", ".json": ".faiss"}
-        found += [
+        left += [
             file for file in path.glob("*/vectors-*")
             if file.suffix in ends and not file.with_suffix(ends[file.suffix]).exists()
         ]  # fmt: skip
-    return found
+    return left

@@ -32,15 +32,16 @@ class OpenFile:
         return "network in memory" if self.path is None else str(self.path)
 
 
-def open_file(model: Any) -> OpenFile:
+def open_file(model: Any, weights: str | None = None) -> OpenFile:
     """Opens a checkpoint file, or takes a mapping of named arrays or a module with a `state_dict`.
 
-    Raises WeightsearchError, one line, for a file that cannot be read or holds no tensors.
+    `weights` is the key of the network in a file that holds several. Raises WeightsearchError, one line, for a file
+    that cannot be read or holds no tensors.
     """
     if isinstance(model, OpenFile):
         return model
     if isinstance(model, str | Path):
-        return OpenFile(Path(model), _read(Path(model)))
+        return OpenFile(Path(model), _read(Path(model), weights))
     if callable(getattr(model, "state_dict", None)):
         model = model.state_dict()
     if isinstance(model, Mapping):
@@ -61,6 +62,8 @@ def bytes_of_file(path: Path) -> int:
 
 
 def _parts(path: Path) -> list[Path]:
+    if path.is_dir():  # a distributed checkpoint
+        return sorted(part for part in path.iterdir() if part.is_file())
     if not path.name.endswith(".index.json"):
         return [path]
     import json
@@ -72,7 +75,7 @@ def _parts(path: Path) -> list[Path]:
     return [path, *(path.parent / str(name) for name in names)]
 
 
-def _read(path: Path) -> Mapping[str, np.ndarray]:
+def _read(path: Path, weights: str | None) -> Mapping[str, np.ndarray]:
     """The network's tensors, and its batch norms' counters, which tell which of two relatives is later."""
     from weightsearch.checkpoints.formats import read_content
     from weightsearch.checkpoints.named_tensors import find_tensors, one_line
@@ -80,8 +83,8 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
 
     with one_line(str(path)):
         content = read_content(path)
-        tensors = dict(find_tensors(content).tensors)
-        for name, value in find_network(content.tree).levels[-1].items():
+        tensors = dict(find_tensors(content, weights).tensors)
+        for name, value in find_network(content.tree, weights).levels[-1].items():
             if str(name).endswith("num_batches_tracked") and is_tensor(value):
                 tensors.setdefault(str(name), value)
         return _Lazy(tensors)

@@ -19,7 +19,7 @@ import zstandard
 from safetensors.numpy import load
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import refuse_to_overwrite, replacing, sha256, write_whole
+from weightsearch.files import MISREAD, refuse_to_overwrite, replacing, sha256, write_whole
 from weightsearch.relations.open_files import open_file
 from weightsearch.relations.rounding import FEWEST, MOST, Rounded, decode, rounded_file
 from weightsearch.relations.signature import Signature
@@ -274,10 +274,13 @@ def _unrank(ranks: np.ndarray) -> np.ndarray:
 
 
 def _head(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(4), "little")
-        head: dict[str, Any] = json.loads(file.read(size))
-    return head
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(4), "little")
+            head: dict[str, Any] = json.loads(file.read(size))
+            return {"base": head["base"], **head}
+    except MISREAD as error:
+        raise WeightsearchError(f"{path} is damaged ({error}); remove it, and pack again") from None
 
 
 def _depth(path: Path) -> int:
@@ -302,7 +305,7 @@ def _load(store: Path, name: str) -> bytes:
             values = np.frombuffer(values, np.uint8).reshape(item, -1).T.tobytes()
         if head["operation"]:
             values = _restored(values, _load(store, head["base"]), item, head["operation"])
-    except (OSError, ValueError, KeyError, zstandard.ZstdError) as error:
+    except (*MISREAD, zstandard.ZstdError) as error:
         raise WeightsearchError(
             f"{store / name} is missing or damaged ({error}); restore the pack from a copy"
         ) from None
@@ -332,11 +335,14 @@ def unpack(
     try:
         manifest = json.loads((packed / MANIFEST).read_text())
         files = manifest["files"]
+        sound = all(isinstance(part, str) for file in files for part in (file["path"], file["sha256"], *file["pieces"]))
+        if not sound or any("\0" in file["path"] for file in files):
+            raise ValueError("what it says of a file")
     except FileNotFoundError:
         raise WeightsearchError(
             f"{packed} is no finished pack (no {MANIFEST}); run `weightsearch pack` again"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MISREAD as error:
         raise WeightsearchError(f"{packed / MANIFEST} is damaged ({error}); restore the pack from a copy") from None
     chosen = [file for file in files if only is None or file["path"] == only]
     if only is not None and not chosen:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.files import sync, write_whole
+from weightsearch.files import MISREAD, sync, write_whole
 from weightsearch.relations.compare import compare
 from weightsearch.relations.groups import Groups
 from weightsearch.relations.kinds import Kind
@@ -162,12 +162,17 @@ def read_plan(path: str | Path) -> Plan:
     try:
         found = json.loads(Path(path).read_text())
         removals = tuple(Removal(**{**row, "relation": Kind(row["relation"])}) for row in found["removals"])
+        for place in (name for removal in removals for name in (removal.path, removal.keep)):
+            if Path(place).is_absolute() or ".." in Path(place).parts:
+                raise ValueError(f"{place} lies outside of its folder")
+        if not all(type(removal.bytes) is int and isinstance(removal.lost, str) for removal in removals):
+            raise ValueError("what it says of a file")
         return Plan(Path(found["folder"]), removals, found["files"], found["bytes"], tuple(map(tuple, found["unread"])))
     except FileNotFoundError:
         raise WeightsearchError(
             f"{path}: there is no such plan; make one with `weightsearch tidy FOLDER --plan`"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MISREAD as error:
         raise WeightsearchError(f"{path} is no plan of `weightsearch tidy` ({error})") from None
 
 

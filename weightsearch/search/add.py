@@ -375,7 +375,7 @@ class _Adder:
     def sign(self, files: Sequence[CheckpointFile], zoos: Sequence[Zoo], advance: Any) -> None:
         """Keeps signatures, which need no encoder and take files that no encoder could."""
         total = len(files) + sum(len(zoo.table()) for zoo in zoos)
-        self.signed, unread = sign_files(self.index.path, files, self.metadata, advance)
+        self.signed, unread = sign_files(self.index.path, files, self.metadata, advance, self.sources.weights)
         known = {bad.path for bad in self.quarantined}
         self.quarantined += [bad for bad in unread if bad.path not in known]
         self.signed += sum(sign_zoo(self.index.path, zoo, advance) for zoo in zoos)

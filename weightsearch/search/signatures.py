@@ -26,10 +26,12 @@ def sign_files(
     files: Sequence[CheckpointFile],
     known: Mapping[Path, Metadata],
     advance: Callable[[], object] = lambda: None,
+    weights: str | None = None,
 ) -> tuple[int, list[Quarantined]]:
     """Keeps each file's signature in the index; returns how many are new, and the files that could not be read.
 
-    A file whose size and time are those of its signature is not read again. `known` is what is known of files by path.
+    A file whose size and time are those of its signature is not read again. `known` is what is known of files by path;
+    `weights` the key of the network in files that hold several.
     """
     before = read_known(index)
     seen = {
@@ -46,7 +48,7 @@ def sign_files(
                 status = path.stat()
                 if seen.get(str(path)) == (status.st_size, status.st_mtime_ns):
                     continue
-                signature = open_file(path).sign()
+                signature = open_file(path, weights).sign()
             except WeightsearchError as error:
                 unread.append(Quarantined(str(file.path), reason_of(error, path)))
                 continue

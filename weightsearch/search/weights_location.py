@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from weightsearch.checkpoints.formats import read_content
+from weightsearch.checkpoints.named_tensors import one_line
+from weightsearch.checkpoints.networks import network_keys
 from weightsearch.checkpoints.state_dict import align, read_checkpoint
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Checkpoint
+
+MAX_NETWORKS = 20  # of a file that are looked into
 
 
 def read_source(id: str, source: str | None, index: Path, architecture: Architecture | None) -> Checkpoint:
@@ -31,9 +39,24 @@ def read_source(id: str, source: str | None, index: Path, architecture: Architec
         raise WeightsearchError(f"{id}: its weights should be in {where}, which is not here; put it back there")
     # The id is of the weights in the order of layers that the index knows.
     known = [] if architecture is None else [architecture]
-    checkpoint = align(read_checkpoint(found), known) if run is None else _from_zoo(found, id, run, epoch)
+    checkpoint = _from_zoo(found, id, run, epoch) if run is not None else _from_file(found, id, known)
     if checkpoint.id != id:
         raise WeightsearchError(f"{id}: {found} holds other weights by now; the index was made from an earlier state")
+    return checkpoint
+
+
+def _from_file(path: Path, id: str, known: Sequence[Architecture]) -> Checkpoint:
+    """The file's network; of several the one with this id, which `add --weights` may have chosen."""
+    checkpoint = align(read_checkpoint(path), known)
+    if checkpoint.id == id:
+        return checkpoint
+    with one_line(str(path)):
+        keys = list(islice(network_keys(read_content(path).tree), MAX_NETWORKS))
+    for key in keys:
+        with suppress(WeightsearchError):  # some key leads to no network by itself
+            other = align(read_checkpoint(path, key), known)
+            if other.id == id:
+                return other
     return checkpoint
 
 

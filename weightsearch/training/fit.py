@@ -114,7 +114,12 @@ class _Fitting:
         """Epoch after epoch until there are enough, none gets better, or `on_epoch` says stop: whether it did."""
         saved = time.perf_counter()
         if progress is not None and progress.exists():
-            self._resume(progress)
+            try:
+                self._resume(progress)
+            except Exception as error:  # whatever a rotten file makes of it
+                raise WeightsearchError(
+                    f"{progress} is damaged ({type(error).__name__}); remove it, and the fit starts anew"
+                ) from error
         for epoch in range(len(self.losses) + 1, self.settings.epochs + 1):
             self._train(epoch)
             self.losses.append(self._validate())

@@ -83,9 +83,10 @@ class FitJob:
 def read_result(path: str | Path) -> dict[str, Any] | None:
     """A finished job's result; None where there is none, or a damaged one."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        result = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return result if isinstance(result, dict) else None
 
 
 class Pool(NamedTuple):

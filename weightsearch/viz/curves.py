@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from weightsearch import paths as runs
 from weightsearch.errors import WeightsearchError
 from weightsearch.evaluation.comparison import TOP, Point, ZooTables, top_trials
+from weightsearch.files import MISREAD
 from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.viz.style import rows_of, save, theme
 from weightsearch.zoo.store import Zoo
@@ -69,7 +70,7 @@ def trials_in(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     try:
         zoos = json.loads(path.read_text())["zoos"]
         return [(f"{zoo['dataset']} {zoo['preset']}: {zoo['runs']:,} runs", zoo["top_trials"]) for zoo in zoos]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MISREAD as error:
         raise WeightsearchError(f"{path} cannot be read ({error}); make it with `weightsearch tables`") from None
 
 

@@ -22,7 +22,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.files import DISK_FULL, is_disk_full, lock, sync, when_unlocked, write_whole
+from weightsearch.files import DISK_FULL, MISREAD, is_disk_full, lock, sync, when_unlocked, write_whole
 from weightsearch.types import Architecture
 from weightsearch.zoo import schema as rows
 from weightsearch.zoo.schema import CheckpointRow, CheckpointTable, Places, RunRow
@@ -76,7 +76,7 @@ class ZooInfo:
             ) from None
         except OSError as error:
             raise WeightsearchError(f"cannot read {path / 'zoo.json'}: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise WeightsearchError(f"{path / 'zoo.json'} is damaged: build the zoo again elsewhere") from None
         try:
             if content["format"] > FORMAT:
@@ -87,7 +87,7 @@ class ZooInfo:
             layers = content["architecture"]
             one = None if layers is None else Architecture.from_dict(layers)
             return cls(architecture=one, **{key: content[key] for key in keys})
-        except (KeyError, TypeError, ValueError) as error:
+        except MISREAD as error:
             raise WeightsearchError(f"{path / 'zoo.json'} is damaged ({error!r}): build the zoo again") from None
 
     def differences(self, other: ZooInfo) -> list[str]:

@@ -105,6 +105,7 @@ def _newer(variables: list[tuple[str, np.ndarray]], config: Any) -> Content:
             own = kind if layer == place else ""
             collected.add(_short(layer), own or _kind_of(layer), _named(groups[layer], own, settings))
     rest = sorted(set(groups) - known, key=natural)
+    collected.guesses = not known
     for layer in rest:
         kind = _kind_of(layer)
         collected.add(_short(layer), kind, _named(groups[layer], kind, {}))
@@ -189,10 +190,12 @@ class _Collected:
     def __init__(self) -> None:
         self.tensors: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
+        self.guesses = False  # whether nothing tells which dense layer stands behind a Flatten
         self._channels = 0  # of the last convolution
         self._flattened = False
 
     def flatten(self) -> None:
+        """The layer that comes next sees all places of all channels."""
         self._flattened = self._channels > 0
 
     def add(self, module: str, kind: str, named: Mapping[str, np.ndarray]) -> None:
@@ -207,8 +210,8 @@ class _Collected:
                     leaf = "weight_ih_l0"
                 depthwise = name == "depthwise_kernel" or (kind.startswith("Depthwise") and name == "kernel")
                 weight = kernel_to_torch(array, depthwise=depthwise)
-                if weight.ndim == 2 and self._flattened and leaf == "weight":
-                    weight, self._flattened = after_flatten(weight, self._channels), False
+                if weight.ndim == 2 and leaf == "weight":
+                    weight = self._unflattened(module, weight)
                 if "GRU" in kind.upper() and weight.ndim == 2:  # update, reset, new -> reset, update, new
                     update, reset, new = np.split(weight, 3)
                     weight = np.concatenate([reset, update, new])
@@ -220,3 +223,14 @@ class _Collected:
             else:
                 leaf = "weight" if name == "embeddings" else NORM_NAMES.get(name, name)
                 self.tensors[f"{module}.{leaf}"] = array
+
+    def _unflattened(self, module: str, weight: np.ndarray) -> np.ndarray:
+        """A dense weight for channels that come first, if it stands behind a flattened convolution."""
+        channels, self._channels = self._channels, 0
+        guessed = self.guesses and channels > 0 and weight.shape[1] > channels and weight.shape[1] % channels == 0
+        if guessed:
+            self.notes.append(f"{module} is taken to stand behind a flattened convolution, channels last")
+        if not (self._flattened or guessed):
+            return weight
+        self._flattened = False
+        return after_flatten(weight, channels)

@@ -67,8 +67,9 @@ def _tflite_tensors(tflite: Any, model: Any) -> Iterator[tuple[str, Any]]:
         value: name for name, value in vars(tflite.BuiltinOperator).items() if isinstance(value, int) and name.isupper()
     }
     types = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 4: np.int64, 6: np.bool_, 7: np.int16, 9: np.int8}
-    named: set[str] = set()
+    named: dict[int, set[int]] = {}  # by graph, the tensors that have been given
     for g in range(model.SubgraphsLength()):
+        named[g] = set()
         graph = model.Subgraphs(g)
         constants: dict[int, Any] = {}
         for t in range(graph.TensorsLength()):
@@ -97,27 +98,40 @@ def _tflite_tensors(tflite: Any, model: Any) -> Iterator[tuple[str, Any]]:
             if kind == "DEQUANTIZE" and inputs and inputs[0] in constants and outputs:
                 constants[outputs[0]] = constants[inputs[0]]
                 continue
-            place = 0 if kind == "TRANSPOSE_CONV" else 1
-            for at, i in enumerate(inputs):
+            weight, bias = _TFLITE_PLACES.get(kind, (-1, -1))
+            module = ""
+            for at, i in sorted(enumerate(inputs), key=lambda item: item[0] != weight):
                 array = constants.get(i)
-                if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.size < 2:
+                if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or i in named[g]:
                     continue
-                name = graph.Tensors(i).Name().decode(errors="replace")
-                if name in named:
+                name = _plain_name(graph.Tensors(i).Name().decode(errors="replace"))
+                if at == weight and array.ndim >= 2:
+                    module = name
+                    if kind == "FULLY_CONNECTED":
+                        array = after_flatten(array, _flattened_channels(graph, made_by, inputs[0]))
+                    else:
+                        array = np.transpose(array, _TFLITE_AXES[kind])
+                    name = f"{name}.weight"
+                elif at == bias and module:
+                    name = f"{module}.bias"
+                elif array.size < 2:  # a scale, a limit
                     continue
-                named.add(name)
-                module = f"{_plain_name(name)}"
-                if kind in ("CONV_2D", "TRANSPOSE_CONV", "CONV_3D") and at == max(place, 1) and array.ndim >= 4:
-                    yield f"{module}.weight", np.moveaxis(array, -1, 1)
-                elif kind == "DEPTHWISE_CONV_2D" and at == 1 and array.ndim == 4:
-                    yield (
-                        f"{module}.weight",
-                        np.moveaxis(array, -1, 0).reshape(array.shape[3], 1, *array.shape[1:3]),
-                    )
-                elif kind == "FULLY_CONNECTED" and at == 1 and array.ndim == 2:
-                    yield f"{module}.weight", after_flatten(array, _flattened_channels(graph, made_by, inputs[0]))
-                else:
-                    yield module, array
+                named[g].add(i)
+                yield name, array
+
+
+# Of layers, which inputs are weight and bias, and the axes that PyTorch has; dense weights are in its order already.
+# https://www.tensorflow.org/mlir/tfl_ops
+_TFLITE_PLACES = {
+    "CONV_2D": (1, 2), "CONV_3D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "TRANSPOSE_CONV": (1, 3),
+    "FULLY_CONNECTED": (1, 2),
+}  # fmt: skip
+_TFLITE_AXES = {
+    "CONV_2D": (0, 3, 1, 2),  # (outputs, height, width, inputs)
+    "CONV_3D": (4, 3, 0, 1, 2),  # (depth, height, width, inputs, outputs)
+    "DEPTHWISE_CONV_2D": (3, 0, 1, 2),  # (1, height, width, channels)
+    "TRANSPOSE_CONV": (3, 0, 1, 2),  # (outputs, height, width, inputs)
+}
 
 
 def _plain_name(name: str) -> str:
