@@ -2,7 +2,7 @@
 
     python benchmarks/relations_packs.py --v2 runs/zoos/usps-v2 --wheels wheels
 
-Writes benchmarks/results/relations_packs.json. V1's checkpoints are trained here (twelve runs of the preset on USPS, as
+Writes benchmarks/results/relations_packs.json. V1's checkpoints are trained here (six runs of the preset on USPS, as
 float32); V2's are taken from a zoo (as float16, as it keeps them); `wheels` are those of `relations_real.py`. The plan
 of `tidy` for the real files is kept as well. Accuracies are measured on USPS's test images.
 """
@@ -36,7 +36,7 @@ from weightsearch.zoo.trainer.population import train_population
 from weightsearch.zoo.trainer.reference import BaseCnn, evaluate
 
 RESULT = Path(__file__).parent / "results" / "relations_packs.json"
-RUNS, BITS = 12, (4, 6, 8)
+RUNS, BITS = 6, (4, 6, 8)
 Final = tuple[np.ndarray, str]  # flat weights and the activation
 
 

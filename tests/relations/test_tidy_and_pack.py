@@ -185,7 +185,7 @@ def test_a_lossy_pack_rounds_weights_and_says_what_it_costs(bits: int, tmp_path:
     cost = pack_cost(folder, tmp_path / "pack", Path(__file__).parents[2] / "index")
     assert cost.unknown == 0
     expected = [
-        weightsearch.query("index", {n: torch.as_tensor(v) for n, v in tensors.items()}, 1).predicted_accuracy
+        weightsearch.query("index", {n: torch.as_tensor(v) for n, v in tensors.items()}, 1).predicted
         for tensors in (state, restored)
     ]
     assert [cost.before["good.pt"], cost.after["good.pt"]] == pytest.approx(expected, abs=1e-6)

@@ -130,21 +130,22 @@ def tidy(
     if plan is not None:
         refuse_to_overwrite(plan, force)
     with progress_bar("reading", None, unit="files", quiet=quiet) as advance:
-        found = run.plan(folder, advance)
+        proposal = run.plan(folder, advance)
     if plan is not None:
-        found.write(plan)
+        proposal.write(plan)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print(json.dumps(proposal.to_dict()))
         return
-    for removal in found.removals:
+    for removal in proposal.removals:
         tell(
             f"{_size(removal.bytes):>10}  {removal.path}\n"
             f"            the weights stay in {removal.keep}; lost: {removal.lost}"
         )
-    for path, reason in found.unread:
+    for path, reason in proposal.unread:
         say(f"not read: {path}: {reason}")
-    tell(f"{len(found.removals)} of {found.files} files could go: {_size(found.freed)} of {_size(found.bytes)}")
-    if found.removals:
+    sizes = f"{_size(proposal.freed)} of {_size(proposal.bytes)}"
+    tell(f"{len(proposal.removals)} of {proposal.files} files could go: {sizes}")
+    if proposal.removals:
         where = plan or "plan.json"
         step = f"weightsearch tidy {folder} --plan {where}" + (" --apply" if plan is not None else "")
         say(f"nothing was moved; next: {step}")

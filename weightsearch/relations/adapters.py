@@ -135,8 +135,8 @@ def merged_pair(adapter: Arrays, networks: Sequence[tuple[Arrays, Mapping[str, s
     for i, base in enumerate(weights):
         for j, other in enumerate(weights):
             if i != j and _is_sum(base, change, other):
-                (network, names), (made, made_names) = networks[i], networks[j]
-                pieces = ((load(network, names[n]), load(adapter, n), load(made, made_names[n])) for n in names)
+                (network, names), (merged, merged_names) = networks[i], networks[j]
+                pieces = ((load(network, names[n]), load(adapter, n), load(merged, merged_names[n])) for n in names)
                 if all(_is_sum(*piece) for piece in pieces):
                     return i, j
     return None

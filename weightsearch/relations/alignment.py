@@ -87,7 +87,7 @@ def _by_sorted_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _block_orders(rows: np.ndarray) -> list[np.ndarray]:
     """The orders within equal blocks of rows, where each block keeps to itself: a gate's units, queries and keys."""
-    found = []
+    orders = []
     for blocks in (2, 3, 4):
         size, rest = divmod(len(rows), blocks)
         if rest or size < 2:
@@ -97,5 +97,5 @@ def _block_orders(rows: np.ndarray) -> list[np.ndarray]:
             start = int(np.median(part)) // size * size
             order = part - start
             if np.array_equal(np.sort(order), np.arange(size)):
-                found.append(order)
-    return found
+                orders.append(order)
+    return orders

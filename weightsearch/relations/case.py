@@ -65,8 +65,8 @@ class Case:
     def _are_heads(self, tensors: list[TensorSignature]) -> bool:
         """Whether tensors without a partner look like a head: few, small, or at the end."""
         weights = [t for t in tensors if t.role is Role.WEIGHT] or tensors
-        own = self.signature_a if weights[0] in self.signature_a.tensors else self.signature_b
-        all_weights = own.weights
+        signature = self.signature_a if weights[0] in self.signature_a.tensors else self.signature_b
+        all_weights = signature.weights
         if len(weights) > max(1, len(all_weights) // 2):
             return False
         named = all(HEAD.search(t.name) for t in weights)

@@ -63,9 +63,9 @@ class _Judge(Case):
             return self._nothing_changed()
         reordered = [fact for fact in self.changed if fact.state is State.REORDERED]
         if reordered and len(reordered) == len(self.changed) and not self._left_weights():
-            found = self._reordered(reordered)
-            if found is not None:
-                return found
+            reordering = self._reordered(reordered)
+            if reordering is not None:
+                return reordering
         body, heads = self._body_and_heads()
         if not body and self.proof:  # nothing but heads differ
             return self._answer(
@@ -302,11 +302,11 @@ class _Judge(Case):
             )  # fmt: skip
         kinds, told, words = [Kind.PERMUTED_RELATIVE], [], []
         for derived, one, way in (("b", "b", Direction.A_TO_B), ("a", "a", Direction.B_TO_A)):
-            found = self._one_sided_grid(changed, one)
-            if found:
+            grid = self._one_sided_grid(changed, one)
+            if grid:
                 kinds.insert(0, Kind.QUANTISED)
                 told.append(way)
-                words.append(f"{derived} is quantised ({found})")
+                words.append(f"{derived} is quantised ({grid})")
             else:
                 more = self._one_sided_zeros(changed, one)
                 if more:
@@ -326,22 +326,22 @@ class _Judge(Case):
     def _one_sided_grid(self, changed: list[Fact], side: str) -> str | None:
         from weightsearch.relations.measures import find_grid
 
-        found, total = 0, 0
+        on_grid, total = 0, 0
         text = ""
         for fact in changed:
             x, y = self._arrays(fact)
-            own, other = (x, y) if side == "a" else (y, x)
-            total += own.size
-            grid = find_grid(own, fact.precision_a if side == "a" else fact.precision_b)
+            values, other = (x, y) if side == "a" else (y, x)
+            total += values.size
+            grid = find_grid(values, fact.precision_a if side == "a" else fact.precision_b)
             if grid is not None and find_grid(other, fact.precision_b if side == "a" else fact.precision_a) is None:
-                found, text = found + own.size, str(grid)
-        return text if found > 0.5 * total else None
+                on_grid, text = on_grid + values.size, str(grid)
+        return text if on_grid > 0.5 * total else None
 
     def _one_sided_zeros(self, changed: list[Fact], side: str) -> str | None:
         total = sum(f.numbers for f in changed)
-        own = sum((f.zeros_a if side == "a" else f.zeros_b) * f.numbers for f in changed) / total
+        after = sum((f.zeros_a if side == "a" else f.zeros_b) * f.numbers for f in changed) / total
         other = sum((f.zeros_b if side == "a" else f.zeros_a) * f.numbers for f in changed) / total
-        return f"{other:.0%} zeros to {own:.0%}" if own - other > 0.05 else None
+        return f"{other:.0%} zeros to {after:.0%}" if after - other > 0.05 else None
 
     def _shares(self) -> Comparison:
         parts = self.proof or self.same
@@ -366,18 +366,18 @@ class _Judge(Case):
     def _units_removed(self) -> Comparison | None:
         """Whether one's weights are cut from the other's: all values of the smaller are among the larger's."""
         small_first = self.signature_a.numbers < self.signature_b.numbers
-        own, other = (self.signature_a, self.signature_b) if small_first else (self.signature_b, self.signature_a)
-        from_own, from_other = (self.a, self.b) if small_first else (self.b, self.a)
-        small, large = values_of(own.weights, from_own), values_of(other.weights, from_other)
+        smaller, larger = (self.signature_a, self.signature_b) if small_first else (self.signature_b, self.signature_a)
+        from_smaller, from_larger = (self.a, self.b) if small_first else (self.b, self.a)
+        small, large = values_of(smaller.weights, from_smaller), values_of(larger.weights, from_larger)
         if len(small) < 64 or len(large) > 50_000_000:
             return None
-        found = float(np.mean(np.isin(small, large)))
-        if found < 0.98 or len(np.unique(large)) < 0.5 * len(large):
+        contained = float(np.mean(np.isin(small, large)))
+        if contained < 0.98 or len(np.unique(large)) < 0.5 * len(large):
             return None
         cut = "a" if small_first else "b"
         way = Direction.B_TO_A if small_first else Direction.A_TO_B
-        summary = f"{cut} is cut from the other: {found:.1%} of its numbers, in smaller tensors (units removed)"
-        answer = self._answer(Kind.PRUNED, (), Certainty.VERY_LIKELY, summary, {"share_found": round(found, 4)})
+        summary = f"{cut} is cut from the other: {contained:.1%} of its numbers, in smaller tensors (units removed)"
+        answer = self._answer(Kind.PRUNED, (), Certainty.VERY_LIKELY, summary, {"share_found": round(contained, 4)})
         return replace(answer, direction=way)
 
 

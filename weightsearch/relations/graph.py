@@ -279,13 +279,13 @@ def _runs(known: Known) -> list[tuple[int, int, str]]:
         epoch = known["epoch"][row]
         if known["run"][row] is not None and epoch is not None and not np.isnan(epoch):
             runs[str(known["run"][row])].append((float(epoch), row))
-    found = []
+    steps = []
     for run, rows in runs.items():
         rows.sort()
         for (earlier, a), (later, b) in pairwise(rows):
             if known["shapes"][a] == known["shapes"][b] and later > earlier:
-                found.append((a, b, f"run {run}, epoch {earlier:g} to {later:g}"))
-    return found
+                steps.append((a, b, f"run {run}, epoch {earlier:g} to {later:g}"))
+    return steps
 
 
 def _twins(known: Known, rows: list[int]) -> list[tuple[int, int, float]]:
@@ -298,7 +298,7 @@ def _twins(known: Known, rows: list[int]) -> list[tuple[int, int, float]]:
 
 def _near(sketches: np.ndarray) -> list[tuple[int, int, float]]:
     """Pairs of rows whose sketches are near, the nearest first."""
-    found: dict[tuple[int, int], float] = {}
+    cosines: dict[tuple[int, int], float] = {}
     for start in range(0, len(sketches), 1_024):
         cosine = sketches[start : start + 1_024] @ sketches.T
         cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -1
@@ -309,8 +309,8 @@ def _near(sketches: np.ndarray) -> list[tuple[int, int, float]]:
         for i, others in enumerate(near):
             for j in others.tolist():
                 if cosine[i, j] >= LIKE:
-                    found[min(start + i, j), max(start + i, j)] = float(cosine[i, j])
-    return sorted(((i, j, cosine) for (i, j), cosine in found.items()), key=lambda pair: -pair[2])
+                    cosines[min(start + i, j), max(start + i, j)] = float(cosine[i, j])
+    return sorted(((i, j, cosine) for (i, j), cosine in cosines.items()), key=lambda pair: -pair[2])
 
 
 def _compare(known: Known, signatures: _Signatures, opened: dict[int, Any], a: int, b: int, cosine: float) -> Any:

@@ -54,10 +54,10 @@ class Groups:
         self._parent[self.root(other)] = self.root(one)
 
     def members(self) -> list[list[int]]:
-        found: dict[int, list[int]] = defaultdict(list)
+        by_root: dict[int, list[int]] = defaultdict(list)
         for row in range(len(self._parent)):
-            found[self.root(row)].append(row)
-        return list(found.values())
+            by_root[self.root(row)].append(row)
+        return list(by_root.values())
 
 
 def find_duplicates(index: str | Path) -> list[Duplicates]:
@@ -69,21 +69,21 @@ def find_duplicates(index: str | Path) -> list[Duplicates]:
     """
     known = read_known(index)
     groups = same_weights(known, Path(index))
-    found = []
+    duplicates = []
     for rows in groups.members():
         if len(rows) < 2:
             continue
         rows = _by_worth(rows, known)
         first = rows[0]
         how = [_how(known, first, row) for row in rows]
-        found.append(
+        duplicates.append(
             Duplicates(
                 tuple(str(known["source"][row]) for row in rows),
                 tuple(int(known["file_bytes"][row]) for row in rows),
                 tuple(how),
             )
         )
-    return sorted(found, key=lambda group: -group.freed)
+    return sorted(duplicates, key=lambda group: -group.freed)
 
 
 def same_weights(known: Known, index: Path) -> Groups:

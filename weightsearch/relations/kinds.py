@@ -104,8 +104,8 @@ class Comparison:
     `summary` is one line for people; `unseen` says what kind of relation could not have been seen.
 
     Example:
-        >>> found = diff('index/examples/good.pt', 'index/examples/bad.pt')
-        >>> str(found.relation), found.layers[0].shape
+        >>> answer = diff('index/examples/good.pt', 'index/examples/bad.pt')
+        >>> str(answer.relation), answer.layers[0].shape
         ('independent', (16, 1, 3, 3))
     """
 

@@ -37,7 +37,7 @@ def find_merge(child: Arrays, parents: Sequence[Arrays], signature: Signature) -
     One share for all tensors, or one each (SLERP). Exact merges leave nothing but rounding, which also has to be far
     less than what the child differs from its nearest parent by.
     """
-    grams, targets, own, each, nearest = [], [], 0.0, [], math.inf
+    grams, targets, power_of_child, each, nearest = [], [], 0.0, [], math.inf
     limit = 0.0
     distances = np.zeros(len(parents))
     for tensor in signature.tensors:
@@ -54,17 +54,17 @@ def find_merge(child: Arrays, parents: Sequence[Arrays], signature: Signature) -
         gram, target, power = x @ x.T, x @ y64, float(y64 @ y64)
         grams.append(gram)
         targets.append(target)
-        own += power
+        power_of_child += power
         weights = _solve(gram, target)
         each.append((weights, float(((y64 - weights @ x) ** 2).sum()), power))
-    if not grams or own == 0:
+    if not grams or power_of_child == 0:
         return None
-    nearest = float(distances.min()) / own * (EXACT if limit <= LEFT_OVER[FLOAT32] else ROUNDED)
+    nearest = float(distances.min()) / power_of_child * (EXACT if limit <= LEFT_OVER[FLOAT32] else ROUNDED)
     shares = _solve(np.sum(grams, axis=0), np.sum(targets, axis=0))
-    left = _left_over(child, parents, signature, shares) / own
+    left = _left_over(child, parents, signature, shares) / power_of_child
     if left < limit and left < nearest and _are_shares(shares):
         return Merge(tuple(shares.tolist()), left, "linear")
-    left = sum(rest for _, rest, _ in each) / own
+    left = sum(rest for _, rest, _ in each) / power_of_child
     if len(each) > 1 and left < limit and left < nearest and all(_are_shares(w) for w, _, _ in each):
         return Merge(tuple(np.mean([w for w, _, _ in each], axis=0).tolist()), left, "by tensor")
     return None
@@ -109,8 +109,8 @@ def find_task_merge(child: Arrays, base: Arrays, parents: Sequence[Arrays], sign
     if scale is None:
         return None
     tolerance = rounding * (1 + abs(scale)) + 1e-6 * np.abs(change)
-    for made in (one, other, one + other, (one + other) / 2):
-        fits = np.abs(change - scale * made) <= tolerance
+    for mixture in (one, other, one + other, (one + other) / 2):
+        fits = np.abs(change - scale * mixture) <= tolerance
         each.append(float(np.mean(fits & ~explained)))
         explained |= fits
     share = float(explained.mean())

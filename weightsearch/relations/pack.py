@@ -133,7 +133,7 @@ def _in_safetensors(content: bytes) -> dict[str, np.ndarray]:
 
 def _locate(content: bytes, tensors: Any) -> list[Piece]:
     """Where the tensors' bytes lie in the file, where they lie there as they are."""
-    found = []
+    pieces = []
     last = 0
     for name in tensors:
         values = np.ascontiguousarray(tensors[name])
@@ -148,12 +148,12 @@ def _locate(content: bytes, tensors: Any) -> list[Piece]:
             start = content.find(raw, last)
             start = content.find(raw) if start < 0 else start
             if start >= 0:
-                found.append(Piece(name, start, len(raw), item))
+                pieces.append(Piece(name, start, len(raw), item))
                 last = start + len(raw)
                 break
-    found.sort(key=lambda piece: piece.start)
+    pieces.sort(key=lambda piece: piece.start)
     apart: list[Piece] = []
-    for piece in found:
+    for piece in pieces:
         if not apart or piece.start >= apart[-1].start + apart[-1].length:
             apart.append(piece)
     return apart

@@ -134,9 +134,9 @@ def _pair_by_likeness(
         samples = [_sample(np.squeeze(arrays_a[x.name])) for x in left]
         for j, y in enumerate(right):
             for _, sample in _orders(np.squeeze(arrays_b[y.name]), {sample.shape for sample in samples}):
-                for i, own in enumerate(samples):
-                    if sample.shape == own.shape:
-                        likeness[i, j] = max(likeness[i, j], abs(_cosine(own.values, sample.values)))
+                for i, left_sample in enumerate(samples):
+                    if sample.shape == left_sample.shape:
+                        likeness[i, j] = max(likeness[i, j], abs(_cosine(left_sample.values, sample.values)))
         for i, j in zip(*linear_sum_assignment(-likeness), strict=True):
             if likeness[i, j] >= LIKE:
                 take(left[i], right[j], "cosine")
@@ -168,15 +168,15 @@ def _sample(values: np.ndarray) -> _Sample:
 
 def _orders(values: np.ndarray, shapes: set[tuple[int, ...]]) -> list[tuple[tuple[int, ...] | None, _Sample]]:
     """The array as it is and with its axes in every other order that gives one of the shapes."""
-    found: list[tuple[tuple[int, ...] | None, _Sample]] = []
+    orders: list[tuple[tuple[int, ...] | None, _Sample]] = []
     if values.shape in shapes:
-        found.append((None, _sample(values)))
+        orders.append((None, _sample(values)))
     if values.ndim <= 4:
         for axes in permutations(range(values.ndim)):
             if axes != tuple(range(values.ndim)) and tuple(values.shape[axis] for axis in axes) in shapes:
                 turned = values.transpose(axes)
-                found.append((axes, _sample(turned)))
-    return found
+                orders.append((axes, _sample(turned)))
+    return orders
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -34,8 +34,8 @@ def relatives(model: Any, index: str | Path) -> Relatives:
     Example:
         >>> add(['index/examples'], 'index', quiet=True).added
         4
-        >>> found = relatives('index/examples/bad.pt', 'index').relatives[0]
-        >>> str(found.comparison.relation)
+        >>> closest = relatives('index/examples/bad.pt', 'index').relatives[0]
+        >>> str(closest.comparison.relation)
         'independent'
     """
     return SignatureIndex(index).relatives(model)

@@ -57,7 +57,7 @@ def rounded_file(
     Vectors, and weights that hold values that are not finite, stay as they are.
     """
     weights = {tensor.name for tensor in signature.weights}
-    made: dict[str, np.ndarray] = {}
+    written: dict[str, np.ndarray] = {}
     grids: dict[str, Rounded] = {}
     lost = size = 0.0
     for name in tensors:
@@ -68,5 +68,5 @@ def rounded_file(
             lost += float(np.sum((coarse.astype(np.float64) - values) ** 2))
             size += float(np.sum(values.astype(np.float64) ** 2))
             values = coarse
-        made[name] = values
-    return save(made), grids, (lost / size) ** 0.5 if size else 0.0
+        written[name] = values
+    return save(written), grids, (lost / size) ** 0.5 if size else 0.0

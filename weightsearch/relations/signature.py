@@ -209,16 +209,16 @@ def compiled() -> Adder:
     from weightsearch.relations.kernels import hash_chunk, moments, sketch_chunk
 
     def add(values: np.ndarray, signs: np.ndarray, hasher: Hasher, sums: Sums) -> None:
-        hashes, found = np.empty(4, np.uint64), np.empty(8)
+        hashes, totals = np.empty(4, np.uint64), np.empty(8)
         hash_chunk(values, WEIGHTS, hashes)
         single, half, brain, unordered = hashes.tolist()
         hasher.update((single, half, brain), unordered)
-        moments(values, found)
-        sums.powers += found[:4]
-        sums.zeros += int(found[4])
-        sums.differ = sums.differ or bool(found[5])
-        sums.largest = max(sums.largest, float(np.uint32(found[6]).view(np.float32)))
-        if not found[7]:
+        moments(values, totals)
+        sums.powers += totals[:4]
+        sums.zeros += int(totals[4])
+        sums.differ = sums.differ or bool(totals[5])
+        sums.largest = max(sums.largest, float(np.uint32(totals[6]).view(np.float32)))
+        if not totals[7]:
             values = np.where(np.isfinite(values), values, np.float32(0))
         sketch_chunk(values, signs, sums.sketch, sums.ones)
 

@@ -120,11 +120,11 @@ def read_known(path: str | Path) -> Known:
     with Database(Path(path) / DATABASE).open() as connection:
         if not _has_tables(connection):
             return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
-        found = connection.execute(
+        columns = connection.execute(
             f"SELECT {', '.join(COLUMNS)}, sketch FROM ix.signatures ORDER BY number"
         ).fetchnumpy()
-    sketches = np.frombuffer(b"".join(found["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
-    return Known({name: _plain(found[name]) for name in COLUMNS}, sketches)
+    sketches = np.frombuffer(b"".join(columns["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
+    return Known({name: _plain(columns[name]) for name in COLUMNS}, sketches)
 
 
 def read_signatures(path: str | Path, numbers: Sequence[int]) -> dict[int, Signature]:
@@ -171,8 +171,8 @@ def read_signatures(path: str | Path, numbers: Sequence[int]) -> dict[int, Signa
 def read_raw_sketches(path: str | Path) -> np.ndarray:
     """Unnormalised sketches `(n, 512)` of all signatures, in the order of `read_known`."""
     with Database(Path(path) / DATABASE).open() as connection:
-        found = connection.execute("SELECT raw_sketch FROM ix.signatures ORDER BY number").fetchnumpy()["raw_sketch"]
-    return np.frombuffer(b"".join(found), "<f4").reshape(-1, SKETCH_WIDTH)
+        blobs = connection.execute("SELECT raw_sketch FROM ix.signatures ORDER BY number").fetchnumpy()["raw_sketch"]
+    return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, SKETCH_WIDTH)
 
 
 def sharing(path: str | Path, hashes: Iterable[int]) -> dict[int, int]:

@@ -160,14 +160,16 @@ def _types(signature: Signature) -> str:
 def read_plan(path: str | Path) -> Plan:
     """A plan as `Plan.write` wrote it. Raises WeightsearchError for what is none."""
     try:
-        found = json.loads(Path(path).read_text())
-        removals = tuple(Removal(**{**row, "relation": Kind(row["relation"])}) for row in found["removals"])
+        content = json.loads(Path(path).read_text())
+        removals = tuple(Removal(**{**row, "relation": Kind(row["relation"])}) for row in content["removals"])
         for place in (name for removal in removals for name in (removal.path, removal.keep)):
             if Path(place).is_absolute() or ".." in Path(place).parts:
                 raise ValueError(f"{place} lies outside of its folder")
         if not all(type(removal.bytes) is int and isinstance(removal.lost, str) for removal in removals):
             raise ValueError("what it says of a file")
-        return Plan(Path(found["folder"]), removals, found["files"], found["bytes"], tuple(map(tuple, found["unread"])))
+        return Plan(
+            Path(content["folder"]), removals, content["files"], content["bytes"], tuple(map(tuple, content["unread"]))
+        )
     except FileNotFoundError:
         raise WeightsearchError(
             f"{path}: there is no such plan; make one with `weightsearch tidy FOLDER --plan`"
