@@ -218,74 +218,10 @@ def relations() -> str:
 def relations_cost() -> str:
     """benchmarks/results/relations_cost.json, in seconds but for the one ratio."""
     result = json.loads((RESULTS / "relations_cost.json").read_text())
-    rows = [f"| {name} | {value:.2f} |" for name, value in result.items() if name != "numbers"]
-    return "\n".join(["| | seconds, or times |", "|---|---:|", *rows])
-
-
-def relations_told() -> str:
-    """What is told of pairs beside the confusion table, from benchmarks/results/relations_limits.json."""
-    told = json.loads((RESULTS / "relations_limits.json").read_text())["told"]
-    lines = ["| asked | n | told |", "|---|---:|---|"]
-    for asked, answers in sorted(told.items()):
-        counts = ", ".join(f"{answer} {count}" for answer, count in answers.items())
-        lines.append(f"| {asked.removeprefix('merge: ')} | {sum(answers.values())} | {counts} |")
-    return "\n".join(lines)
-
-
-def relations_large() -> str:
-    """Large networks of random numbers, from benchmarks/results/relations_limits.json."""
-    rows = json.loads((RESULTS / "relations_limits.json").read_text())["large"]
-    lines = ["| numbers | pair | told | score | seconds to sign | to compare |", "|---:|---|---|---:|---:|---:|"]
-    for row in rows:
-        score = "" if row["score"] is None else f"{row['score']:.0f}"
-        lines.append(
-            f"| {row['numbers']:,} | {row['pair']} | {row['told']} | {score} | {row['sign_seconds']:.2f} | "
-            f"{row['compare_seconds']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def relations_search() -> str:
-    """Recall of the sketches, from benchmarks/results/relations_limits.json."""
-    result = json.loads((RESULTS / "relations_limits.json").read_text())["search"]
-    by_recall: dict[float, list[str]] = {}
-    for kind, recall in result["recall_at_10"].items():
-        by_recall.setdefault(recall, []).append(kind)
-    lines = [f"| recall@10 among {result['networks']} networks | of |", "|---:|---|"]
-    lines += [f"| {recall:.2f} | {', '.join(kinds)} |" for recall, kinds in sorted(by_recall.items(), reverse=True)]
-    share = f"{result['foreign_under_like']:.1%} of {result['foreign_pairs']:,} foreign pairs"
-    return "\n".join([*lines, "", f"{share} have a cosine under the threshold from which pairs are compared."])
-
-
-def relations_packs() -> str:
-    """What packs save, from benchmarks/results/relations_packs.json."""
-    result = json.loads((RESULTS / "relations_packs.json").read_text())
-    lines = [
-        "| left of the bytes | files | zstd alone | pack | pack --lossy 8 |",
-        "|---|---:|---:|---:|---:|",
+    rows = [
+        f"| {name.removesuffix(', seconds')} | {value:.2f} |" for name, value in result.items() if name != "numbers"
     ]
-    costs = []
-    for name, row in result.items():
-        if name == "tidy":
-            continue
-        shares = " | ".join(f"{row[column]:.0%}" for column in ("zstd", "pack", "pack --lossy 8"))
-        lines.append(f"| {name} ({row['bytes'] / 1e6:.1f} MB) | {row['files']} | {shares} |")
-        if "rounding" in row:
-            changes = ", ".join(
-                f"{bits} {change['mean_change']:+.4f} on average and {change['worst_change']:+.4f} at worst"
-                for bits, change in row["rounding"].items() if isinstance(change, dict)
-            )  # fmt: skip
-            costs.append(f"{name.split(',')[0]}, measured accuracy {row['rounding']['accuracy']:.3f}: {changes}.")
-    return "\n".join([*lines, "", *costs])
-
-
-def relations_tidy() -> str:
-    """The plan for a folder of real files, from benchmarks/results/relations_packs.json."""
-    plan = json.loads((RESULTS / "relations_packs.json").read_text())["tidy"]
-    lines = ["| could go | MB | its weights stay in | lost |", "|---|---:|---|---|"]
-    lines += [f"| {path} | {size / 1e6:.2f} | {keep} | {lost} |" for size, path, keep, lost in plan["removals"]]
-    free = f"{len(plan['removals'])} of {plan['files']} files could go: {plan['freed'] / 1e6:.1f} of"
-    return "\n".join([*lines, "", f"{free} {plan['bytes'] / 1e6:.1f} MB."])
+    return "\n".join(["| | seconds, or times |", "|---|---:|", *rows])
 
 
 def search() -> str:
@@ -377,84 +313,79 @@ def umap() -> str:
     )
 
 
-PRODUCTS = "products of invariant's probes alone"
+def any_architecture() -> str:
+    """What benchmarks/results/universal.json says of the encoder of all architectures."""
+    results = json.loads((RESULTS / "universal.json").read_text())
+    seeds = [value for name, value in results.items() if name.startswith("by run")]
+    zoo = results["zoo"]
 
+    def mean(*path: str) -> float:
+        values = []
+        for value in seeds:
+            for name in path:
+                value = value[name]
+            values.append(value)
+        return sum(values) / len(values)
 
-def attack() -> str:
-    """What the attack did and found, from `attack.py`."""
-    result = json.loads((RESULTS / "attack.json").read_text())
-    counts, greatest = result["counts"], result["greatest"]
-    minutes = f"{sum(run['minutes'] for run in result['runs']):g}"
-    rows = {
-        "hostile files and metadata": f"{counts['files']:,}",
-        "requests to `weightsearch serve`": f"{counts.get('requests', 0):,}",
-        "processes killed while they changed an index": f"{counts['kills']:,}",
-        "rows compared with an oracle after kills": f"{counts['rows checked']:,}",
-        "rows lost": f"{counts['rows lost']:,}",
-        "damaged files of an index": f"{counts['damages']:,}",
-        "... refused in a line": f"{counts['damages refused in a line']:,}",
-        "... without consequence for an answer": f"{counts['damages without consequence']:,}",
-        "longest wait of a reader beside writers": f"{greatest['longest wait of a reader in seconds']:.1f} s",
-        "longest wait of a writer beside readers": f"{greatest['longest wait of a writer in seconds']:.1f} s",
-        "most memory that a file took": f"{greatest['MiB of a file']:.0f} MiB",
-        "longest time of the processor that a file took": f"{greatest['seconds of a file']:.2f} s",
-        "findings": f"{len(result['findings'])}",
-    }
-    lines = [f"| in {minutes} minutes, on two cores that were busy with other work | |", "|---|---:|"]
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
-
-
-def checks() -> str:
-    """What verification and processes apart cost, from `checks.py`."""
-    result = json.loads((RESULTS / "checks.json").read_text())
+    held = f"{zoo['runs']:,} runs, {zoo['architectures']:,} architectures"
     lines = [
-        "| index | opening | first search | verification | of opening | of both | of both, cold, by the clock |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| on held-out runs of the wild zoo ({held}; {count(len(seeds), 'seed')}) | R² | tau | recipe trees R² / tau |"
     ]
-    for name, warm in result["warm"].items():
-        without, with_checks = result["cold"][name]["clock_ms"]
-        lines.append(
-            f"| {name} | {warm['opening_ms']:.1f} ms | {warm['first_search_ms']:.1f} ms "
-            f"| {warm['verification_ms']:.1f} ms | {warm['share_of_opening']:.0%} "
-            f"| {warm['share_of_opening_and_first_search']:.0%} | {with_checks / without - 1:.0%} |"
-        )
-    whole, apart = result["query"], result["apart"]
-    first = [times["first_ms"] for times in apart.values()]
-    more = [times["next_ms"] - times["in_place_ms"] for times in apart.values()]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Of a process that imports, opens the reference index and answers once, {whole['share']:.1%} "
-            f"({whole['unchecked_seconds']:.2f} s without). By the clock of a machine with {result['processors']} "
-            f"processors and a load of {result['load']:.0f}, a process apart takes {min(first) / 1e3:.1f} to "
-            f"{max(first) / 1e3:.1f} s to start with the first file, and reads each further small one in at most "
-            f"{max(more):.1f} ms more than this process would.",
-        ]
+    lines.append("|---|---:|---:|---:|")
+    for group in seeds[0]["predicted"]:
+        if not all(group in seed["predicted"] for seed in seeds):
+            continue
+        r2, tau, *trees = (mean(of, group, key) for of in ("predicted", "recipe trees") for key in ("r2", "tau"))
+        lines.append(f"| {group} | {r2:.2f} | {tau:.2f} | {trees[0]:.2f} / {trees[1]:.2f} |")
+    lines.append(
+        f"| mean of the ten nearest, one a run | {mean('ten nearest', 'r2'):.2f} | {mean('ten nearest', 'tau'):.2f} | |"
     )
+    good, bad = (mean("ten nearest", f"precision_{name}") for name in ("good", "bad"))
+    lines += [
+        "",
+        f"Of the ten nearest of a good network {good:.0%} are good, of a bad one's {bad:.0%} bad (quartiles).",
+        "",
+    ]
+    lines += ["| fitted without | asked about it, no label: R² | tau | flagged as unknown |", "|---|---:|---:|---:|"]
+    for name, value in results.items():
+        if name.startswith("without "):
+            left_out = name.removeprefix("without ")
+            lines.append(f"| {left_out} | {value['r2']:.2f} | {value['tau']:.2f} | {value['flagged']:.0%} |")
+    lines += [
+        "",
+        "Sweeps that other frameworks trained; with labels, R² on the other runs in the median of ten draws:",
+        "",
+    ]
+    titles = "sweep | runs | flagged | no label: R² | tau | the epoch's tau | labelled runs | calibrated | mean"
+    lines += [f"| {titles} | recipe forest |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for name, value in results.items():
+        if name.startswith("sweep "):
+            plain = value["no label"]
+            cells = [name.removeprefix("sweep "), value["runs"], f"{value['flagged']:.0%}", f"{plain['r2']:.2f}"]
+            cells += [f"{plain['tau']:.2f}", f"{value['epoch alone, tau']:.2f}"]
+            few = {key.split()[0]: each for key, each in value.items() if key.endswith("labelled runs")}
+            for labels, each in few.items() or [("–", {})]:
+                scored = [f"{each[of]:.2f}" if each else "–" for of in ("calibrated", "mean", "recipe")]
+                lines.append(f"| {' | '.join(map(str, [*cells, labels, *scored]))} |")
+                cells = [""] * len(cells)
+    damage = {kind: mean("damage", "all", kind) for kind in seeds[0]["damage"]["all"]}
+    learned = {kind: mean("damage", "learned", kind) for kind in damage}
+    lines += ["", f"Damage that is noticed, at {mean('damage', 'false alarms'):.0%} false alarms:", ""]
+    lines += [f"| | {' | '.join(damage)} |", f"|---|{'---:|' * len(damage)}"]
+    for title, shares in (("all networks", damage), ("those a third of the way from a guess to perfection", learned)):
+        lines.append(f"| {title} | {' | '.join(f'{share:.0%}' for share in shares.values())} |")
+    if curve := results.get("learning curve"):
+        counts, scored = ", ".join(curve), ", ".join(f"{value['r2']:.2f}" for value in curve.values())
+        lines += ["", f"One member fitted on {counts} runs: R² {scored}."]
+    return "\n".join(lines)
 
 
-def real_files() -> str:
-    """How many files of the six publishers are read, and what the others are."""
-    report = json.loads((RESULTS / "real_files.json").read_text())
-    unread = [f"`{Path(name).name}` ({told['reason']})" for name, told in report["files"].items() if "reason" in told]
-    others = {what: 0 for found in report["passed_over"].values() for what in found if "(" in what}
-    for found in report["passed_over"].values():
-        for what in others:
-            others[what] += found.get(what, 0)
-    named = ", ".join(f"{count} {what}" for what, count in others.items())
-    count, failed = len(report["files"]), f"; not read: {', '.join(unread)}" if unread else ""
-    return (
-        f"Of {count} files of weights in wheels of six publishers, {count - len(unread)} are "
-        f"[read](benchmarks/results/real_files.md){failed}; named: {named}."
-    )
-
-
+PRODUCTS = "products of invariant's probes alone"
 BLOCKS: dict[str, Callable[[], str]] = {
     "query": query,
     "how-true": how_true,
     "novelty": novelty,
-    "real-files": real_files,
     "reference": reference,
     "throughput": throughput,
     "tables": tables,
@@ -464,15 +395,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers": peers,
     "relations": relations,
     "relations-cost": relations_cost,
-    "relations-told": relations_told,
-    "relations-large": relations_large,
-    "relations-search": relations_search,
     "search": search,
     "fits": fits,
     "map": map_frames,
     "umap": umap,
-    "attack": attack,
-    "checks": checks,
+    "any-architecture": any_architecture,
 }
 
 
