@@ -82,6 +82,7 @@ def test_the_split_is_that_of_the_published_reader(tmp_path: Path):
     assert final.dataset == "cifar10"
 
 
+@pytest.mark.slow
 def test_scores_are_of_final_checkpoints_and_stand_beside_published_figures(tmp_path: Path):
     write_zoo(tmp_path / "zoo")
     methods = ("statistics", "statistics-trees")
@@ -144,6 +145,7 @@ def write_park(folder: Path, trials: int = 10) -> None:
     (folder / "cnn_park_splits.json").write_text(json.dumps(parts))
 
 
+@pytest.mark.slow
 def test_the_park_is_read_in_the_published_order(tmp_path: Path):
     write_park(tmp_path)
     content = json.loads((tmp_path / "cnn_park_splits.json").read_text())
