@@ -172,8 +172,8 @@ def _evaluate_public(
         epochs=20 if quick else None, quiet=quiet,
     )  # fmt: skip
     if as_json:
-        for row in (*done.fits, *done.published):
-            print(json.dumps(plain(asdict(row))))
+        for row in [*map(asdict, done.fits), *map(asdict, done.published)]:
+            print(json.dumps(plain(row)))
         for note in done.notes:
             say(note)
     else:

@@ -107,11 +107,10 @@ class PublicEvaluation:
 def published_figures(collection: Collection, dataset: str) -> tuple[PublishedFigure, ...]:
     """What papers report on a collection's networks of one dataset; none where no figure is kept."""
     text = (files("weightsearch") / "published_splits.csv").read_text(encoding="utf-8")
-    rows = [row for row in csv.DictReader(text.splitlines()) if row["collection"] == collection]
     return tuple(
-        PublishedFigure(**{**row, "collection": collection, "tau": float(row["tau"])})
-        for row in rows
-        if row["dataset"] == dataset
+        PublishedFigure(collection, dataset, row["method"], float(row["tau"]), row["source"], row["seen"])
+        for row in csv.DictReader(text.splitlines())
+        if row["collection"] == collection and row["dataset"] == dataset
     )
 
 
