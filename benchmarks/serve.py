@@ -125,7 +125,7 @@ def main() -> None:
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         content, slowly = EXAMPLE.read_bytes(), []
-        for _ in range(600):
+        for _ in range(3_000):  # ten minutes, on a machine that does other things
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5)
                 break

@@ -27,6 +27,7 @@ PANEL = 2.55  # inches, of the square pictures side by side,
 ALONE = 4.4  # and of one alone
 ABREAST = 6  # pictures side by side
 EPOCHS_NAMED = 5  # on a run's path
+ROOM = 0.05  # of the picture, between the names of two epochs
 LONGEST_STEP = 0.25  # of the picture, that a run's path is drawn across
 JOINED = 5  # neighbours that a network is joined to
 
@@ -109,8 +110,10 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
             label = path.name if predicted is None else f"{path.name}, {predicted:.2f} predicted"
             _beside(axes, label, where, points, points[found[0]])
 
-    marked = f"; ★ is joined to its {JOINED} nearest" if options.networks else ""
-    return _pictures(sources, options, note, f"{options.projection.label} of the networks", marks, lambda _: marked)
+    def more(source: Source) -> str:
+        return f"; ★ is joined to its {JOINED} nearest" if networks[sources.index(source)] else ""
+
+    return _pictures(sources, options, note, f"{options.projection.label} of the networks", marks, more)
 
 
 def _beside(axes: Any, label: str, where: np.ndarray, points: np.ndarray, near: np.ndarray) -> None:
@@ -153,7 +156,12 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
         ]
         axes.add_collection(LineCollection(steps, colors=MARK, linewidths=1.3, zorder=4))
         epochs = source.columns["epoch"][own]
-        for row in np.unique(np.linspace(0, len(own) - 1, min(len(own), EPOCHS_NAMED)).round().astype(int)):
+        named: list[np.ndarray] = []
+        rows = np.unique(np.linspace(0, len(own) - 1, min(len(own), EPOCHS_NAMED)).round().astype(int)).tolist()
+        for row in (rows[0], rows[-1], *rows[1:-1]):  # the ends are named, the others where there is room
+            if any(np.hypot(*((path[row] - other) / span)) < ROOM for other in named):
+                continue
+            named.append(path[row])
             right = (path[row][0] - points[:, 0].min()) / span[0] > 0.6
             axes.annotate(
                 f"{epochs[row]:g}", path[row], (-6 if right else 6, -3), textcoords="offset points", fontsize=7,

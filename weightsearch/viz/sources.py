@@ -144,7 +144,9 @@ class IndexSource(Source):
         self.path, self.architecture = index.path, index.architectures[fingerprint]
         self.target, self.metric = index.target, index.metric
         notes = self.notes
-        self.dataset = index.manifest.get("dataset") or notes.get("zoo", {}).get("dataset", "unknown dataset")
+        entry = index.manifest.get("architectures", {}).get(fingerprint, {})
+        named = entry.get("dataset") or notes.get("zoo", {}).get("dataset") or index.manifest.get("dataset")
+        self.dataset = "many datasets" if named == "many" else named or "unknown dataset"
         self.preset = notes.get("zoo", {}).get("preset", "")
         self.methods = (notes.get("config", {}).get("method", "unknown encoder"),)
         self._is_one_of_several = len(index.architectures) > 1
