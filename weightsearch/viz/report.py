@@ -82,7 +82,7 @@ def compose(
     sections.append(Section("Commands", commands="\n".join(commands)))
     return render_html(
         "report.html",
-        title="Networks of " + ", ".join(dict.fromkeys(source.title for source in sources)),
+        title="Networks of " + ", ".join(dict.fromkeys(f"{one.dataset} {one.preset}".strip() for one in sources)),
         dark=dark,
         style=read_static("report.css"),
         version=version("weightsearch"),
@@ -157,9 +157,9 @@ def _makes(source: IndexSource, added: bool) -> list[str]:
 def _in_a_sentence(source: Source) -> str:
     """What it holds, and what its predictions are worth."""
     values = source.values[np.isfinite(source.values)]
-    kind = "The index" if isinstance(source, IndexSource) else "The zoo"
+    kind = "an index" if isinstance(source, IndexSource) else "a zoo"
     said = (
-        f"{kind} {source.path.name} holds {len(source.values):,} networks of {len(np.unique(source.runs)):,} runs on "
+        f"{source.path.name} is {kind} of {len(source.values):,} networks of {len(np.unique(source.runs)):,} runs on "
         f"{source.dataset} ({source.architecture.brief()}), with a median {label_of(source.target)} of "
         f"{np.median(values):.3f}."
     )
@@ -184,10 +184,11 @@ def _about(sources: Sequence[Source]) -> Table:
         values = source.values[np.isfinite(source.values)]
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
         kind = "index" if isinstance(source, IndexSource) else "zoo"
+        weights = "any" if source.architecture.is_any else f"{source.architecture.size:,}"
         rows.append(
             (
                 f"{source.path.name} ({kind})", source.dataset, source.preset, f"{len(np.unique(source.runs)):,}",
-                f"{len(source.values):,}", f"{source.architecture.size:,}", source.target.column.replace("_", " "),
+                f"{len(source.values):,}", weights, source.target.column.replace("_", " "),
                 f"{low:.3f} / {middle:.3f} / {high:.3f}",
             )
         )  # fmt: skip
@@ -265,7 +266,7 @@ def _markdown(path: Path) -> str:
         raise WeightsearchError(f"{path} cannot be read ({error.strerror})") from None
     parser = MarkdownIt("js-default")  # no HTML of the document's own passes
     parser.add_render_rule("image", lambda *_: "")
-    parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
+    parser.add_render_rule("table_open", lambda *_: '<div class="scroll" tabindex="0"><table>\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     tokens = parser.parse(text)
     for token in tokens:
