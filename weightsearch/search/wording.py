@@ -151,7 +151,8 @@ def verdict(answer: AnswerData) -> str:
     if answer.percentile is not None:
         among = answer.plan.rows if answer.compared is None else answer.compared
         whose = f"{answer.dataset} checkpoints" if among < answer.plan.rows and answer.dataset else "checkpoints"
-        about += f", better than {int(answer.percentile)} % of {among:,} {whose}"
+        share = 100 if answer.percentile == 100 else min(99, round(answer.percentile))  # all is not nearly all
+        about += f", better than {share} % of {among:,} {whose}"
     if answer.indexed or answer.copy_of is not None:
         if answer.stated_accuracy is None:
             return f"The index holds these weights, without {target_of(answer).label}; by the weights {about}."
