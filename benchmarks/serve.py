@@ -1,15 +1,20 @@
 """How quickly `weightsearch serve` answers 8 clients, and what hostile uploads leave of it.
 
-python benchmarks/serve.py [--queries 200] [--hostile 10000] [--out benchmarks/results/serve.json]
+python benchmarks/serve.py [--queries 200] [--hostile 10000] [--minutes 60] [--out benchmarks/results/serve.json]
+
+Hostile uploads end after so many minutes, and the result says how many there were.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http.client
 import json
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,12 +62,43 @@ def hostile(number: int) -> tuple[bytes, str]:
     return kinds[number % len(kinds)](), f"%3Cscript%3E{draw.choice(endings)}"
 
 
+def endless() -> int:
+    """A body of no declared length that never ends: the status that ends it."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=120)
+    with contextlib.suppress(OSError):  # the server has answered and closed
+        connection.request("POST", "/api/query", iter(lambda: b"0" * 65_536, b""), encode_chunked=True)
+    try:
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def slow() -> int:
+    """A byte a second: the status that ends it."""
+    with socket.create_connection(("127.0.0.1", PORT), timeout=5) as connection:
+        connection.sendall(b"POST /api/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\n")
+        for _ in range(180):
+            try:
+                connection.sendall(b"0")
+                connection.settimeout(1.0)
+                if said := connection.recv(4096):
+                    return int(said.split()[1])
+                return 0
+            except TimeoutError:
+                continue
+            except OSError:
+                return 0
+    return 0
+
+
 def memory(process: psutil.Process) -> float:
-    """MiB of the server and all that it started."""
+    """MiB of the server and all that it started, what they share counted once."""
     total = 0
     for one in (process, *process.children(recursive=True)):
         try:
-            total += one.memory_info().rss
+            total += one.memory_full_info().pss
         except psutil.Error:
             continue
     return total / 2**20
@@ -72,13 +108,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--hostile", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "serve.json")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "weightsearch", "serve", str(ROOT / "index"), "--port", str(PORT)]
+    command = [
+        sys.executable,
+        "-m",
+        "weightsearch",
+        "serve",
+        str(ROOT / "index"),
+        "--port",
+        str(PORT),
+        "--largest",
+        "16",
+    ]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        content = EXAMPLE.read_bytes()
-        for _ in range(600):
+        content, slowly = EXAMPLE.read_bytes(), []
+        for _ in range(3_000):  # ten minutes, on a machine that does other things
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5)
                 break
@@ -88,7 +135,7 @@ def main() -> None:
         process, peak, done = psutil.Process(server.pid), [0.0], threading.Event()
 
         def watch() -> None:
-            while not done.wait(0.2):
+            while not done.wait(1.0):
                 peak[0] = max(peak[0], memory(process))
 
         watcher = threading.Thread(target=watch)
@@ -102,7 +149,19 @@ def main() -> None:
         with ThreadPoolExecutor(CLIENTS) as clients:
             seconds = list(clients.map(timed, range(options.queries)))
             before = memory(process)
-            statuses = list(clients.map(lambda number: post(*hostile(number)), range(options.hostile)))
+            ends = time.monotonic() + 60 * options.minutes
+
+            def attacked(number: int) -> int | None:
+                if time.monotonic() > ends:
+                    return None
+                return endless() if number % 200 == 199 else post(*hostile(number))
+
+            waiting = [threading.Thread(target=lambda: slowly.append(slow())) for _ in range(CLIENTS)]
+            for one in waiting:
+                one.start()
+            statuses = [one for one in clients.map(attacked, range(options.hostile)) if one is not None]
+            for one in waiting:
+                one.join()
         alive = post(content) == 200
         after = memory(process)
         done.set()
@@ -113,7 +172,7 @@ def main() -> None:
     result = {
         "queries": options.queries, "clients": CLIENTS, "p50_seconds": float(np.quantile(seconds, 0.5)),
         "p99_seconds": float(np.quantile(seconds, 0.99)), "load_average": os.getloadavg()[0],
-        "cores": os.cpu_count(), "hostile": options.hostile,
+        "cores": os.cpu_count(), "hostile": len(statuses), "slow_statuses": slowly,
         "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))}, "alive_after": alive,
         "code_ran": Path("weightsearch-ran-code").exists(), "peak_mib": peak[0], "mib_before": before,
         "mib_after": after, "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-upload-*"))),

@@ -88,7 +88,7 @@ def test_a_copy_taken_while_somebody_writes_is_whole_or_refused(tmp_path: Path):
         os._exit(0)
     outcomes = []
     try:
-        for number in range(12):
+        for number in range(6):
             time.sleep(0.05 * (number % 4))
             copy = tmp_path / f"copy{number}"
             try:
@@ -196,10 +196,10 @@ def held_by_process() -> tuple[int, float]:
 
 
 def live_through(path: Path, say: Callable) -> None:
-    """In a child: one open reader while everything is changed, fifty times over."""
+    """In a child: one open reader while everything is changed, thirty times over."""
     writing.STALE_ROWS, writing.READERS_SECONDS = 20, 0.0
     reader, generator = IndexStore.open(path), np.random.default_rng(0)
-    for turn in range(50):
+    for turn in range(30):
         first = 1000 * (turn + 1)
         add_rows(path, FINGERPRINT, more_rows(30, first, seed=turn))
         update_rows(path, {f"{first:016x}": {"dataset": f"d{turn}"}})
@@ -214,7 +214,7 @@ def live_through(path: Path, say: Callable) -> None:
             ours, theirs = (each.search(FINGERPRINT, vector, 9, Selection(where=where)) for each in (reader, fresh))
             assert ours == theirs, turn
         del fresh
-        if turn in (9, 49):
+        if turn in (9, 29):
             say([*held_by_process()])
 
 
@@ -229,7 +229,7 @@ def test_a_reader_that_stays_open_sees_every_change_and_holds_on_to_nothing(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["--help", "info", "query examples/good.pt --json --k 2", "doctor"])
+@pytest.mark.parametrize("command", ["--help", "query examples/good.pt --json --k 2", "doctor"])
 def test_no_library_warns_where_warnings_are_errors(command: str, tmp_path: Path):
     shutil.copytree(ROOT / "index", tmp_path / "index")
     words = command.split()
@@ -248,12 +248,12 @@ def test_ctrl_c_while_libraries_load_is_one_line(tmp_path: Path):
     shutil.copytree(ROOT / "index", tmp_path / "index")
     command = [sys.executable, "-m", "weightsearch", "query", "index/examples/good.pt", "--index", "index"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for number in range(8):
+    for library in ("duckdb", "_swigfaiss", "libtorch_cpu"):
         start = time.monotonic()
         with subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as running:
-            while not mapped(running.pid, ("_typer", "duckdb", "_swigfaiss", "libtorch_cpu")[number % 4]):
+            while not mapped(running.pid, library):
                 if running.poll() is not None or time.monotonic() - start > 60:
                     break
                 time.sleep(0.005)

@@ -130,7 +130,7 @@ def test_rows_are_one_a_run_with_the_recipe_keys_that_vary():
 def test_a_short_recipe_says_what_is_whose():
     recipe = {"family": "mlp", "optimizer": "adam", "learning_rate": 0.0042, "initializer": "normal", "dropout": 0.25}
     assert wording.short_recipe(recipe) == "adam 4e-3, mlp, drop 0.25, normal"
-    assert wording.short_recipe({"family": "mlp", "learning_rate": 1e-3}) == "lr 1e-3, mlp"
+    assert wording.short_recipe({"family": "mlp", "learning_rate": 1e-3, "head": "pool"}) == "lr 1e-3, mlp, head pool"
 
 
 def test_an_interval_that_the_file_contradicts_is_said():

@@ -15,6 +15,7 @@ from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.evaluation import block_means
 from weightsearch.evaluation.comparison import TOP, top_trials
+from weightsearch.search.index import query
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Method, Metric
 from weightsearch.viz import Format, Part, Projection, draw, figures
@@ -138,7 +139,15 @@ def test_a_run_is_followed_through_the_picture(source: Source, trained: TrainSum
     own = np.flatnonzero(source.columns["run"] == run)
     points = project(source.vectors(source.methods[0], np.arange(len(source.values))), Projection.PCA, Metric.COSINE)
     order = own[np.argsort(source.columns["epoch"][own])]
-    assert axes.lines[0].get_xydata() == pytest.approx(points[order])
+    dots = [np.asarray(drawn.get_offsets()) for drawn in axes.collections if not hasattr(drawn, "get_segments")]
+    assert [dot for dot in dots if dot.shape == points[order].shape and dot == pytest.approx(points[order])]
+    (steps,) = [drawn.get_segments() for drawn in axes.collections if hasattr(drawn, "get_segments")]
+    lengths = np.hypot(*(np.diff(points[order], axis=0) / np.ptp(points, axis=0)).T)
+    assert len(steps) == (lengths < 0.25).sum()  # none across empty space
+    epochs = np.sort(source.columns["epoch"][own])
+    named = [text.get_text() for text in axes.texts]
+    assert {f"{epochs[0]:g}", f"{epochs[-1]:g}"} <= set(named)
+    assert len(named) <= 5
     assert f"run {run}" in texts(figure)
     with pytest.raises(UsageError, match="--run nobody"):
         figures.training([source], Options(run="nobody"), lambda _: None)
@@ -152,7 +161,25 @@ def test_a_network_is_joined_to_its_nearest(source: Source, trained: TrainSummar
     points = project(source.vectors(source.methods[0], np.arange(len(source.values))), Projection.PCA, Metric.COSINE)
     for segment in lines.get_segments():
         assert np.abs(points - segment[1]).sum(axis=1).min() < 1e-5
-    assert trained.examples[0].path.name in [text.get_text() for text in figure.axes[0].texts]
+    answer = query(trained.index, trained.examples[0].path)
+    (label,) = figure.axes[0].texts
+    assert label.get_text() == f"{trained.examples[0].path.name}, {answer.predicted:.2f} predicted"
+    figure.canvas.draw()
+    inside = figure.axes[0].get_window_extent()
+    written = label.get_window_extent()
+    assert inside.x0 <= written.x0 <= written.x1 <= inside.x1
+    assert inside.y0 <= written.y0 <= written.y1 <= inside.y1
+
+
+def test_white_is_zero_and_more_than_six_pictures_wrap(source: Source, monkeypatch: pytest.MonkeyPatch):
+    figure = figures.similarity([source], Options(part=Part.ALL), lambda _: None)
+    (image,) = figure.axes[0].get_images()
+    assert np.asarray(image.cmap(image.norm(0.0)))[:3] == pytest.approx(1, abs=0.04)
+    monkeypatch.setattr(source, "methods", source.methods * 8)
+    figure = figures.embedding([source], Options(projection=Projection.PCA), lambda _: None)
+    figure.canvas.draw()
+    tops = {round(axes.get_position().y1, 2) for axes in figure.axes if axes.get_title()}
+    assert len(tops) == 2
 
 
 def test_a_network_of_another_architecture_is_one_line(source: Source, tmp_path: Path):

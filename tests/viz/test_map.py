@@ -86,7 +86,8 @@ def test_no_text_ends_the_script_or_is_taken_for_a_placeholder(source: Source, m
     text = interactive([source], Options(projection=Projection.PCA), lambda _: None)
     assert text.count("</script>") == 3
     assert "\\u003c/script\\u003e\\u003cb\\u003e{code}" in text
-    page = render_html("report.html", title="a < b {data}", dark=False, style="", version="", sections=[])
+    about = {"style": "", "version": "", "date": "", "generations": "", "sections": []}
+    page = render_html("report.html", title="a < b {data}", dark=False, **about)
     assert "<title>a &lt; b {data}</title>" in page
 
 

@@ -15,7 +15,9 @@ from weightsearch.errors import UsageError
 from weightsearch.text_table import printable
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Device = Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1.", metavar="DEVICE")]
+Device = Annotated[
+    str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1 (not run on one yet).", metavar="DEVICE")
+]
 Workers = Annotated[int | None, typer.Option(help="Fits at a time.", show_default="one per core, 4 on a graphics card")]
 IndexOption = Annotated[
     Path | None,

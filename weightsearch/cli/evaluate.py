@@ -89,15 +89,25 @@ def _trials(texts: list[str], known: dict[str, Method | Baseline]) -> tuple[int,
     epilog=example(
         "weightsearch evaluate runs/zoos/usps-v1 --quick",
         "weightsearch evaluate runs/zoos/mnist-v1 runs/zoos/fashion-mnist-v1 --method statistics --json",
+        "weightsearch evaluate --public small-cnn-zoo downloads/cifar10",
     )
 )
 def evaluate(
-    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories.", metavar="ZOO")],
+    zoos: Annotated[list[Path], typer.Argument(help="Zoo directories; the folder of --public.", metavar="ZOO")],
     method: Annotated[
         list[str] | None,
         typer.Option(
             help=f"raw-weights, {', '.join(Method)}, {Baseline.STATISTICS_TREES}; repeatable.",
             show_default="all but fc",
+        ),
+    ] = None,
+    public: Annotated[
+        str | None,
+        typer.Option(
+            help="small-cnn-zoo or wild-park: the folder holds its published files; Kendall's tau on its published "
+            "split beside published figures.",
+            metavar="COLLECTION",
+            show_default="none",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Fits of each method, on other deals of training and validation.")] = 5,
@@ -116,6 +126,9 @@ def evaluate(
     """
     from dataclasses import asdict
 
+    if public is not None:
+        return _evaluate_public(public, zoos, method, seeds, out, quick, workers, as_json, quiet)
+
     from weightsearch.evaluation import evaluate as library
     from weightsearch.evaluation.report import render as tables_of
     from weightsearch.files import plain
@@ -131,3 +144,38 @@ def evaluate(
     else:
         show(tables_of(done.rows))
     say(f"written: {out}")
+
+
+def _evaluate_public(
+    public: str,
+    folders: list[Path],
+    method: list[str] | None,
+    seeds: int,
+    out: Path,
+    quick: bool,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from weightsearch.evaluation import public_splits as library
+    from weightsearch.files import plain
+
+    collection = choose(library.Collection, public, "--public")
+    if len(folders) != 1:
+        raise UsageError(f"--public {collection} takes one folder, and {len(folders)} are given")
+    if workers is not None:
+        raise UsageError(f"--workers does not go with --public {collection}, whose fits run one by one; leave it out")
+    done = library.evaluate_public(
+        collection, folders[0], out, methods=tuple(method or ()), seeds=1 if quick else seeds,
+        epochs=20 if quick else None, quiet=quiet,
+    )  # fmt: skip
+    if as_json:
+        for row in [*map(asdict, done.fits), *map(asdict, done.published)]:
+            print(json.dumps(plain(row)))
+        for note in done.notes:
+            say(note)
+    else:
+        show(library.to_table(done).to_rich())
+    say(f"written: {out / f'public-{collection}.json'}")

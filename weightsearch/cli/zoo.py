@@ -53,7 +53,7 @@ def build_zoo(
         typer.Option(help="Where the dataset's files are.", show_default="$WEIGHTSEARCH_DATA, else a cache"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored weights.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, ... (not run on one yet).")] = "cpu",
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
     quiet: Quiet = False,
 ) -> None:

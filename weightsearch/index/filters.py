@@ -116,7 +116,9 @@ def _fault(error: duckdb.Error, names: Sequence[str]) -> str:
     more = ", ..." if len(names) > COLUMNS_LISTED else ""
     columns = f"(columns: {', '.join(names[:COLUMNS_LISTED])}{more})"
     if column := re.search(r'Referenced column "([^"]+)" (?:not found|was not found)', text):
-        return f"there is no column {column[1]}{suggestion(column[1], names)} {columns}; texts stand in '...'"
+        close = suggestion(column[1], names)
+        listed = f"{close} (`weightsearch info` lists all columns)" if close else f" {columns}; texts stand in '...'"
+        return f"there is no column {column[1]}{listed}"
     if value := re.search(r"Could not convert string '([^']*)' to (\w+)", text):
         return f"{value[1]!r} is no number, and is compared with one {columns}"
     return f"{text} {columns}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,13 +20,13 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
 from weightsearch.search.answer import SCHEMA, Answer
 from weightsearch.search.index import Index
-from weightsearch.search.wording import recipe_text
+from weightsearch.search.wording import grade, recipe_text
 
 TARGET = "test_accuracy"
 STILL_BETTER = 0.01  # accuracy that the last step has to have brought for a run to be called improving
 FEWEST_RUNS = 20  # of known accuracy, that settings are compared from: among fewer, chance looks like a cause
 FOLDS, REPEATS, TREES = 4, 5, 100
-DIGITS = 3
+SHORTEST_PATH = 8  # letters of a path that are worth showing
 NO_SETTINGS = ("seed", "run", "name", "id", "path")
 
 
@@ -46,6 +48,7 @@ class Run:
     predicted: float | None = None
     interval: tuple[float, float] | None = None
     forecast: float | None = None
+    promising: bool = False  # whether the forecast is good, by the index
     label: str = "unknown"
     same_as: str | None = None  # another run of the sweep, or an indexed checkpoint, with the same weights
     relation: str | None = None  # to an indexed checkpoint, where the index keeps signatures
@@ -238,6 +241,7 @@ def told(run: Run, answer: Answer) -> Run:
         predicted=None if outside else answer.predicted,
         interval=answer.interval,
         forecast=None if answer.forecast is None or outside else answer.forecast.median,
+        promising=answer.forecast is not None and not outside and grade(answer.forecast.median, answer) == "good",
         label=answer.label,
         same_as=None if answer.copy_of is None else f"indexed {answer.copy_of}",
     )
@@ -268,20 +272,21 @@ def _advised(runs: list[Run], groups: dict[str, list[tuple[Seen, Metadata]]]) ->
         curve = [one.value(TARGET) for _, one in groups[run.run] if one.value(TARGET) == one.value(TARGET)]
         step = curve[-1] - curve[-2] if len(curve) > 1 else 0.0
         better = run.forecast is not None and value is not None and run.forecast > value + STILL_BETTER
+        ended = f"runs like it ended at {run.forecast:.2f}" if better else ""
         if run.same_as is not None and not run.same_as.startswith("indexed"):
             advice, why = "could go", f"same weights as {run.same_as}"
         elif value is None:
             advice, why = "unknown", "no accuracy known"
-        elif better and run.forecast is not None and run.forecast >= high:
-            advice, why = "continue", f"runs like it ended at {run.forecast:.2f}"
+        elif better and run.forecast is not None and (run.promising or run.forecast >= high):
+            advice, why = "continue", ended
         elif step > STILL_BETTER and value > low:
             advice, why = "continue", f"its last step brought {step:+.3f}"
         elif value >= high:
             advice, why = "keep", "best quarter"
         elif value <= low:
-            advice, why = "stop", "worst quarter"
+            advice, why = "stop", f"worst quarter, {ended}" if ended else "worst quarter"
         else:
-            advice, why = "could go", "neither among the best nor improving"
+            advice, why = "could go", ended or "neither best nor improving"
         advised.append(replace(run, advice=advice, why=why))
     return advised
 
@@ -329,10 +334,30 @@ def _column(values: list[Any]) -> np.ndarray:
     return np.array([codes[repr(value)] for value in values], float)
 
 
+def _common_folder(names: Sequence[str]) -> str:
+    """The folders that all names begin with, with a slash behind; none of a single name."""
+    try:
+        shared = os.path.commonpath(list(names)) if len(names) > 1 else ""
+    except ValueError:  # some are absolute
+        return ""
+    return f"{shared}/" if shared and shared not in names else ""
+
+
+def _without_middle(left: str, why: str, width: int) -> str:
+    """The line cut where its file's folders are: the reason and the file's own name are what is looked for."""
+    reason, _, path = why.rpartition(" · ")
+    room = width - len(left) - 2 - len(reason) - 3
+    if not reason or room < SHORTEST_PATH:
+        return f"{left}  {why}"[: width - 1] + "…"
+    return f"{left}  {reason} · …{path[1 - room :]}"
+
+
 def lines(given: Sweep, width: int = 80, most: int | None = 20) -> list[str]:
     """The table: a summary, a line a run, settings that matter. `most` runs at most are shown; None: all."""
     shown = given.runs if most is None else given.runs[:most]
-    said = [given.summary()]
+    common = _common_folder([run.run for run in given.runs])
+    place = _common_folder([run.path for run in given.runs])
+    said = textwrap.wrap(given.summary() + (f"; runs below {common}" if common else ""), width)
     header = ("run", "epoch", "accuracy", "forecast", "do", "why · file")
     cells = [header]
     for run in shown:
@@ -343,8 +368,8 @@ def lines(given: Sweep, width: int = 80, most: int | None = 20) -> list[str]:
                 kept += f" ({run.interval[0]:.2f}–{run.interval[1]:.2f})"
         forecast = "" if run.forecast is None else f"{run.forecast:.2f}"
         epoch = "" if run.epoch is None else f"{run.epoch:g}"
-        why = " · ".join(filter(None, (run.why, run.relation, run.path)))
-        cells.append((run.run, epoch, kept, forecast, run.advice, why))
+        why = " · ".join(filter(None, (run.why, run.relation, run.path.removeprefix(place))))
+        cells.append((run.run.removeprefix(common), epoch, kept, forecast, run.advice, why))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     widths[0] = min(widths[0], max(14, width - sum(widths[1:5]) - 12 - 22))
     for cell in cells:
@@ -356,7 +381,7 @@ def lines(given: Sweep, width: int = 80, most: int | None = 20) -> list[str]:
             )
         )  # fmt: skip
         line = f"{left}  {cell[5]}".rstrip()
-        said.append(line if len(line) <= width else f"{line[: width - 1]}…")
+        said.append(line if len(line) <= width else _without_middle(left, cell[5], width))
     if len(shown) < len(given.runs):
         said.append(f"… {len(given.runs) - len(shown):,} more: --all, or --csv FILE")
     if given.settings:
@@ -369,5 +394,5 @@ def lines(given: Sweep, width: int = 80, most: int | None = 20) -> list[str]:
         )
     best = given.runs[0]
     if best.recipe and best.value is not None:
-        said.append(f"Best recipe: {recipe_text(best.recipe)}")
+        said += textwrap.wrap(f"Best recipe: {recipe_text(best.recipe)}", width, subsequent_indent="  ")
     return [*said, *(f"note: {note}" for note in given.notes)]

@@ -15,6 +15,7 @@ from weightsearch.types import ANY, Neighbour, Target
 LINES = 15  # that an answer has room for
 WIDTH = 80
 RUNS_SHOWN = 5
+PLAIN = ("family", "dataset", "kind", "model", "arch", "architecture")  # keys whose values say what they are
 GRADES = ("good", "middling", "bad")
 LAYERS_SHOWN = 8  # of a deep network, those least like the neighbours'
 SELDOM = (0.0, 0.25)  # shares of four tries
@@ -46,7 +47,7 @@ def recipe_text(recipe: dict[str, Any]) -> str:
 
 
 def short_recipe(recipe: dict[str, Any]) -> str:
-    """A recipe for a narrow column: the optimizer with its learning rate first, texts without their keys."""
+    """A recipe for a narrow column: the optimizer with its learning rate first, names without their keys."""
     optimizer, rate = recipe.get("optimizer"), recipe.get("learning_rate")
     first = "" if optimizer is None else str(optimizer)
     left = {key: value for key, value in recipe.items() if key not in ("optimizer", "learning_rate")}
@@ -54,7 +55,7 @@ def short_recipe(recipe: dict[str, Any]) -> str:
         first = f"{first or 'lr'} {rate:.0e}".replace("e-0", "e-")
     elif rate is not None:
         left["learning_rate"] = rate
-    texts = {key: value for key, value in left.items() if isinstance(value, str)}
+    texts = {key: value for key, value in left.items() if isinstance(value, str) and key in (*RECIPE, *PLAIN)}
     theirs = [value for key, value in texts.items() if key not in RECIPE]
     usual = [value for key, value in texts.items() if key in RECIPE]
     numbers = recipe_text({key: value for key, value in left.items() if key not in texts})
@@ -150,7 +151,8 @@ def verdict(answer: AnswerData) -> str:
     if answer.percentile is not None:
         among = answer.plan.rows if answer.compared is None else answer.compared
         whose = f"{answer.dataset} checkpoints" if among < answer.plan.rows and answer.dataset else "checkpoints"
-        about += f", better than {answer.percentile:.0f} % of {among:,} {whose}"
+        share = 100 if answer.percentile == 100 else min(99, round(answer.percentile))  # all is not nearly all
+        about += f", better than {share} % of {among:,} {whose}"
     if answer.indexed or answer.copy_of is not None:
         if answer.stated_accuracy is None:
             return f"The index holds these weights, without {target_of(answer).label}; by the weights {about}."
@@ -215,7 +217,7 @@ def remarks(answer: AnswerData) -> list[str]:
         stated, low, high = answer.stated_accuracy, *(answer.interval or (-float("inf"), float("inf")))
         doubt = "" if low <= stated <= high else ", outside that interval: one of the two is wrong"
         said.append(f"the file itself says {stated:.3f}{doubt}")
-    if answer.by_activation and not depends_on_activation(answer):
+    if answer.by_activation and answer.label != "unlike" and not depends_on_activation(answer):
         each = ", ".join(f"{number(answer, value)} as {key}" for key, value in answer.by_activation.items())
         said.append(f"its activation is unknown: {each} (--activation NAME)")
     if answer.novelty is not None and not answer.novelty.outside and answer.novelty.shuffled_noticed in SELDOM:
@@ -327,11 +329,11 @@ def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Tabl
             row.run or "",
             row.id[:8],
             recipe_text(row.recipe),
-            row.source or "",
+            "" if row.source is None or "#" in row.source else row.source,  # a place in a zoo is its run and epoch
         )
         for row in rows
     )
-    if not any(row.source for row in rows):
+    if not any(row[-1] for row in texts):
         columns, texts = columns[:-1], tuple(row[:-1] for row in texts)
     return Table(title, columns, texts, right=(0, 1, 2), whole=(0, 1, 2, 3, 4)) if rows else Table(title)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from weightsearch.evaluation import block_means
 from weightsearch.types import choose
 from weightsearch.viz.projection import Projection, nearest, place, project
 from weightsearch.viz.sources import RAW, Part, Sample, Source, networks_in
-from weightsearch.viz.style import COLOURS, MARK, bare, label_of, limits, rows_of
+from weightsearch.viz.style import COLOURS, DIVERGING, MARK, bare, label_of, limits, rows_of
 
 EMBEDDING_SAMPLE = 5_000
 SIMILARITY_SAMPLE = 1_000
 RAW_BYTES = 1 << 30  # of raw weights that are drawn at a time
 PANEL = 2.55  # inches, of the square pictures side by side,
 ALONE = 4.4  # and of one alone
+ABREAST = 6  # pictures side by side
+EPOCHS_NAMED = 5  # on a run's path
+ROOM = 0.05  # of the picture, between the names of two epochs
+LONGEST_STEP = 0.25  # of the picture, that a run's path is drawn across
 JOINED = 5  # neighbours that a network is joined to
 
 
@@ -101,13 +106,35 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
             axes.add_collection(LineCollection(lines, colors=MARK, linewidths=1.0, zorder=4))
             axes.scatter(*points[found[0]].T, s=26, facecolors="none", edgecolors=MARK, linewidths=1, zorder=5)
             axes.scatter(*where, s=110, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
-            axes.annotate(
-                path.name, where, (0, 8), textcoords="offset points", ha="center", fontsize=8, zorder=7,
-                bbox={"boxstyle": "round,pad=0.15", "facecolor": axes.get_facecolor(), "alpha": 0.75, "linewidth": 0},
-            )  # fmt: skip
+            predicted = source.predict(method, network)
+            label = path.name if predicted is None else f"{path.name}, {predicted:.2f} predicted"
+            _beside(axes, label, where, points, points[found[0]])
 
-    marked = f"; ★ is joined to its {JOINED} nearest" if options.networks else ""
-    return _pictures(sources, options, note, f"{options.projection.label} of the networks", marks, lambda _: marked)
+    def more(source: Source) -> str:
+        return f"; ★ is joined to its {JOINED} nearest" if networks[sources.index(source)] else ""
+
+    return _pictures(sources, options, note, f"{options.projection.label} of the networks", marks, more)
+
+
+def _beside(axes: Any, label: str, where: np.ndarray, points: np.ndarray, near: np.ndarray) -> None:
+    """Writes beside a star: within the frame, and away from its neighbours where there is room."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    across, up = (where - low) / (high - low).clip(1e-12)  # in [0, 1] within the picture
+    side = np.sign(where[0] - near[:, 0].mean()) or 1
+    if across > 0.6:
+        side = -1  # the longer way has room
+    elif across < 0.4:
+        side = 1
+    above = np.sign(where[1] - near[:, 1].mean()) or 1
+    if up > 0.9:
+        above = -1
+    elif up < 0.1:
+        above = 1
+    axes.annotate(
+        label, where, (9 * side, 9 * above), textcoords="offset points", ha="left" if side > 0 else "right",
+        va="bottom" if above > 0 else "top", fontsize=8, zorder=7,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": axes.get_facecolor(), "alpha": 0.75, "linewidth": 0},
+    )  # fmt: skip
 
 
 def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
@@ -121,7 +148,26 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
         for row, position in enumerate(own.tolist()):
             if position in drawn:
                 path[row] = points[drawn[position]]
-        axes.plot(*path.T, color=MARK, linewidth=1.3, zorder=4)
+        span = np.ptp(points, axis=0).clip(1e-12)
+        steps = [
+            (start, end)
+            for start, end in pairwise(path)
+            if np.hypot(*((end - start) / span)) < LONGEST_STEP  # a line across empty space would say that it was there
+        ]
+        axes.add_collection(LineCollection(steps, colors=MARK, linewidths=1.3, zorder=4))
+        epochs = source.columns["epoch"][own]
+        named: list[np.ndarray] = []
+        rows = np.unique(np.linspace(0, len(own) - 1, min(len(own), EPOCHS_NAMED)).round().astype(int)).tolist()
+        for row in (rows[0], rows[-1], *rows[1:-1]):  # the ends are named, the others where there is room
+            if any(np.hypot(*((path[row] - other) / span)) < ROOM for other in named):
+                continue
+            named.append(path[row])
+            right = (path[row][0] - points[:, 0].min()) / span[0] > 0.6
+            axes.annotate(
+                f"{epochs[row]:g}", path[row], (-6 if right else 6, -3), textcoords="offset points", fontsize=7,
+                ha="right" if right else "left", zorder=7,
+                bbox={"boxstyle": "round,pad=0.1", "facecolor": axes.get_facecolor(), "alpha": 0.7, "linewidth": 0},
+            )  # fmt: skip
         axes.scatter(*path.T, s=10, color=MARK, zorder=5, linewidths=0)
         axes.scatter(*path[0], s=42, marker="o", facecolor="white", edgecolor=MARK, linewidths=1.5, zorder=6)
         axes.scatter(*path[-1], s=130, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
@@ -130,8 +176,8 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
         own = _checkpoints_of(source, chosen[id(source)])
         epochs, values = source.columns["epoch"][own], source.values[own]
         return (
-            f"; run {chosen[id(source)]}, ○ epoch {epochs[0]:.0f} ({values[0]:.2f}) to ★ epoch {epochs[-1]:.0f} "
-            f"({values[-1]:.2f})"
+            f"; run {chosen[id(source)]} by epochs, ○ epoch {epochs[0]:.0f} ({values[0]:.2f}) to "
+            f"★ epoch {epochs[-1]:.0f} ({values[-1]:.2f})"
         )
 
     return _pictures(sources, options, note, f"A run's way through the {options.projection.label}", marks, more)
@@ -174,7 +220,7 @@ def _pictures(
         f"{source.title}: {sample.label}{_graph(source, sample, options)}{more(source)}"
         for source, sample in zip(sources, samples, strict=True)
     ]
-    figure, rows = rows_of(title, headings, _width(sources), _panel(sources) + 0.22)
+    figure, rows = rows_of(title, headings, _width(sources), _lines(sources) * (_panel(sources) + 0.22))
     for row, source, sample in zip(rows, sources, samples, strict=True):
         values = source.values[sample.positions]
         order = np.argsort(source.target.quality(values), kind="stable")  # the rarer good ones on top
@@ -205,11 +251,13 @@ def _pictures(
 
 
 def _graph(source: Source, sample: Sample, options: Options) -> str:
-    return f", {source.neighbours(sample)} neighbours in the graph" if options.projection is Projection.UMAP else ""
+    return (
+        f", each laid out by its {source.neighbours(sample)} nearest" if options.projection is Projection.UMAP else ""
+    )
 
 
 def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figure:
-    """Cosine similarity of all pairs of networks, sorted by accuracy in descending order; lighter is more similar.
+    """Cosine similarity of all pairs of networks, sorted by accuracy in descending order: red alike, blue opposite.
 
     Under each: its means over the pairs of two good networks, of two bad ones, and of a good with a bad one.
     """
@@ -219,7 +267,7 @@ def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figur
         for source, sample in zip(sources, samples, strict=True)
     ]
     title = "Cosine similarity, the best network first"
-    figure, rows = rows_of(title, headings, _width(sources), _panel(sources) + 0.64)
+    figure, rows = rows_of(title, headings, _width(sources), _lines(sources) * (_panel(sources) + 0.64))
     for row, source, sample in zip(rows, sources, samples, strict=True):
         quality = source.target.quality(source.values[sample.positions])
         order = np.argsort(-quality, kind="stable")
@@ -230,19 +278,19 @@ def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figur
             note(f"{source.title}, {method}")
             vectors = source.vectors(method, positions)
             unit = unit_length(vectors)
-            drawn = axes.imshow(unit @ unit.T, cmap=COLOURS, vmin=-1, vmax=1, interpolation="antialiased")
+            drawn = axes.imshow(unit @ unit.T, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="antialiased")
             means = block_means(vectors, quality, good, bad)
             axes.set_title(method)
             bare(axes)
             for threshold in (np.searchsorted(-quality, -good, "right"), np.searchsorted(-quality, -bad, "left")):
                 for line in (axes.axhline, axes.axvline):  # where good ends and where bad begins
-                    line(threshold - 0.5, color="white", linewidth=0.7, alpha=0.8)
+                    line(threshold - 0.5, color="black", linewidth=0.7, alpha=0.8)
             named = {"good–good": means.good_good, "bad–bad": means.bad_bad, "good–bad": means.good_bad}
             # Adding 0 turns -0.00 into +0.00.
             axes.set_xlabel("\n".join(f"{name} {round(mean, 2) + 0.0:+.2f}" for name, mean in named.items()))
         panels[0].set_ylabel(f"← lower  {label_of(source.target)}  higher →")
         row.colorbar(
-            drawn, ax=everything, label="cosine similarity: lighter is more alike", pad=0.01, aspect=15, shrink=0.8
+            drawn, ax=everything, label="cosine similarity: red alike, blue opposite", pad=0.01, aspect=15, shrink=0.8
         )
     return figure
 
@@ -254,12 +302,18 @@ def _good_and_bad(source: Source) -> str:
 
 
 def _width(sources: Sequence[Source]) -> float:
-    return max(len(source.methods) for source in sources) * _panel(sources) + 1.0
+    return min(ABREAST, max(len(source.methods) for source in sources)) * _panel(sources) + 1.0
+
+
+def _lines(sources: Sequence[Source]) -> int:
+    """Lines of pictures in a row: more than six wrap."""
+    return -(-max(len(source.methods) for source in sources) // ABREAST)
 
 
 def _panels(row: SubFigure, source: Source, sources: Sequence[Source]) -> tuple[list[Any], list[Any]]:
     """Axes for each of a source's methods, and all axes of the row: empty ones fill it, so that columns line up."""
-    everything = row.subplots(1, max(len(other.methods) for other in sources), squeeze=False)[0].tolist()
+    abreast = min(ABREAST, max(len(other.methods) for other in sources))
+    everything = row.subplots(_lines(sources), abreast, squeeze=False).ravel().tolist()
     used = len(source.methods)
     for axes in everything[used:]:
         axes.set_axis_off()

@@ -15,7 +15,7 @@ import numpy as np
 
 from weightsearch import paths as runs
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import IndexStore
+from weightsearch.index import IndexStore, database
 from weightsearch.progress import progress_bar
 from weightsearch.search.index import Index
 from weightsearch.types import Architecture, Checkpoint, Method, Metric, SplitBy, Target
@@ -25,7 +25,7 @@ from weightsearch.zoo.store import Zoo
 
 if TYPE_CHECKING:
     from weightsearch.encoders import Encoder
-    from weightsearch.training.represent import AnyEncoder
+    from weightsearch.training.represent import AnyEncoder, Representation
 
 RAW = "raw weights"  # the flat weights themselves, without an encoder
 # What a zoo is drawn through: the paper's three, and whatever came after it and embeds raw weights.
@@ -81,6 +81,10 @@ class Source(ABC):
     @abstractmethod
     def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
         """The vector `(D,)` of a network that need not be among the source's."""
+
+    def predict(self, method: str, checkpoint: Checkpoint) -> float | None:
+        """What the encoder predicts of a network that need not be among the source's; None where there is none."""
+        return None
 
     @abstractmethod
     def prepare(self, methods: Sequence[str], *, quiet: bool) -> None:
@@ -140,9 +144,16 @@ class IndexSource(Source):
         self.path, self.architecture = index.path, index.architectures[fingerprint]
         self.target, self.metric = index.target, index.metric
         notes = self.notes
-        self.dataset = index.manifest.get("dataset") or notes.get("zoo", {}).get("dataset", "unknown dataset")
+        entry = index.manifest.get("architectures", {}).get(fingerprint, {})
+        named = entry.get("dataset") or notes.get("zoo", {}).get("dataset") or index.manifest.get("dataset")
+        self.dataset = "many datasets" if named == "many" else named or "unknown dataset"
         self.preset = notes.get("zoo", {}).get("preset", "")
         self.methods = (notes.get("config", {}).get("method", "unknown encoder"),)
+        self._is_one_of_several = len(index.architectures) > 1
+
+    @property
+    def title(self) -> str:
+        return f"{super().title}, {self.architecture.brief()}" if self._is_one_of_several else super().title
 
     @cached_property
     def notes(self) -> dict[str, Any]:
@@ -160,6 +171,12 @@ class IndexSource(Source):
         own = [name for name in self._index.keys() if name not in in_recipes]  # noqa: SIM118 - not a dict
         values = self._index.accuracies(self._fingerprint)
         return {**found, **self._index.table(self._fingerprint, own), self.target.column: values}
+
+    @property
+    def generation(self) -> int:
+        """How many times the index was changed."""
+        with self._index.connection() as connection:
+            return database.generation(connection)
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -185,7 +202,10 @@ class IndexSource(Source):
         return self.columns["predicted_accuracy"][positions]
 
     def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
-        return _embed(self._encoder, checkpoint)
+        return _represent(self._encoder, checkpoint).embedding[0]
+
+    def predict(self, method: str, checkpoint: Checkpoint) -> float | None:
+        return float(_represent(self._encoder, checkpoint).predicted[0])
 
 
 class ZooSource(Source):
@@ -263,17 +283,23 @@ class ZooSource(Source):
         if method == RAW:
             return checkpoint.weights
         self.prepare([method], quiet=True)
-        return _embed(self._encoders[method], checkpoint)
+        return _represent(self._encoders[method], checkpoint).embedding[0]
+
+    def predict(self, method: str, checkpoint: Checkpoint) -> float | None:
+        if method == RAW:
+            return None
+        self.prepare([method], quiet=True)
+        return float(_represent(self._encoders[method], checkpoint).predicted[0])
 
 
-def _embed(encoder: AnyEncoder, checkpoint: Checkpoint) -> np.ndarray:
+def _represent(encoder: AnyEncoder, checkpoint: Checkpoint) -> Representation:
     from weightsearch.checkpoints.metadata import interpret
     from weightsearch.training.represent import represent
 
     activation = interpret(checkpoint.metadata, "file").recipe.get("activation")
     return represent(
         encoder, checkpoint.weights[None], [activation], architecture=checkpoint.architecture, layers=False
-    ).embedding[0]
+    )
 
 
 def networks_in(sources: Sequence[Source], paths: Sequence[str | Path]) -> list[list[tuple[Path, Checkpoint]]]:

@@ -17,6 +17,7 @@ from weightsearch.files import replacing
 from weightsearch.types import Target
 
 COLOURS = "viridis"  # perceptually uniform, and legible to colour-blind readers
+DIVERGING = "RdBu_r"  # of -1 to 1: white at 0
 DPI = 150
 MARK = "#E8590C"  # what a picture is to point out: apart from all of viridis, in dark and in light
 LIGHT = ("#ffffff", "#24292f", "#d5d9de")  # ground, ink, lines
