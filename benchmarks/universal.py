@@ -2,7 +2,7 @@
 
     python benchmarks/universal.py runs/zoos/wild --sweep NAME=FOLDER ... --out benchmarks/results/universal.json
 
-The zoo is made by `weightsearch build-zoo --preset wild --runs 2000`. A sweep is a zoo imported from elsewhere,
+The zoo is made by `weightsearch build-zoo --preset wild --runs 1493`. A sweep is a zoo imported from elsewhere,
 with accuracies. Every split is by run; nothing is tuned on the test runs. Leaving out a dataset or a family fits one
 member of the ensemble instead of three.
 """
