@@ -160,8 +160,9 @@ def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
 def turnstile(path: Path, *, first: bool, wait_seconds: float) -> Iterator[None]:
     """Lets whoever comes `first` pass before all others, who wait for up to `wait_seconds` and then go on anyway.
 
-    A writer holds the lock file `path` while it waits for readers to let go; readers only touch it before they begin.
-    The system frees it however the process ends. Where there is no such file and none can be made, nobody waits.
+    A writer holds the lock file `path` while it waits for readers to let go, and readers hold it, together, while they
+    wait for a writer to let go: so a writer without a pause does not pass the same readers again and again. The system
+    frees it however the process ends. Where there is no such file and none can be made, nobody waits.
     """
     descriptor = None
     if sys.platform != "win32":
@@ -180,9 +181,6 @@ def turnstile(path: Path, *, first: bool, wait_seconds: float) -> Iterator[None]
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.001 if first else 0.005)
-        if not first:
-            os.close(descriptor)
-            descriptor = None
         yield
     finally:
         if descriptor is not None:

@@ -214,6 +214,27 @@ def test_readers_wait_for_a_writer_that_waits(tmp_path: Path):
         assert not (tmp_path / "none").exists()
 
 
+def test_a_writer_without_a_pause_lets_readers_pass_that_wait_already(tmp_path: Path):
+    order: list[str] = []
+    path = tmp_path / "turn"
+    path.touch()
+    waits = threading.Event()
+
+    def read() -> None:
+        with turnstile(path, first=False, wait_seconds=10):
+            waits.set()
+            time.sleep(0.1)  # for the database
+            order.append("reader")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert waits.wait(10)
+    with turnstile(path, first=True, wait_seconds=10):
+        order.append("writer")
+    reader.join()
+    assert order == ["reader", "writer"]
+
+
 def test_a_killed_writer_holds_nobody_up(tmp_path: Path):
     def wait(path: Path) -> None:
         with turnstile(path, first=True, wait_seconds=1):

@@ -43,5 +43,5 @@ class DamageDetector:
     @classmethod
     def restored(cls, arrays: dict[str, np.ndarray], settings: dict[str, Any]) -> DamageDetector:
         """From what `arrays` and `settings` gave."""
-        trees = {name: Trees.from_arrays(arrays, f"damage.{name}.") for name in ("network", "layer")}
-        return cls(**trees, **settings)
+        network, layer = (Trees.from_arrays(arrays, f"damage.{name}.") for name in ("network", "layer"))
+        return cls(network, layer, **settings)
