@@ -17,6 +17,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
+
+import relations_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -187,43 +191,6 @@ def novelty() -> str:
     return "\n".join(lines)
 
 
-def relations() -> str:
-    """The confusion table of benchmarks/results/relations.json."""
-    result = json.loads((RESULTS / "relations.json").read_text())
-    lines = [
-        "| pairs | n | right | direction told: right, wrong | trained further told: right, wrong | otherwise |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    for kind, row in result["rows"].items():
-        told = (row[column] for column in ("directions", "further"))
-        counts = [(one.get("right", 0), one.get("wrong", 0)) for one in told]
-        way = " | ".join(f"{right}, {wrong}" if right or wrong else "" for right, wrong in counts)
-        accepted = {row["truth"]} | ({"independent", "unrelated"} if "apart" in kind or "other" in kind else set())
-        others = ", ".join(f"{name} {n}" for name, n in row["answers"].items() if name not in accepted)
-        lines.append(f"| {kind} | {row['pairs']:,} | {row['right'] / row['pairs']:.1%} | {way} | {others} |")
-    foreign = sum(row["pairs"] for row in result["rows"].values() if row["truth"] in ("independent", "unrelated"))
-    derived = sum(row["pairs"] for row in result["rows"].values()) - foreign
-    wrong, told = (
-        sum(sum(row["directions"].get(verdict, 0) for verdict in verdicts) for row in result["rows"].values())
-        for verdicts in (("wrong",), ("right", "wrong"))
-    )
-    lines += [
-        "",
-        f"{derived:,} related pairs, {foreign:,} unrelated ones; {len(result['false_claims'])} false claims of a "
-        f"relation among the latter. Directions told: {told:,}, wrong: {wrong}.",
-    ]
-    return "\n".join(lines)
-
-
-def relations_cost() -> str:
-    """benchmarks/results/relations_cost.json, in seconds but for the one ratio."""
-    result = json.loads((RESULTS / "relations_cost.json").read_text())
-    rows = [
-        f"| {name.removesuffix(', seconds')} | {value:.2f} |" for name, value in result.items() if name != "numbers"
-    ]
-    return "\n".join(["| | seconds, or times |", "|---|---:|", *rows])
-
-
 def search() -> str:
     """Medians of benchmarks/results/search.json, in milliseconds."""
     result = json.loads((RESULTS / "search.json").read_text())
@@ -383,6 +350,7 @@ def any_architecture() -> str:
 
 PRODUCTS = "products of invariant's probes alone"
 BLOCKS: dict[str, Callable[[], str]] = {
+    **relations_tables.BLOCKS,
     "query": query,
     "how-true": how_true,
     "novelty": novelty,
@@ -393,8 +361,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "zoos": zoos,
     "evaluation": evaluation,
     "peers": peers,
-    "relations": relations,
-    "relations-cost": relations_cost,
     "search": search,
     "fits": fits,
     "map": map_frames,

@@ -2,7 +2,7 @@
 
     python benchmarks/relations_packs.py --v2 runs/zoos/usps-v2 --wheels wheels
 
-Writes benchmarks/results/relations_packs.json. V1's checkpoints are trained here (six runs of the preset on USPS, as
+Writes benchmarks/results/relations_packs.json. V1's checkpoints are trained here (four runs of the preset on USPS, as
 float32); V2's are taken from a zoo (as float16, as it keeps them); `wheels` are those of `relations_real.py`. The plan
 of `tidy` for the real files is kept as well. Accuracies are measured on USPS's test images.
 """
@@ -36,7 +36,7 @@ from weightsearch.zoo.trainer.population import train_population
 from weightsearch.zoo.trainer.reference import BaseCnn, evaluate
 
 RESULT = Path(__file__).parent / "results" / "relations_packs.json"
-RUNS, BITS = 6, (4, 6, 8)
+RUNS, BITS = 4, (4, 6, 8)
 Final = tuple[np.ndarray, str]  # flat weights and the activation
 
 
@@ -116,11 +116,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--v2", type=Path)
     parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--without-v1", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     with tempfile.TemporaryDirectory() as place:
-        jobs: dict[str, tuple[Callable[[Path], list[Final]], int]] = {"V1, float32": (make_v1, PRESETS["v1"].filters)}
+        jobs: dict[str, tuple[Callable[[Path], list[Final]], int]] = {}
+        if not options.without_v1:
+            jobs["V1, float32"] = make_v1, PRESETS["v1"].filters
         if options.v2:
             jobs["V2, float16"] = (lambda folder: take_v2(folder, options.v2), PRESETS["v2"].filters)
         for name, (make, filters) in jobs.items():

@@ -64,6 +64,15 @@ import_zoo.import_zoo(sys.argv[1], sys.argv[2], quiet=True)
 """
 
 
+def begun(zoo: Zoo) -> bool:
+    """Whether its maker came as far as the first commit; before, on a busy machine, a zoo says that it is half made."""
+    try:
+        zoo.table()
+    except WeightsearchError as error:
+        return "half made" not in str(error)
+    return True
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_ends_up_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_small_cnn_zoo(tmp_path / "svhn", filters=2)
@@ -87,6 +96,8 @@ def test_killed_at_any_moment_it_goes_on_and_ends_up_the_same(tmp_path: Path, mo
             process.kill()
         if (tmp_path / "zoo" / "zoo.duckdb").exists():
             zoo = Zoo.open(tmp_path / "zoo")
+            if held == 0 and not begun(zoo):
+                continue
             assert len(zoo.table()) >= held  # nothing that was kept is lost
             held = len(zoo.table())
             assert np.isfinite(zoo.weights(slice(None))).all()

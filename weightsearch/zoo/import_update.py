@@ -44,7 +44,7 @@ class Held:
     names: dict[int, str]
 
     @classmethod
-    def read(cls, connection: duckdb.DuckDBPyConnection) -> Held:
+    def read(cls, connection: duckdb.DuckDBPyConnection, *, only_runs: bool = False) -> Held:
         columns = ", ".join(("part", "row", "id", "run", "epoch", "source", "extras", *METRICS))
         rows = [
             HeldRow(
@@ -53,7 +53,7 @@ class Held:
                 source, json.loads(extras or "{}"),
             )
             for part, row, id, run, epoch, source, extras, *values in connection.execute(
-                f"SELECT {columns} FROM checkpoints"
+                f"SELECT {columns} FROM checkpoints {'LIMIT 0' if only_runs else ''}"
             ).fetchall()
         ]  # fmt: skip
         runs = connection.execute("SELECT run, recipe, name FROM runs").fetchall()

@@ -91,7 +91,8 @@ def write_runs(
     size = None if info.architecture is None else info.architecture.size
     with open_writer(out, info) as writer:
         with connect(out) as connection:
-            plan = plan_import(Held.read(connection), runs, quarantined)
+            by_runs = all(checkpoint.id is None for run in runs for checkpoint in run.checkpoints)
+            plan = plan_import(Held.read(connection, only_runs=by_runs), runs, quarantined)
             apply(connection, plan)
         first = max([*writer.runs, *plan.names, -1]) + 1
         numbered = [*plan.later.items(), *enumerate(plan.new, first)]
