@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from tests.attack.common import Report, in_child
 from tests.attack.files import KEYS, TEXTS, mutated
+from weightsearch.files import clean_text
 
 REFERENCE = Path(__file__).parents[2] / "index"
 REQUESTS = 200  # of one child
@@ -75,7 +76,7 @@ def requests(draw: random.Random, examples: list[bytes]) -> Any:
         address = draw.choice(("/api/query", "/ask")) + "?name=" + quote(text, errors="replace")
         if draw.random() < 0.5:
             return "POST", address, headers, {"content": content}
-        return "POST", address, headers, {"files": {"file": (text.replace("\0", "") or "x", content)}}
+        return "POST", address, headers, {"files": {"file": (clean_text(text) or "x", content)}}
     if draw.random() < 0.3:
         text = draw.choice(CONDITIONS).format(text)
     address = draw.choice(ADDRESSES).format(quote(text, safe="", errors="replace"))

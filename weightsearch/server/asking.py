@@ -24,6 +24,7 @@ from weightsearch.server.options import ServeOptions
 from weightsearch.server.reading import context, read_apart
 
 BLOCK = 2**20
+CLOSE = {"Connection": "close"}  # or what is still sent would be read for ever
 START_SECONDS = 300.0
 
 
@@ -92,7 +93,7 @@ class Desk:
                         out.write(block)
                 return [(name[-200:], path)]
         except TimeoutError:
-            raise HTTPException(408, "the file came too slowly") from None
+            raise HTTPException(408, "the file came too slowly", CLOSE) from None
 
     async def _form(self, request: Request, folder: Path) -> list[tuple[str, Path]]:
         from starlette.formparsers import MultiPartException, MultiPartParser
@@ -129,7 +130,7 @@ class Desk:
             yield block
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"more than {self.options.largest_upload // 2**20} MiB in one request")
+        return HTTPException(413, f"more than {self.options.largest_upload // 2**20} MiB in one request", CLOSE)
 
 
 def suffix_of(name: str) -> str:
