@@ -201,15 +201,17 @@ def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float, use
     import duckdb
 
     deadline = time.monotonic() + wait_seconds
-    pause = 0.002
+    pause, again = 0.002, 20
     while True:
         try:
             return attempt()
         except duckdb.Error as error:
             text = str(error)
-            if not any(words in text for words in _HELD_TEXTS):
+            if "Could not read enough bytes" in text and again:  # a writer may be cutting the file short just now
+                again -= 1
+            elif not any(words in text for words in _HELD_TEXTS):
                 raise
-            if time.monotonic() > deadline:
+            elif time.monotonic() > deadline:
                 pid = re.search(r"PID (\d+)", text)
                 holder = f"another process (PID {pid[1]})" if pid else "another process or thread"
                 raise WeightsearchError(f"{path} {use} {holder}; try again when it is done") from None

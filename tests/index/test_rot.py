@@ -16,7 +16,7 @@ import pytest
 
 from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import exchange, turnstile
+from weightsearch.files import exchange, turnstile, when_unlocked
 from weightsearch.index import IndexStore, State, create, doctor, export, update_rows, update_where
 from weightsearch.index import writer as writing
 from weightsearch.index.manifest import DATABASE, describe_file, is_intact, read_manifest, sector_sums, write_manifest
@@ -318,3 +318,19 @@ def test_a_kill_between_two_renames_is_named_and_put_back_and_leaves_nothing(tmp
     killed_within(2, path)
     assert reader.count(FINGERPRINT) == 7
     assert sorted(file.name for file in tmp_path.iterdir()) == [".index.1.partial", "index"]
+
+
+def test_a_file_that_is_cut_short_just_now_is_opened_again(tmp_path: Path):
+    """And one that stays short is called damaged."""
+    outcomes = [duckdb.IOException("IO Error: Could not read enough bytes from file"), "opened"]
+
+    def attempt() -> str:
+        outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+        if isinstance(outcome, duckdb.Error):
+            raise outcome
+        return outcome
+
+    assert when_unlocked(attempt, tmp_path, 0.0) == "opened"
+    outcomes[:] = [duckdb.IOException("IO Error: Could not read enough bytes from file")]
+    with pytest.raises(duckdb.IOException):
+        when_unlocked(attempt, tmp_path, 0.0)
