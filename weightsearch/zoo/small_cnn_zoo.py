@@ -59,7 +59,10 @@ def read_layout(path: Path) -> tuple[Architecture, np.ndarray]:
         weight = np.moveaxis(kernel, (-1, -2), (0, 1))  # (..., inputs, outputs) -> (outputs, inputs, ...)
         parts = [weight.reshape(len(weight), -1)]
         if "bias" in kept_columns:
-            parts.append(variables[kept_columns["bias"]].reshape(-1, 1))
+            bias = variables[kept_columns["bias"]]
+            if bias.size != len(parts[0]):
+                raise WeightsearchError(f"{path}: the bias of {module} has {bias.size} values for {len(parts[0])} rows")
+            parts.append(bias.reshape(-1, 1))
         extras = ("bias",) if "bias" in kept_columns else ()
         layers.append(Layer(module.replace("/", "."), _KINDS[kernel.ndim], weight.shape, extras))
         columns.append(np.concatenate(parts, axis=1).ravel())
