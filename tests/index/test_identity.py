@@ -114,10 +114,10 @@ def test_readers_meet_one_index_or_the_other_while_it_is_replaced_again_and_agai
     writer = threading.Thread(target=replace_it)
     writer.start()
     while not stop.is_set():
-        ids = {row.id for row in held.search(fingerprint, np.ones(8, np.float32), 10).neighbours}
+        nearest = {row.id for row in held.search(fingerprint, np.ones(8, np.float32), 10).neighbours}
         asked += 1
-        if not (ids <= ids[0] or ids <= ids[1]):
-            mixed.append(ids)
+        if not (nearest <= ids[0] or nearest <= ids[1]):
+            mixed.append(nearest)
     writer.join()
     assert asked > 10
     assert not mixed

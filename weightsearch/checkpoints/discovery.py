@@ -117,22 +117,22 @@ class Sources:
         """What is known of a file, given the plain `values` in it. Raises WeightsearchError where no run is told."""
         inside = interpret(values, "file")
         named = interpret(_in_name(file.path), "file name")
-        known = [file.metadata]
+        parts = [file.metadata]
         if sidecar := _sidecar(file.path):
             try:
-                known.insert(0, interpret(read_json(sidecar), "sidecar"))
+                parts.insert(0, interpret(read_json(sidecar), "sidecar"))
             except WeightsearchError as error:
                 self.unread[str(sidecar)] = str(error)
         if self.table is not None and (row := self.table.find(file.path)) is not None:
-            known.insert(0, row)
-        told = merge([*known, inside])
+            parts.insert(0, row)
+        told = merge([*parts, inside])
         alone = not self.name_runs and file.path.relative_to(file.root).parent == Path()
         epoch = told.epoch if told.epoch is not None else _epoch_in(file.path.relative_to(file.root), alone=alone)
         asked = Inside(epoch, _step(told, file.path), values)
         labels = self.trackers.labels(file.path, file.root, asked)
         if self.study is not None and (label := self.study(file.path, asked)) is not None:
             labels.insert(0, label)
-        metadata = merge([*known, *(label.metadata for label in labels), inside, named])
+        metadata = merge([*parts, *(label.metadata for label in labels), inside, named])
         run, place = self._run(file, metadata, labels)
         if metadata.epoch is None:
             metadata = replace(metadata, epoch=_epoch_in(place, alone=alone and place.parent == Path()))
@@ -327,9 +327,9 @@ def _epoch_in(place: Path, *, alone: bool) -> int | None:
     for text in (stem(place), place.parent.name):
         if match := re.search(r"(?:epoch|(?:^|[^a-z])ep)[=_-]?(\d{1,9})", text, re.IGNORECASE):
             return int(match[1])
-    found = None if alone else re.search(r"(?:^|[=_-])(\d{1,9})$", stem(place))
-    found = found or re.fullmatch(r"checkpoint[_-](\d{1,9})", place.parent.name)
-    return int(found[1]) if found else None
+    matched = None if alone else re.search(r"(?:^|[=_-])(\d{1,9})$", stem(place))
+    matched = matched or re.fullmatch(r"checkpoint[_-](\d{1,9})", place.parent.name)
+    return int(matched[1]) if matched else None
 
 
 def write_quarantine(path: Path, quarantined: Sequence[Quarantined]) -> None:

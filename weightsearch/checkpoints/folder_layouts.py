@@ -74,12 +74,12 @@ def _comvex(folder: Path) -> Iterator[CheckpointFile]:
             yield CheckpointFile(path, folder, "", Metadata(epoch=int(match[2])))
 
 
-def comvex_runs(names: Sequence[str], known: Sequence[Metadata]) -> list[str]:
+def comvex_runs(names: Sequence[str], metadata: Sequence[Metadata]) -> list[str]:
     """Each file's run. The files name none: those of one seed are one run, in order of time while the epoch goes up."""
     runs = [""] * len(names)
     latest: dict[Any, tuple[str, float]] = {}  # seed -> the run that goes on, and its epoch
     for i in sorted(range(len(names)), key=lambda i: natural(names[i])):
-        seed, epoch = known[i].recipe.get("seed"), known[i].epoch or 0
+        seed, epoch = metadata[i].recipe.get("seed"), metadata[i].epoch or 0
         run, before = latest.get(seed, ("", epoch))
         if epoch <= before:
             started = names[i].partition("_")[0]

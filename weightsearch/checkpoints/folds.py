@@ -36,9 +36,9 @@ def fold(tensors: Mapping[str, Any], read: Read) -> tuple[Tensors, list[str]]:
     ):
         folded = 0
         for name in list(result):
-            made = find(name, result, read) if name in result else None
-            if made is not None:
-                target, value, parts = made
+            product = find(name, result, read) if name in result else None
+            if product is not None:
+                target, value, parts = product
                 result = _replaced(result, target, value, parts)
                 folded += 1
         if folded:
@@ -151,13 +151,13 @@ def fold_adapter(tensors: Mapping[str, Any], scale: Callable[[str], float], read
         scale: of a module's name, `lora_alpha / r`.
         limit: the most values that may be made.
     """
-    made: Tensors = {}
+    products: Tensors = {}
     total = 0
     for name in tensors:
         match = re.fullmatch(r"(.*)\.lora_(A|embedding_A)(\.\w+)??(\.weight)?", name)
         if match is None:
             if re.search(r"\.lora_(B|embedding_B)(\.|$)", name) is None:
-                made[name] = tensors[name]  # a layer that was trained whole
+                products[name] = tensors[name]  # a layer that was trained whole
             continue
         other = name.replace(".lora_A", ".lora_B").replace(".lora_embedding_A", ".lora_embedding_B")
         if other not in tensors:
@@ -173,5 +173,5 @@ def fold_adapter(tensors: Mapping[str, Any], scale: Callable[[str], float], read
             product = np.tensordot(b.reshape(len(b), -1), a, axes=1)
         else:
             raise WeightsearchError(f"its adapter's shapes at {module} do not fit; save it again")
-        made[f"{module}.lora_delta"] = (scale(match[1]) * product).astype(np.float32)
-    return made
+        products[f"{module}.lora_delta"] = (scale(match[1]) * product).astype(np.float32)
+    return products

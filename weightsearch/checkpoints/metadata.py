@@ -130,8 +130,8 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
         name = _normal(key)
         measured = measured_value(value)
         if name in _COLUMNS and measured is not None:
-            found, percent = measured
-            numbers.setdefault(_COLUMNS[name], []).append((_RANKS[name], key, found))
+            measured_as, percent = measured
+            numbers.setdefault(_COLUMNS[name], []).append((_RANKS[name], key, measured_as))
             if percent:
                 percents.add(key)
             return
@@ -162,14 +162,14 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
     metrics = {}
     for column, candidates in numbers.items():
         candidates.sort()
-        _, key, found = candidates[0]
-        metrics[column] = Measured(found, f"{source}'s {key}{PERCENT if key in percents else ''}")
+        _, key, measured_as = candidates[0]
+        metrics[column] = Measured(measured_as, f"{source}'s {key}{PERCENT if key in percents else ''}")
         extras |= {other: value for _, other, value in candidates[1:]}
     for column, names in STAND_INS.items():
         standing = [(names.index(_normal(key)), key) for key in extras if _normal(key) in names]
         for _, key in sorted(standing):
-            if column not in metrics and (known := measured_value(extras[key])) is not None:
-                metrics[column] = Measured(known[0], f"{source}'s {key}{PERCENT if known[1] else ''}")
+            if column not in metrics and (number_of := measured_value(extras[key])) is not None:
+                metrics[column] = Measured(number_of[0], f"{source}'s {key}{PERCENT if number_of[1] else ''}")
     named = {f"{key}_" if key in RESERVED else key: plain(value) for key, value in extras.items()}
     return Metadata(
         metrics, epoch, run, dataset,
@@ -202,10 +202,10 @@ def _cleaned(values: Mapping[Any, Any], source: str) -> tuple[dict[str, Any], tu
     return clean(values, "", 0), tuple(left_out)
 
 
-def merge(known: Sequence[Metadata]) -> Metadata:
+def merge(parts: Sequence[Metadata]) -> Metadata:
     """One account out of several, the surest first."""
     merged = Metadata()
-    for other in known:
+    for other in parts:
         # A later source's test accuracy counts before an earlier one's validation accuracy: it is what was asked for.
         metrics = {**other.metrics, **merged.metrics}
         for column, metric in other.metrics.items():
@@ -225,14 +225,14 @@ def merge(known: Sequence[Metadata]) -> Metadata:
     return merged
 
 
-def as_fractions(known: Sequence[Metadata]) -> tuple[list[Metadata], list[str]]:
+def as_fractions(of_files: Sequence[Metadata]) -> tuple[list[Metadata], list[str]]:
     """The same with all accuracies in [0, 1], and what to warn of.
 
     Accuracies of one origin are judged together, since 0.9 may be per cent if its neighbours are 55 and 80: they are
     per cent if any is over 1 and all lie within [0, 100]. What lies outside is no accuracy and becomes unknown.
     """
     origins: dict[str, list[float]] = {}
-    for metadata in known:
+    for metadata in of_files:
         for column in ACCURACIES:
             if column in metadata.metrics:
                 origins.setdefault(metadata.metrics[column].origin, []).append(metadata.metrics[column].value)
@@ -263,13 +263,13 @@ def as_fractions(known: Sequence[Metadata]) -> tuple[list[Metadata], list[str]]:
                     metrics[column] = replace(metrics[column], value=metrics[column].value * scale)
         return replace(metadata, metrics=metrics)
 
-    return [scaled(metadata) for metadata in known], warnings
+    return [scaled(metadata) for metadata in of_files], warnings
 
 
-def vary(known: Sequence[Metadata], runs: Sequence[str]) -> list[Metadata]:
+def vary(of_files: Sequence[Metadata], runs: Sequence[str]) -> list[Metadata]:
     """The same with what varies of their `config` between runs in their recipes: `runs` names each one's."""
     seen: dict[str, dict[str, str]] = {}  # key -> run -> value
-    for metadata, run in zip(known, runs, strict=True):
+    for metadata, run in zip(of_files, runs, strict=True):
         for key, value in metadata.config.items():
             seen.setdefault(key, {})[run] = repr(value)
     varying = {key for key, by_run in seen.items() if len(set(by_run.values())) > 1}
@@ -277,45 +277,45 @@ def vary(known: Sequence[Metadata], runs: Sequence[str]) -> list[Metadata]:
         replace(metadata, recipe={**{k: v for k, v in metadata.config.items() if k in varying}, **metadata.recipe})
         if varying
         else metadata
-        for metadata in known
+        for metadata in of_files
     ]
 
 
-def unread(known: Iterable[Metadata]) -> list[str]:
+def unread(of_files: Iterable[Metadata]) -> list[str]:
     """What to tell people about metrics that are no numbers."""
-    found: dict[str, list[str]] = {}
-    for metadata in known:
+    columns: dict[str, list[str]] = {}
+    for metadata in of_files:
         for origin, text in metadata.unread.items():
-            found.setdefault(origin, []).append(text)
+            columns.setdefault(origin, []).append(text)
     return [
         f"{origin} is no number in {len(texts):,} files, such as '{texts[0][:40]}': it is not taken"
-        for origin, texts in found.items()
+        for origin, texts in columns.items()
     ]
 
 
-def told(known: Sequence[Metadata]) -> list[str]:
+def told(of_files: Sequence[Metadata]) -> list[str]:
     """How many accuracies were found, and from where."""
     origins: dict[str, int] = {}
-    for metadata in known:
+    for metadata in of_files:
         if (measured := metadata.metrics.get("test_accuracy")) is not None:
             origins[measured.origin] = origins.get(measured.origin, 0) + 1
-    if not known:
+    if not of_files:
         return []
     if not origins:
         return ["no accuracies were found; give them with --metadata TABLE, which names each file in a column `path`"]
     places = ", ".join("{1} in {0}".format(*origin.removesuffix(PERCENT).split("'s ", 1)) for origin in origins)
-    return [f"accuracy for {sum(origins.values()):,} of {len(known):,}, from {places}"]
+    return [f"accuracy for {sum(origins.values()):,} of {len(of_files):,}, from {places}"]
 
 
-def stand_ins(known: Iterable[Metadata]) -> list[str]:
+def stand_ins(of_files: Iterable[Metadata]) -> list[str]:
     """What to tell people about test metrics that are validation ones, and about cells that were left out."""
     counts: dict[tuple[str, str], int] = {}
-    for metadata in known:
+    for metadata in of_files:
         for column, metric in metadata.metrics.items():
             if _stands_in(metric):
                 counts[column, metric.origin] = counts.get((column, metric.origin), 0) + 1
     notes = [f"{origin} stands in for {column} ({count:,} files)" for (column, origin), count in counts.items()]
-    left_out = Counter(text for metadata in known for text in metadata.left_out)
+    left_out = Counter(text for metadata in of_files for text in metadata.left_out)
     listed = [f"left out {text} ({count:,} files)" for text, count in left_out.most_common(LEFT_OUT_LISTED)]
     more = len(left_out) - len(listed)
     return notes + listed + ([f"left out {more:,} more cells"] if more else [])
@@ -355,10 +355,10 @@ def number(value: Any) -> float | None:
         if re.fullmatch(r"[+-]?\d+,\d+", value):
             value = value.replace(",", ".")
     try:
-        found = float(value)
+        parsed = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 def typed(text: str) -> Any:
@@ -367,8 +367,8 @@ def typed(text: str) -> Any:
         whole = int(text)
         return whole if abs(whole) < 2**63 else text
     if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", text):
-        found = float(text)
-        return found if math.isfinite(found) else text
+        parsed = float(text)
+        return parsed if math.isfinite(parsed) else text
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
@@ -377,18 +377,18 @@ def measured_value(value: Any) -> tuple[float, bool] | None:
     if isinstance(value, str) and (match := re.fullmatch(r"\s*([^%\s]+)\s*%\s*", value)):
         share = number(match[1])
         return None if share is None else (share / 100, True)
-    found = number(value)
-    return None if found is None else (found, False)
+    parsed = number(value)
+    return None if parsed is None else (parsed, False)
 
 
 def _epoch(value: Any) -> float | None:
     """A number of epochs, whole ones as int; of `12/90` the first."""
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*/\s*\d+\s*", value)):
         value = match[1]
-    found = number(value)
-    if found is None or abs(found) > 2**53:
+    parsed = number(value)
+    if parsed is None or abs(parsed) > 2**53:
         return None
-    return int(found) if found == int(found) else found
+    return int(parsed) if parsed == int(parsed) else parsed
 
 
 def _run(value: Any) -> str | None:

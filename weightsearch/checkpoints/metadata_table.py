@@ -93,8 +93,8 @@ def query_table(path: Path, kind: str) -> tuple[list[str], list[tuple[Any, ...]]
     }[kind]
     try:
         with duckdb.connect(config={"memory_limit": TABLE_MEMORY, "threads": 2}) as connection:
-            found = connection.execute(query, [str(path)])
-            return [column[0] for column in found.description or ()], _fetch(found, path)
+            result = connection.execute(query, [str(path)])
+            return [column[0] for column in result.description or ()], _fetch(result, path)
     except duckdb.OutOfMemoryException:
         raise WeightsearchError(
             f"it needs more than the memory that a table may take ({TABLE_MEMORY}); "
@@ -104,11 +104,11 @@ def query_table(path: Path, kind: str) -> tuple[list[str], list[tuple[Any, ...]]
         raise WeightsearchError(str(error).splitlines()[0]) from None
 
 
-def _fetch(found: Any, path: Path) -> list[tuple[Any, ...]]:
+def _fetch(result: Any, path: Path) -> list[tuple[Any, ...]]:
     """All rows, as long as they are no more than `MAX_TABLE_BYTES`: a small Parquet file may hold any number."""
     rows: list[tuple[Any, ...]] = []
     left = MAX_TABLE_BYTES
-    while batch := found.fetchmany(1000):
+    while batch := result.fetchmany(1000):
         left -= sum(CELL_BYTES + (len(cell) if isinstance(cell, str | bytes) else 0) for row in batch for cell in row)
         if left < 0:
             raise WeightsearchError(

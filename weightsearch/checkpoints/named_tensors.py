@@ -127,24 +127,24 @@ def one_line(source: str) -> Iterator[None]:
 
 def find_tensors(content: Content, weights: str | None = None) -> Network:
     """The network's tensors under their final names, checked but unread, and all that stands beside them."""
-    found = find_network(content.tree, weights)
+    network = find_network(content.tree, weights)
     named: dict[str, Any] = {}
     metadata = PlainValues()
     skipped: list[str] = []
-    for level in found.levels:
+    for level in network.levels:
         for key, value in level.items():
             mapping = as_mapping(value)
-            if mapping is not None and any(mapping is inner or value is inner for inner in found.levels[1:]):
+            if mapping is not None and any(mapping is inner or value is inner for inner in network.levels[1:]):
                 continue
             name = key if isinstance(key, str) else repr(key) if isinstance(key, int) else f"a {type(key).__name__}"
             value = plain(value)
-            if level is found.levels[-1] and is_tensor(value):
+            if level is network.levels[-1] and is_tensor(value):
                 named[name] = value
             elif mapping is not None and candidate(key, value) is not None:
                 skipped.append(f"{shown(name)}: other weights")
             elif (reason := metadata.keep(name, value)) is not None:
                 skipped.append(f"{shown(name)}: {reason}")
-    for level in found.levels:
+    for level in network.levels:
         for monitor, score in lightning_scores(level.get("callbacks")):
             metadata.keep(monitor, score)
     _refuse_packed(named)
@@ -158,9 +158,9 @@ def find_tensors(content: Content, weights: str | None = None) -> Network:
             skipped.append(f"{shown(name)}: {reason}")
     _refuse_unfilled(named)
     if not tensors:
-        listed = ", ".join(shown(str(key)) for key in list(found.levels[-1])[:8] if isinstance(key, str)) or "nothing"
+        listed = ", ".join(shown(str(key)) for key in list(network.levels[-1])[:8] if isinstance(key, str)) or "nothing"
         raise WeightsearchError(f"no weights among its tensors (found {listed}); save a state dict")
-    notes = [*found.notes, *content.notes, *_of_globals(content.globals)]
+    notes = [*network.notes, *content.notes, *_of_globals(content.globals)]
     if any(".lora_" in name for name in tensors):
         tensors = _adapter(tensors, content.adapter, notes)
     tensors = _one_of_twins(tensors, notes)

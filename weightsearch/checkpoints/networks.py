@@ -69,9 +69,9 @@ def find_network(tree: Any, weights: str | None = None) -> NetworkPlace:
             raise WeightsearchError("its weights are nested too deeply, or in themselves; save model.state_dict()")
         level = levels[-1]
         inner = {key: value for key in level if (value := candidate(key, level[key])) is not None}
-        known = [key for key in WRAPPERS if key in inner]
-        if known:
-            chosen: Any = known[0]
+        wrappers = [key for key in WRAPPERS if key in inner]
+        if wrappers:
+            chosen: Any = wrappers[0]
         elif any(isinstance(key, str) and is_weight(value) for key, value in level.items()):
             return NetworkPlace(level, levels, tuple(notes))
         elif len(inner) == 1:
@@ -162,8 +162,8 @@ def _collect(module: Any, prefix: str, tensors: dict[str, Any], seen: set[int], 
     if isinstance(state.get("_modules"), Mapping) or isinstance(state.get("_parameters"), Mapping):
         passing = state.get("_non_persistent_buffers_set")
         left_out = set(map(str, passing.members)) if isinstance(passing, Placeholder) else set()
-        own = [state.get("_parameters"), state.get("_buffers")]
-        named = {name: value for part in own if isinstance(part, Mapping) for name, value in part.items()}
+        direct = [state.get("_parameters"), state.get("_buffers")]
+        named = {name: value for part in direct if isinstance(part, Mapping) for name, value in part.items()}
         inner = state.get("_modules")
         modules = inner if isinstance(inner, Mapping) else {}
     else:  # TorchScript keeps all of a module's attributes together
@@ -244,8 +244,8 @@ def _none_found(tree: Any, level: Mapping[Any, Any]) -> str:
         for key, value in list(level.items())[:8]
         if isinstance(key, str)
     ]
-    found = ", ".join(parts) or (shown(repr(tree)) if isinstance(tree, Placeholder) else "nothing")
-    return f"no weights at its top or under {', '.join(RAW[:6])}, … (found {found}); save a state dict"
+    held = ", ".join(parts) or (shown(repr(tree)) if isinstance(tree, Placeholder) else "nothing")
+    return f"no weights at its top or under {', '.join(RAW[:6])}, … (found {held}); save a state dict"
 
 
 def without_losses(names: Sequence[str]) -> dict[str, str]:

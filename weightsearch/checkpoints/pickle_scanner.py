@@ -178,10 +178,12 @@ class PickleReader:
         else:
             function, arguments = _pop(stacks[-1], 2)
         if not isinstance(function, Named):  # a call of what another call made
-            made: Any = Placeholder(f"call of {function!r}" if isinstance(function, Placeholder) else "call", arguments)
+            value: Any = Placeholder(
+                f"call of {function!r}" if isinstance(function, Placeholder) else "call", arguments
+            )
         else:
-            made = self.meaning.call(function, arguments, self.spend, _nearest_name(stacks))
-        stacks[-1].append(made)
+            value = self.meaning.call(function, arguments, self.spend, _nearest_name(stacks))
+        stacks[-1].append(value)
 
 
 def _nearest_name(stacks: Sequence[list[Any]]) -> str:
@@ -227,15 +229,15 @@ def set_items(target: Any, keys_and_values: Sequence[Any]) -> None:
 
 def _set(members: Sequence[Any]) -> Placeholder:
     """A set is no plain value and no place for weights; its members are kept, unhashed."""
-    made = Placeholder("builtins.set")
-    made.members.extend(members)
-    return made
+    placeholder = Placeholder("builtins.set")
+    placeholder.members.extend(members)
+    return placeholder
 
 
 def _dict(items: Sequence[Any]) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    set_items(made, items)
-    return made
+    mapping: dict[Any, Any] = {}
+    set_items(mapping, items)
+    return mapping
 
 
 def _collect(make: Callable[[list[Any]], Any]) -> Callable[[PickleReader, list[list[Any]]], None]:

@@ -86,10 +86,10 @@ class PickleValues:
         if dtype is None:
             raise ValueError("a storage of an unknown type")
         nbytes = numel * ITEM_BYTES[dtype]
-        known = self.storages.setdefault(key, (dtype, Storage(nbytes)))
-        if known[1].nbytes != nbytes:
+        stored = self.storages.setdefault(key, (dtype, Storage(nbytes)))
+        if stored[1].nbytes != nbytes:
             raise ValueError("two accounts of one storage")
-        return dtype, known[1]
+        return dtype, stored[1]
 
     def call(self, name: str, arguments: Any, spend: Callable[[int], None], near: str) -> Any:
         """What a call would have made: a tensor, a container, or a placeholder. Copied items are spent."""
@@ -111,10 +111,10 @@ class PickleValues:
                 return {}
             case "collections.OrderedDict", (list() as pairs,):  # as Python 2 wrote it
                 spend(len(pairs))
-                made: dict[Any, Any] = {}
+                mapping: dict[Any, Any] = {}
                 for key, value in pairs:
-                    set_items(made, [key, value])
-                return made
+                    set_items(mapping, [key, value])
+                return mapping
             case (
                 ("builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset"),
                 (list() as all,),
@@ -164,11 +164,11 @@ class PickleValues:
                 tuple() as rest,
                 *_,
             ):
-                made = self.call(made_by, rest, spend, near)
+                rebuilt = self.call(made_by, rest, spend, near)
                 subclass = kind.rpartition(".")[2]
                 if subclass not in ("Tensor", "Parameter", "Buffer"):
                     return StoredTensor("?", (), problem=f"is of the tensor subclass {shown(subclass)}")
-                return made
+                return rebuilt
             case _ if function in UNREADABLE_TENSORS:
                 return StoredTensor("?", (), problem=UNREADABLE_TENSORS[function])
         raise ValueError(f"an unusual call of {shown(function)}")

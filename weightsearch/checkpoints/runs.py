@@ -55,17 +55,17 @@ def sketch(weights: np.ndarray) -> np.ndarray:
 
 
 def one_run(
-    known: Sequence[Metadata], files: Sequence[CheckpointFile], sketches: Mapping[Path, np.ndarray]
+    of_files: Sequence[Metadata], files: Sequence[CheckpointFile], sketches: Mapping[Path, np.ndarray]
 ) -> tuple[list[Metadata], list[str]]:
     """The same with files of one folder that are alike in weights and named by epoch or step as one run.
 
     They would each be a run of their own by accident, and near-copies of one run would lie in training and test.
     """
     groups: dict[tuple[Path, str], list[int]] = {}
-    for i, (metadata, file) in enumerate(zip(known, files, strict=True)):
+    for i, (metadata, file) in enumerate(zip(of_files, files, strict=True)):
         if metadata.run == file.run and by_time(file.path) and file.path.parent == file.root:
             groups.setdefault((file.path.parent, re.sub(r"\d+(\.\d+)?", "", stem(file.path))), []).append(i)
-    joined = list(known)
+    joined = list(of_files)
     notes = []
     for (folder, _), members in groups.items():
         vectors = [sketches[files[i].path] for i in members]
@@ -74,7 +74,7 @@ def one_run(
         name = folder.resolve().name
         run = f"{folder.resolve().parent.name}/{name}" if files[members[0]].prefix else name
         for i in members:
-            joined[i] = replace(known[i], run=run)
+            joined[i] = replace(of_files[i], run=run)
         notes.append(
             f"{len(members):,} files in {folder} are named by epoch or step and alike: taken as one run, {run}"
         )
@@ -89,23 +89,23 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(length > 0 and a @ b / length > ALIKE)
 
 
-def in_one_unit(known: Sequence[Metadata], runs: Sequence[str | None]) -> list[Metadata]:
+def in_one_unit(metadata: Sequence[Metadata], runs: Sequence[str | None]) -> list[Metadata]:
     """The same with epochs of one unit within a run: where a file's epoch is its step, those of others are, too.
 
     A folder `checkpoint-500` tells a step where its trainer's state is missing, beside others of epochs 1 and 2.
     """
-    result = list(known)
+    result = list(metadata)
     by_run: dict[str | None, list[int]] = {}
     for i, run in enumerate(runs):
         by_run.setdefault(run, []).append(i)
     for members in by_run.values():
-        steps = {i: as_number(known[i].extras.get("step", known[i].extras.get("global_step"))) for i in members}
-        told = [i for i in members if steps[i] is not None and known[i].epoch is not None]
-        rest = [i for i in members if steps[i] is None and known[i].epoch is not None]
+        steps = {i: as_number(metadata[i].extras.get("step", metadata[i].extras.get("global_step"))) for i in members}
+        told = [i for i in members if steps[i] is not None and metadata[i].epoch is not None]
+        rest = [i for i in members if steps[i] is None and metadata[i].epoch is not None]
         if not told or not rest:
             continue
-        highest = max(float(known[i].epoch or 0) for i in told)
-        if any(float(known[i].epoch or 0) > 10 * max(highest, 1) for i in rest):
+        highest = max(float(metadata[i].epoch or 0) for i in told)
+        if any(float(metadata[i].epoch or 0) > 10 * max(highest, 1) for i in rest):
             for i in told:
-                result[i] = replace(known[i], epoch=steps[i])
+                result[i] = replace(metadata[i], epoch=steps[i])
     return result

@@ -78,7 +78,7 @@ def _assemble(content: Content, source: str, weights: str | None) -> Checkpoint:
     )
 
 
-def align(checkpoint: Checkpoint, known: Iterable[Architecture]) -> Checkpoint:
+def align(checkpoint: Checkpoint, architectures: Iterable[Architecture]) -> Checkpoint:
     """The checkpoint with its layers in the order of the known architecture that it is, if any.
 
     `.safetensors` files and shards forget the order, so that a network read from one may have its layers sorted
@@ -86,17 +86,17 @@ def align(checkpoint: Checkpoint, known: Iterable[Architecture]) -> Checkpoint:
     architecture has these names, a file that forgot the order is taken for the one that has the same layers, and a
     note says where their order is a guess.
     """
-    known = list(known)
+    architectures = list(architectures)
     layers = checkpoint.architecture.layers
-    if any(other.layers == layers for other in known):
+    if any(other.layers == layers for other in architectures):
         return checkpoint
-    for other in known:
+    for other in architectures:
         if len(other.layers) == len(layers) and set(other.layers) == set(layers):
             return _in_order(checkpoint, other, [layers.index(layer) for layer in other.layers])
     if checkpoint.ordered:
         return checkpoint
     forms = [replace(layer, name="") for layer in layers]
-    for other in sorted(known, key=lambda other: other.fingerprint != checkpoint.architecture.fingerprint):
+    for other in sorted(architectures, key=lambda other: other.fingerprint != checkpoint.architecture.fingerprint):
         wanted = [replace(layer, name="") for layer in other.layers]
         if Counter(wanted) == Counter(forms):
             break
@@ -107,14 +107,14 @@ def align(checkpoint: Checkpoint, known: Iterable[Architecture]) -> Checkpoint:
         places.setdefault(form, []).append(place)
     unsure = sum(len(alike) for alike in places.values() if len(alike) > 1)
     order = [places[form].pop(0) for form in wanted]
-    found = _in_order(checkpoint, Architecture(tuple(layers[place] for place in order)), order)
+    ordered = _in_order(checkpoint, Architecture(tuple(layers[place] for place in order)), order)
     if not unsure:
-        return found
+        return ordered
     note = (
         f"the order of its layers is a guess: the file does not keep it, and {unsure} layers have the shape of another "
         "under names that are not known; give a file by torch.save, or the names that the index knows"
     )
-    return replace(found, notes=(*found.notes, note))
+    return replace(ordered, notes=(*ordered.notes, note))
 
 
 def _in_order(checkpoint: Checkpoint, architecture: Architecture, order: Sequence[int]) -> Checkpoint:

@@ -50,36 +50,38 @@ def tables(
     quiet: Quiet = False,
 ) -> None:
     """Every method and baseline side by side on zoos, beside the paper's figures. Resumes where it was."""
-    known = {name.value: name for name in (*Method, *Baseline)}
-    unknown = [name for name in method or () if name not in known]
+    methods_by_name = {name.value: name for name in (*Method, *Baseline)}
+    unknown = [name for name in method or () if name not in methods_by_name]
     if unknown:
-        raise UsageError(f"--method {unknown[0]}: choose among {', '.join(known)}")
+        raise UsageError(f"--method {unknown[0]}: choose among {', '.join(methods_by_name)}")
 
     from weightsearch.evaluation import comparison as library
     from weightsearch.viz.curves import draw_comparison
 
-    every, some = _trials(trials or [], known)
+    every, some = _trials(trials or [], methods_by_name)
     protocols = [choose(library.ProtocolName, name, "--split") for name in split or library.ProtocolName]
-    methods = [known[name] for name in method] if method else library.PREDICTORS
-    made = library.make_tables(
+    methods = [methods_by_name[name] for name in method] if method else library.PREDICTORS
+    zoo_tables = library.make_tables(
         zoos, out, trials=every, trials_of=some, seeds=seeds, epochs=epochs, methods=methods,
         protocols=protocols, curve=curve, seed=seed, workers=workers, device=device, quiet=quiet,
     )  # fmt: skip
-    draw_comparison(made, out)
-    for zoo in made:
+    draw_comparison(zoo_tables, out)
+    for zoo in zoo_tables:
         show(library.render(zoo))
     say(f"written: {out}")
 
 
-def _trials(texts: list[str], known: dict[str, Method | Baseline]) -> tuple[int, dict[Method | Baseline, int]]:
+def _trials(
+    texts: list[str], methods_by_name: dict[str, Method | Baseline]
+) -> tuple[int, dict[Method | Baseline, int]]:
     """`N` and `METHOD=N`: how many trials all methods have, and those that differ."""
     every, some = 10, {}
     for text in texts:
         name, given, number = text.rpartition("=")
-        if not number.isdecimal() or (given and name not in known):
-            raise UsageError(f"--trials {text}: give a number, or METHOD=N with one of {', '.join(known)}")
+        if not number.isdecimal() or (given and name not in methods_by_name):
+            raise UsageError(f"--trials {text}: give a number, or METHOD=N with one of {', '.join(methods_by_name)}")
         if given:
-            some[known[name]] = int(number)
+            some[methods_by_name[name]] = int(number)
         else:
             every = int(number)
     return every, some

@@ -165,13 +165,13 @@ def info(given: IndexArgument = None, index: IndexOption = None, as_json: Json =
 
     from weightsearch.index import info
 
-    found = info(path)
+    about = info(path)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print(json.dumps(about.to_dict()))
     else:
         from weightsearch.cli import render
 
-        show(render.index_info(found))
+        show(render.index_info(about))
 
 
 @app.command(
@@ -247,8 +247,8 @@ def _say_moved(before: dict[str, tuple[float, float]], after: dict[str, tuple[fl
             )
 
 
-def _say_new_columns(index: IndexStore, known: set[str]) -> None:
+def _say_new_columns(index: IndexStore, before: set[str]) -> None:
     from weightsearch.index.filters import suggestion
 
-    for name in sorted(set(index.keys()) - known):
-        say(f"new column: {name}{suggestion(name, [*known])}")
+    for name in sorted(set(index.keys()) - before):
+        say(f"new column: {name}{suggestion(name, [*before])}")

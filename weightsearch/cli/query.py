@@ -170,8 +170,8 @@ def sweep(
     from rich.console import Console
 
     console = Console()
-    known = console.is_terminal or "COLUMNS" in os.environ
-    tell("\n".join(library.lines(table, max(60, console.width) if known else 120, None if lists else 20)))
+    has_width = console.is_terminal or "COLUMNS" in os.environ
+    tell("\n".join(library.lines(table, max(60, console.width) if has_width else 120, None if lists else 20)))
 
 
 @app.command(epilog=example("weightsearch get 1f00c94a --out model.pt"))
@@ -227,8 +227,8 @@ def _show_answer(answer: Any, explain: bool, layers: bool, lists: bool) -> None:
     from weightsearch.cli import render
 
     console = Console()
-    known = console.is_terminal or "COLUMNS" in os.environ
-    width = max(60, console.width) if known else 200 if lists or layers else render.wording.WIDTH
+    has_width = console.is_terminal or "COLUMNS" in os.environ
+    width = max(60, console.width) if has_width else 200 if lists or layers else render.wording.WIDTH
     shown = render.answer(answer, explain, layers=layers, lists=lists, width=min(width, 120))
     console = Console(width=width, markup=False, emoji=False, highlight=False)
-    console.print(Escaped(shown), soft_wrap=not known)
+    console.print(Escaped(shown), soft_wrap=not has_width)

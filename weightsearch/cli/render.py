@@ -85,13 +85,13 @@ def build_summary(summary: BuildSummary) -> RenderableType:
 
 
 def import_summary(summary: ImportSummary) -> RenderableType:
-    found = "nothing new" if not summary.added else f"{summary.added:,} runs imported as {summary.layout}"
+    news = "nothing new" if not summary.added else f"{summary.added:,} runs imported as {summary.layout}"
     if not summary.added and (summary.later or summary.changed):
         counts = {"checkpoints added to its runs": summary.later, "cells changed": summary.changed}
-        found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        news = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     one = summary.architecture
     kinds = one.describe() if one else f"{summary.architectures} architectures"
-    return Text(f"{summary.path}: {summary.runs:,} runs, {summary.checkpoints:,} checkpoints of {kinds}; {found}")
+    return Text(f"{summary.path}: {summary.runs:,} runs, {summary.checkpoints:,} checkpoints of {kinds}; {news}")
 
 
 def add_report(report: AddReport) -> RenderableType:

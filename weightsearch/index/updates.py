@@ -66,8 +66,8 @@ def _matched(
     columns = ["id", key if is_column else "source"]
     held: list[tuple[str, Any]] = []
     for fingerprint in index.architectures:
-        known = index.table(fingerprint, columns)
-        held += zip(known["id"].tolist(), known[columns[1]].tolist(), strict=True)
+        columns_of_rows = index.table(fingerprint, columns)
+        held += zip(columns_of_rows["id"].tolist(), columns_of_rows[columns[1]].tolist(), strict=True)
     by_value: dict[str, list[str]] = {}
     if is_column:
         for id, value in held:
@@ -113,16 +113,16 @@ def _scaled(changes: Mapping[str, Mapping[str, Any]], origin: str) -> tuple[dict
     notes: list[str] = []
     for column in ACCURACIES:
         ids = [id for id, values in scaled.items() if values.get(column) is not None]
-        found = [measured_value(scaled[id][column]) for id in ids]
-        for id, one in zip(ids, found, strict=True):
+        measured = [measured_value(scaled[id][column]) for id in ids]
+        for id, one in zip(ids, measured, strict=True):
             if one is None:
                 raise UsageError(f"{column} = {scaled[id][column]!r}: give a number")
-        known = [
+        present = [
             Metadata({column: Measured(one[0], f"{origin}'s {column}{PERCENT if one[1] else ''}")})
-            for one in found
+            for one in measured
             if one is not None
         ]
-        fractions, warnings = as_fractions(known)
+        fractions, warnings = as_fractions(present)
         if any(column not in one.metrics for one in fractions):
             raise UsageError(f"{warnings[0]}; give shares in [0, 1] or per cent")
         notes += warnings

@@ -63,10 +63,10 @@ def network_columns(architecture: Architecture) -> dict[str, Any]:
 
 
 def _metadata(zoo: Zoo, position: int) -> dict[str, Any]:
-    known = zoo.table().user_columns(position)
+    user_columns = zoo.table().user_columns(position)
     if not zoo.is_mixed:
-        return known
-    return {**network_columns(zoo.architectures[str(zoo.fingerprints[position])]), **known}
+        return user_columns
+    return {**network_columns(zoo.architectures[str(zoo.fingerprints[position])]), **user_columns}
 
 
 def _objects(values: Iterable[Any]) -> np.ndarray:

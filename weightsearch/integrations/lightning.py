@@ -81,16 +81,16 @@ class LightningCallback(_callback_class()):  # type: ignore[misc]
         """The hook after the one that saved: by now the files are there."""
         if self._pending is None:
             return
-        known, self._pending = self._pending, None
+        pending, self._pending = self._pending, None
         saved: dict[str, None] = {}
         for callback in trainer.checkpoint_callbacks:
-            own = [*getattr(callback, "best_k_models", {}), getattr(callback, "best_model_path", "")]
+            saved_by_callback = [*getattr(callback, "best_k_models", {}), getattr(callback, "best_model_path", "")]
             last = getattr(callback, "last_model_path", "")
-            saved |= dict.fromkeys(filter(None, own if any(own) else [last]))
+            saved |= dict.fromkeys(filter(None, saved_by_callback if any(saved_by_callback) else [last]))
         for path in saved:
             if path not in self._seen and Path(path).exists():
                 self._seen.add(path)
-                self.recorder.add(path, known)
+                self.recorder.add(path, pending)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._flush(trainer)

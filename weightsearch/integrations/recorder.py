@@ -137,19 +137,19 @@ class Recorder:
         self.quiet = quiet
         self._labels: dict[str, Metadata] = {}  # by source, of files that are known by their signatures alone
 
-    def add(self, path: str | Path, known: Metadata) -> Standing:
+    def add(self, path: str | Path, metadata: Metadata) -> Standing:
         """Adds a saved checkpoint, of which `known` is said by whoever saved it and `known.run` names the run.
 
         Never raises WeightsearchError: what went wrong is in the result's `problem`.
         """
         path = Path(path)
-        run = known.run or run_of(path.absolute(), path.absolute().parent.parent)
-        known = replace(known, run=run, dataset=known.dataset or self.dataset)
-        stated = known.value("test_accuracy")
-        standing = Standing(run, path, known.epoch, None if math.isnan(stated) else stated)
+        run = metadata.run or run_of(path.absolute(), path.absolute().parent.parent)
+        metadata = replace(metadata, run=run, dataset=metadata.dataset or self.dataset)
+        stated = metadata.value("test_accuracy")
+        standing = Standing(run, path, metadata.epoch, None if math.isnan(stated) else stated)
         try:
             key = "/".join(path.absolute().parts[1:])
-            sources = Sources(table=MetadataTable(path, {key: known}, "path"))
+            sources = Sources(table=MetadataTable(path, {key: metadata}, "path"))
             report = add([path], self.index, sources=sources, dataset=self.dataset, quiet=True)
             if report.quarantined:
                 raise WeightsearchError(report.quarantined[0].reason)

@@ -46,9 +46,9 @@ def align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Alignment:
                 best[k] = cosine
             if cosine > GOOD:
                 for order in (rows, *_block_orders(rows), columns):
-                    known = orders.setdefault(len(order), [])
-                    if not any((order == other).all() for other in known) and len(known) < 12:
-                        known.append(order)
+                    of_size = orders.setdefault(len(order), [])
+                    if not any((order == other).all() for other in of_size) and len(of_size) < 12:
+                        of_size.append(order)
         if before == best:
             break
     total = sum(cosine * a.size for cosine, (a, _) in zip(best, pairs, strict=True) if cosine is not None)
@@ -62,10 +62,10 @@ def _align_one(
     """The best cosine with a's outputs in the order `rows` and its inputs in the order `columns`."""
     units, inputs = a.shape[:2]
     candidates = [np.arange(inputs), *orders.get(inputs, [])]
-    for size, known in orders.items():  # a flattened map: several inputs a unit
+    for size, of_size in orders.items():  # a flattened map: several inputs a unit
         if size > 1 and inputs > size and inputs % size == 0:
             each = inputs // size
-            candidates += [(order[:, None] * each + np.arange(each)).ravel() for order in known[:4]]
+            candidates += [(order[:, None] * each + np.arange(each)).ravel() for order in of_size[:4]]
     candidates.append(_by_sorted_values(as_units(a, 1), as_units(b, 1)))
     best = (-2.0, np.arange(units), candidates[0])
     right = b.reshape(units, -1)

@@ -184,8 +184,8 @@ def names_of(facts: Sequence[Fact]) -> str:
 
 def mean_cosine(facts: Sequence[Fact]) -> float:
     """Mean by numbers."""
-    known = [(fact.cosine, fact.numbers) for fact in facts if not math.isnan(fact.cosine)]
-    return sum(c * n for c, n in known) / sum(n for _, n in known) if known else math.nan
+    weighted = [(fact.cosine, fact.numbers) for fact in facts if not math.isnan(fact.cosine)]
+    return sum(c * n for c, n in weighted) / sum(n for _, n in weighted) if weighted else math.nan
 
 
 def values_of(tensors: Sequence[TensorSignature], arrays: Arrays) -> np.ndarray:

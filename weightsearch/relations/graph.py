@@ -190,31 +190,31 @@ def find_lineage(index: str | Path) -> Lineage:
     What is known of runs goes first: a run's checkpoints are joined in the order of their epochs, uncompared.
     Of the relations found a spanning forest is kept, the closest first, and merges with all their parents.
     """
-    known = read_known(index)
-    groups = same_weights(known, Path(index))
+    signed = read_known(index)
+    groups = same_weights(signed, Path(index))
     members = groups.members()
     first = {row: rows[0] for rows in members for row in rows}
     places = {rows[0]: place for place, rows in enumerate(members)}
-    nodes = tuple(_node(known, rows) for rows in members)
+    nodes = tuple(_node(signed, rows) for rows in members)
     edges: list[Edge] = []
     joined = Groups(len(nodes))
-    for a, b, summary in _runs(known):
+    for a, b, summary in _runs(signed):
         one, other = places[first[a]], places[first[b]]
         if joined.root(one) != joined.root(other):
             joined.join(one, other)
             edges.append(Edge(one, other, Kind.RELATIVE, True, Certainty.LIKELY, "run", summary))
     rows = [rows[0] for rows in members]
-    pairs = _twins(known, rows) + _near(known.sketches[rows].astype(np.float32))
+    pairs = _twins(signed, rows) + _near(signed.sketches[rows].astype(np.float32))
     notes = []
     if len(pairs) > MOST_COMPARISONS:
         notes.append(f"only the likest {MOST_COMPARISONS:,} of {len(pairs):,} pairs were compared")
         pairs = pairs[:MOST_COMPARISONS]
     opened: dict[int, Any] = {}
-    signatures = _Signatures(Path(index), known)
+    signatures = _Signatures(Path(index), signed)
     related: dict[int, list[int]] = defaultdict(list)
     for i, j, cosine in pairs:
         a, b = rows[i], rows[j]
-        comparison = _compare(known, signatures, opened, a, b, cosine)
+        comparison = _compare(signed, signatures, opened, a, b, cosine)
         if not comparison.relation.is_related:
             continue
         related[i].append(j)
@@ -238,7 +238,7 @@ def find_lineage(index: str | Path) -> Lineage:
                 further,
             )
         )
-    merges = _merges(known, signatures, opened, rows, related)
+    merges = _merges(signed, signatures, opened, rows, related)
     parents = {frozenset((edge.a, edge.b)) for edge in merges}
     edges = [edge for edge in edges if frozenset((edge.a, edge.b)) not in parents] + merges
     missing = sum(value is None for value in opened.values())
@@ -248,8 +248,8 @@ def find_lineage(index: str | Path) -> Lineage:
 
 
 class _Signatures:
-    def __init__(self, index: Path, known: Known) -> None:
-        self._index, self._known = index, known
+    def __init__(self, index: Path, signed: Known) -> None:
+        self._index, self._known = index, signed
         self._read: dict[int, Signature] = {}
 
     def __getitem__(self, row: int) -> Signature:
@@ -259,40 +259,40 @@ class _Signatures:
         return self._read[row]
 
 
-def _node(known: Known, rows: list[int]) -> Node:
+def _node(signed: Known, rows: list[int]) -> Node:
     row = rows[0]
-    epoch = known["epoch"][row]
+    epoch = signed["epoch"][row]
     return Node(
-        str(known["source"][row]),
-        tuple(str(known["source"][other]) for other in rows[1:]),
-        known["run"][row],
+        str(signed["source"][row]),
+        tuple(str(signed["source"][other]) for other in rows[1:]),
+        signed["run"][row],
         None if epoch is None or np.isnan(epoch) else float(epoch),
-        int(known["numbers"][row]),
-        known["file_hash"][row],
+        int(signed["numbers"][row]),
+        signed["file_hash"][row],
     )
 
 
-def _runs(known: Known) -> list[tuple[int, int, str]]:
+def _runs(signed: Known) -> list[tuple[int, int, str]]:
     """Neighbouring epochs of each run."""
     runs: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for row in range(len(known)):
-        epoch = known["epoch"][row]
-        if known["run"][row] is not None and epoch is not None and not np.isnan(epoch):
-            runs[str(known["run"][row])].append((float(epoch), row))
+    for row in range(len(signed)):
+        epoch = signed["epoch"][row]
+        if signed["run"][row] is not None and epoch is not None and not np.isnan(epoch):
+            runs[str(signed["run"][row])].append((float(epoch), row))
     steps = []
     for run, rows in runs.items():
         rows.sort()
         for (earlier, a), (later, b) in pairwise(rows):
-            if known["shapes"][a] == known["shapes"][b] and later > earlier:
+            if signed["shapes"][a] == signed["shapes"][b] and later > earlier:
                 steps.append((a, b, f"run {run}, epoch {earlier:g} to {later:g}"))
     return steps
 
 
-def _twins(known: Known, rows: list[int]) -> list[tuple[int, int, float]]:
+def _twins(signed: Known, rows: list[int]) -> list[tuple[int, int, float]]:
     """Pairs of checkpoints with the same numbers in another order, which sketches do not see."""
     by_content: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
-        by_content[str(known["content"][row])].append(place)
+        by_content[str(signed["content"][row])].append(place)
     return [(i, j, 0.0) for places in by_content.values() for i, j in pairwise(places)]
 
 
@@ -313,34 +313,34 @@ def _near(sketches: np.ndarray) -> list[tuple[int, int, float]]:
     return sorted(((i, j, cosine) for (i, j), cosine in cosines.items()), key=lambda pair: -pair[2])
 
 
-def _compare(known: Known, signatures: _Signatures, opened: dict[int, Any], a: int, b: int, cosine: float) -> Any:
-    files = [_open(known, opened, row) for row in (a, b)]
+def _compare(signed: Known, signatures: _Signatures, opened: dict[int, Any], a: int, b: int, cosine: float) -> Any:
+    files = [_open(signed, opened, row) for row in (a, b)]
     if any(file is None for file in files):
         return by_signature(signatures[a], signatures[b], cosine)
     return compare(files[0].tensors, files[1].tensors, signatures[a], signatures[b])
 
 
-def _open(known: Known, opened: dict[int, Any], row: int) -> Any:
+def _open(signed: Known, opened: dict[int, Any], row: int) -> Any:
     if row not in opened:
         if len(opened) > 64:
             for old in [key for key, value in opened.items() if value is not None][:32]:
                 del opened[old]
-        opened[row] = open_source(str(known["source"][row]))
+        opened[row] = open_source(str(signed["source"][row]))
     return opened[row]
 
 
 def _merges(
-    known: Known, signatures: _Signatures, opened: dict[int, Any], rows: list[int], related: dict[int, list[int]]
+    signed: Known, signatures: _Signatures, opened: dict[int, Any], rows: list[int], related: dict[int, list[int]]
 ) -> list[Edge]:
     """Edges from the parents of each merge of two."""
     edges = []
     for child, others in related.items():
-        file = _open(known, opened, rows[child])
+        file = _open(signed, opened, rows[child])
         if file is None:
             continue
         for k, one in enumerate(others):
             for other in others[k + 1 :]:
-                parents = [_open(known, opened, rows[place]) for place in (one, other)]
+                parents = [_open(signed, opened, rows[place]) for place in (one, other)]
                 if any(parent is None for parent in parents):
                     continue
                 merge = find_merge(file.tensors, [parent.tensors for parent in parents], signatures[rows[child]])

@@ -67,68 +67,68 @@ def find_duplicates(index: str | Path) -> list[Duplicates]:
     hold more than weights. Files with the same numbers in another order are compared; those that only do the same
     (permuted units) are no duplicates.
     """
-    known = read_known(index)
-    groups = same_weights(known, Path(index))
+    signed = read_known(index)
+    groups = same_weights(signed, Path(index))
     duplicates = []
     for rows in groups.members():
         if len(rows) < 2:
             continue
-        rows = _by_worth(rows, known)
+        rows = _by_worth(rows, signed)
         first = rows[0]
-        how = [_how(known, first, row) for row in rows]
+        how = [_how(signed, first, row) for row in rows]
         duplicates.append(
             Duplicates(
-                tuple(str(known["source"][row]) for row in rows),
-                tuple(int(known["file_bytes"][row]) for row in rows),
+                tuple(str(signed["source"][row]) for row in rows),
+                tuple(int(signed["file_bytes"][row]) for row in rows),
                 tuple(how),
             )
         )
     return sorted(duplicates, key=lambda group: -group.freed)
 
 
-def same_weights(known: Known, index: Path) -> Groups:
+def same_weights(signed: Known, index: Path) -> Groups:
     """Rows of an index joined where they hold the same weights."""
-    groups = Groups(len(known))
+    groups = Groups(len(signed))
     where: dict[str, int] = {}
-    for row in range(len(known)):
-        for key in filter(None, (known["exact"][row], known["file_hash"][row])):
+    for row in range(len(signed)):
+        for key in filter(None, (signed["exact"][row], signed["file_hash"][row])):
             groups.join(where.setdefault(str(key), row), row)
-    for row in range(len(known)):
+    for row in range(len(signed)):
         for column in ("float16", "bfloat16"):  # of this one, if a file holds just that
-            if (other := where.get(str(known[column][row]))) is not None:
+            if (other := where.get(str(signed[column][row]))) is not None:
                 groups.join(other, row)
     by_content: dict[str, list[int]] = defaultdict(list)
-    for row in range(len(known)):
-        by_content[str(known["content"][row])].append(row)
+    for row in range(len(signed)):
+        by_content[str(signed["content"][row])].append(row)
     for rows in by_content.values():
         roots = list({groups.root(row): row for row in rows}.values())
         for one, other in pairwise(roots):
-            if _compared(known, index, one, other) in (Kind.SAME_WEIGHTS, Kind.IDENTICAL):
+            if _compared(signed, index, one, other) in (Kind.SAME_WEIGHTS, Kind.IDENTICAL):
                 groups.join(one, other)
     return groups
 
 
-def _compared(known: Known, index: Path, one: int, other: int) -> Kind | None:
-    a, b = (open_source(str(known["source"][row])) for row in (one, other))
+def _compared(signed: Known, index: Path, one: int, other: int) -> Kind | None:
+    a, b = (open_source(str(signed["source"][row])) for row in (one, other))
     if a is None or b is None:
         return None
-    numbers = [int(known["number"][row]) for row in (one, other)]
+    numbers = [int(signed["number"][row]) for row in (one, other)]
     signatures = read_signatures(index, numbers)
     one_signature, other_signature = (signatures[number] for number in numbers)
     return compare(a.tensors, b.tensors, one_signature, other_signature).relation
 
 
-def _how(known: Known, first: int, row: int) -> Kind:
-    same = known["file_hash"][row] is not None and known["file_hash"][row] == known["file_hash"][first]
+def _how(signed: Known, first: int, row: int) -> Kind:
+    same = signed["file_hash"][row] is not None and signed["file_hash"][row] == signed["file_hash"][first]
     return Kind.IDENTICAL if same else Kind.SAME_WEIGHTS
 
 
-def _by_worth(rows: Iterable[int], known: Known) -> list[int]:
+def _by_worth(rows: Iterable[int], signed: Known) -> list[int]:
     def precise(row: int) -> bool:
-        return bool(known["exact"][row] not in (known["float16"][row], known["bfloat16"][row]))
+        return bool(signed["exact"][row] not in (signed["float16"][row], signed["bfloat16"][row]))
 
     def worth(row: int) -> tuple[bool, int, int, str]:
-        source = str(known["source"][row])
-        return not precise(row), -int(np.nan_to_num(float(known["file_bytes"][row]))), len(source), source
+        source = str(signed["source"][row])
+        return not precise(row), -int(np.nan_to_num(float(signed["file_bytes"][row]))), len(source), source
 
     return sorted(rows, key=worth)

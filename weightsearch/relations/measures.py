@@ -46,8 +46,8 @@ def place_score(a: np.ndarray, b: np.ndarray) -> float:
     if a.size < 65_536:  # of large ones float32 is precise enough
         a, b = a.astype(np.float64), b.astype(np.float64)
     scores = [_units_score(as_units(a, axis), as_units(b, axis)) for axis in (0, 1)]
-    known = [score for score in scores if not math.isnan(score)]
-    return min(known) if known else math.nan
+    finite = [score for score in scores if not math.isnan(score)]
+    return min(finite) if finite else math.nan
 
 
 def _units_score(a: np.ndarray, b: np.ndarray) -> float:
@@ -63,8 +63,8 @@ def _units_score(a: np.ndarray, b: np.ndarray) -> float:
 
 def stouffer(scores: list[float]) -> float:
     """One score of many: their sum over the root of their number. NaN without any."""
-    known = [score for score in scores if not math.isnan(score)]
-    return sum(known) / math.sqrt(len(known)) if known else math.nan
+    finite = [score for score in scores if not math.isnan(score)]
+    return sum(finite) / math.sqrt(len(finite)) if finite else math.nan
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def pack(
         raise WeightsearchError(f"{out} exists already; choose another place for the pack")
     (out / PIECES).mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Any]] = []
-    known: list[tuple[Signature, dict[str, str], Path]] = []
+    already: list[tuple[Signature, dict[str, str], Path]] = []
     depth: dict[str, int] = {}
     left_out = []
     errors: dict[str, float] = {}
@@ -110,13 +110,13 @@ def pack(
                 pieces = _locate(content, opened.tensors)
             if not pieces:
                 left_out.append(f"{path.relative_to(folder)}: its tensors are compressed or converted")
-            base = _nearest(signature, known)
+            base = _nearest(signature, already)
         except WeightsearchError as error:
             left_out.append(str(error))
         stored, tensors = _store(content, pieces, base, depth, out / PIECES, grids)
         files.append({"path": name, "sha256": digest, "bytes": len(content), "pieces": stored, **about})
         if signature is not None:
-            known.append((signature, tensors, path))
+            already.append((signature, tensors, path))
         advance()
     write_whole(out / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=0) + "\n")
     packed = sum(piece.stat().st_size for piece in (out / PIECES).iterdir()) + (out / MANIFEST).stat().st_size
@@ -159,10 +159,10 @@ def _locate(content: bytes, tensors: Any) -> list[Piece]:
     return apart
 
 
-def _nearest(signature: Signature, known: list[tuple[Signature, dict[str, str], Path]]) -> dict[str, str]:
+def _nearest(signature: Signature, packed: list[tuple[Signature, dict[str, str], Path]]) -> dict[str, str]:
     """The pieces by tensor name of the likest checkpoint packed before."""
     best, likeness = {}, ALIKE
-    for other, tensors, _ in known:
+    for other, tensors, _ in packed:
         cosine = float(signature.sketch @ other.sketch)
         if cosine >= likeness:
             best, likeness = tensors, cosine

@@ -81,13 +81,13 @@ class SignatureIndex:
         if not len(self):
             return {}
         cosine = self._sketches @ signature.sketch
-        known = self.known
+        signed = self.known
         contents = signature.rounded_content
         keys = [("exact", content) for content in contents] + [("content", signature.content)]
         keys += [("float16", contents[0]), ("bfloat16", contents[0])]
         if signature.file_hash is not None:
             keys.append(("file_hash", signature.file_hash))
-        same = np.logical_or.reduce([known[column] == value for column, value in keys])
+        same = np.logical_or.reduce([signed[column] == value for column, value in keys])
         chosen = np.flatnonzero(same)[:count].tolist()
         near = np.argpartition(-cosine, min(count, len(self) - 1))[:count]
         chosen += [int(row) for row in near[np.argsort(-cosine[near])] if cosine[row] >= LIKE]
@@ -98,11 +98,11 @@ class SignatureIndex:
             return {row: float(cosine[row]) for row in dict.fromkeys(chosen)}
         chosen = list(dict.fromkeys(chosen))
         twins = np.zeros(len(self), bool)
-        for content in {known["content"][row] for row in chosen[:ALIGNED]}:
-            twins |= known["content"] == content
+        for content in {signed["content"][row] for row in chosen[:ALIGNED]}:
+            twins |= signed["content"] == content
         twins[chosen] = False
         chosen += [int(row) for row in np.flatnonzero(twins)[:ALIGNED]]  # the likest in another order
-        alike = known["shapes"] == shapes_of(signature)
+        alike = signed["shapes"] == shapes_of(signature)
         alike[chosen] = False
         chosen += [int(row) for row in np.flatnonzero(alike)[:ALIGNED]]
         return {row: float(cosine[row]) for row in list(dict.fromkeys(chosen))[:count]}

@@ -129,13 +129,13 @@ def _split(
             quarantined.append(Quarantined(str(path), reason))
             continue
         if layout is Layout.COMVEX:  # whose runs are told when all files have been read
-            found = find(path, layout)
+            discovered = find(path, layout)
         else:
             discovery = discover([path])
-            found = discovery.files
+            discovered = discovery.files
             quarantined += discovery.missing
             account.add(discovery.account)
-        for file in found:
+        for file in discovered:
             files.setdefault(file.path.resolve(), file)
     return zoos, list(files.values())
 
@@ -150,7 +150,7 @@ class _Batch:
     represented: list[Representation] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     files: list[CheckpointFile] = field(default_factory=list)
-    known: list[Metadata] = field(default_factory=list)
+    metadata: list[Metadata] = field(default_factory=list)
     sketches: dict[Path, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -161,27 +161,27 @@ class _Batch:
         self.ids.append(content_hash(weights))
         self.files.append(file)
         self.sketches[file.path] = sketch(weights)
-        self.known.append(metadata)
+        self.metadata.append(metadata)
         self.weights.append(weights)
         if len(self.weights) >= min(BATCH_ROWS, max(1, BATCH_BYTES // weights.nbytes)):
             self.embed()
 
     def name_runs(self) -> None:
         """Tells the runs of files in the ComVeX layout, whose names do not."""
-        nameless = [i for i, metadata in enumerate(self.known) if not metadata.run]
-        runs = comvex_runs([self.paths[i].name for i in nameless], [self.known[i] for i in nameless])
+        nameless = [i for i, metadata in enumerate(self.metadata) if not metadata.run]
+        runs = comvex_runs([self.paths[i].name for i in nameless], [self.metadata[i] for i in nameless])
         for i, run in zip(nameless, runs, strict=True):
-            self.known[i] = replace(self.known[i], run=below(self.paths[i].parent, run))
+            self.metadata[i] = replace(self.metadata[i], run=below(self.paths[i].parent, run))
 
     def without_copies(self) -> tuple[np.ndarray, list[str]]:
         """The positions of the files to add, each network once, and a note on the others."""
-        rows = list(zip(self.ids, self.known, range(len(self.ids)), strict=True))
+        rows = list(zip(self.ids, self.metadata, range(len(self.ids)), strict=True))
         kept, notes = without_copies(rows, lambda row: row[0], lambda row: row[1])
         return np.array([position for _, _, position in kept], np.int64), notes
 
     def embed(self) -> None:
         if self.weights:
-            activations = [metadata.recipe.get("activation") for metadata in self.known[-len(self.weights) :]]
+            activations = [metadata.recipe.get("activation") for metadata in self.metadata[-len(self.weights) :]]
             weights = np.stack(self.weights)
             self.represented.append(represent(self.encoder, weights, activations, architecture=self.architecture))
             self.weights.clear()
@@ -227,52 +227,54 @@ class _Adder:
         for batch in batches.values():
             batch.name_runs()
             if not self.sources.name_runs:
-                batch.known = self._in_held_runs(batch.architecture.fingerprint, batch)
-                batch.known, joined = one_run(batch.known, batch.files, batch.sketches)
+                batch.metadata = self._in_held_runs(batch.architecture.fingerprint, batch)
+                batch.metadata, joined = one_run(batch.metadata, batch.files, batch.sketches)
                 self.notes += joined
-        known, notes = as_fractions([metadata for batch in batches.values() for metadata in batch.known])
-        runs = [metadata.run for metadata in known]
-        known = in_one_unit(vary(known, [run or "" for run in runs]), runs)
-        self.notes += [*told(known), *notes, *stand_ins(known), *unread(known)]
+        metadata_of_all, notes = as_fractions([metadata for batch in batches.values() for metadata in batch.metadata])
+        runs = [metadata.run for metadata in metadata_of_all]
+        metadata_of_all = in_one_unit(vary(metadata_of_all, [run or "" for run in runs]), runs)
+        self.notes += [*told(metadata_of_all), *notes, *stand_ins(metadata_of_all), *unread(metadata_of_all)]
         position = 0
         for fingerprint, batch in batches.items():
             batch.embed()
-            own = known[position : position + len(batch.known)]
-            position += len(batch.known)
+            metadata_of_batch = metadata_of_all[position : position + len(batch.metadata)]
+            position += len(batch.metadata)
             kept, copies = batch.without_copies()
             self.notes += copies
-            self.already += len(own) - len(kept)
+            self.already += len(metadata_of_batch) - len(kept)
             places = [batch.paths[i] for i in kept.tolist()]
             space = self._space(fingerprint) or fingerprint
-            self._repair(space, [batch.ids[i] for i in kept.tolist()], places, [own[i] for i in kept.tolist()])
-            self._write(space, self._rows(batch, own).take(kept), places)
+            self._repair(
+                space, [batch.ids[i] for i in kept.tolist()], places, [metadata_of_batch[i] for i in kept.tolist()]
+            )
+            self._write(space, self._rows(batch, metadata_of_batch).take(kept), places)
 
     def _space(self, fingerprint: str) -> str | None:
         """Where networks of an architecture belong: in their own space, else in that of all, if there is one."""
         return next((space for space in (fingerprint, ANY.fingerprint) if space in self.index.architectures), None)
 
-    def _rows(self, batch: _Batch, known: Sequence[Metadata]) -> Rows:
+    def _rows(self, batch: _Batch, of_files: Sequence[Metadata]) -> Rows:
         nan = float("nan")
         shared = isinstance(batch.encoder, UniversalEncoder)
-        own = network_columns(batch.architecture) if shared else {}
-        found = Representation.concatenate(batch.represented)
+        network = network_columns(batch.architecture) if shared else {}
+        represented = Representation.concatenate(batch.represented)
         metrics = {
-            name: np.array([metadata.value(name) for metadata in known])
+            name: np.array([metadata.value(name) for metadata in of_files])
             for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
         }
         return Rows(
             id=np.array(batch.ids),
-            run=_objects(metadata.run for metadata in known),
-            epoch=np.array([nan if metadata.epoch is None else metadata.epoch for metadata in known]),
+            run=_objects(metadata.run for metadata in of_files),
+            epoch=np.array([nan if metadata.epoch is None else metadata.epoch for metadata in of_files]),
             **metrics,
-            predicted_accuracy=found.predicted,
-            split=_objects(None for _ in known),
-            recipe=_objects(json.dumps(metadata.recipe) for metadata in known),
-            embedding=found.embedding,
-            dataset=_objects(metadata.dataset or self.dataset for metadata in known),
+            predicted_accuracy=represented.predicted,
+            split=_objects(None for _ in of_files),
+            recipe=_objects(json.dumps(metadata.recipe) for metadata in of_files),
+            embedding=represented.embedding,
+            dataset=_objects(metadata.dataset or self.dataset for metadata in of_files),
             source=_objects(str(path.resolve()) for path in batch.paths),
-            metadata=_objects(json.dumps({**own, **metadata.extras}) for metadata in known),
-            description=found.layers,
+            metadata=_objects(json.dumps({**network, **metadata.extras}) for metadata in of_files),
+            description=represented.layers,
         )
 
     def add_zoo(self, zoo: Zoo, advance: Any) -> None:
@@ -292,8 +294,8 @@ class _Adder:
                 )
             good = positions[finite]
             if len(good):
-                found = represent_zoo(zoo, encoder, good)
-                rows = zoo_rows(zoo, good, found.embedding, found.predicted, found.layers)
+                represented = represent_zoo(zoo, encoder, good)
+                rows = zoo_rows(zoo, good, represented.embedding, represented.predicted, represented.layers)
                 self._write(fingerprint, rows, [zoo_source(zoo, position) for position in good.tolist()])
             advance(len(positions))
 
@@ -314,8 +316,8 @@ class _Adder:
             good = block[finite]
             if len(good):
                 architecture = zoo.architectures[str(fingerprints[good[0]])]
-                found = represent(encoder, weights[finite], [None] * len(good), architecture=architecture)
-                rows = zoo_rows(zoo, good, found.embedding, found.predicted, None)
+                represented = represent(encoder, weights[finite], [None] * len(good), architecture=architecture)
+                rows = zoo_rows(zoo, good, represented.embedding, represented.predicted, None)
                 self._write(ANY.fingerprint, rows, [zoo_source(zoo, position) for position in good.tolist()])
             advance(len(block))
 
@@ -327,28 +329,28 @@ class _Adder:
     def _in_held_runs(self, fingerprint: str, batch: _Batch) -> list[Metadata]:
         """What is known of a batch, its later epochs in the run that the index holds of the same folder."""
         space = self._space(fingerprint) or fingerprint
-        late = [i for i, file in enumerate(batch.files) if by_time(file.path) and batch.known[i].run == file.run]
+        late = [i for i, file in enumerate(batch.files) if by_time(file.path) and batch.metadata[i].run == file.run]
         if not late or space not in self.index.architectures:
-            return batch.known
+            return batch.metadata
         held = self.index.table(space, ["source", "run"])
         runs: dict[str, set[str]] = {}
         for source, run in zip(held["source"], held["run"], strict=True):
             if isinstance(source, str) and run is not None:
                 runs.setdefault(source.rpartition("/")[0], set()).add(run)
-        known = list(batch.known)
+        metadata = list(batch.metadata)
         for i in late:
-            own = runs.get(str(batch.files[i].path.resolve().parent), set())
-            if len(own) == 1:
-                known[i] = replace(known[i], run=next(iter(own)))
-        return known
+            runs_of_folder = runs.get(str(batch.files[i].path.resolve().parent), set())
+            if len(runs_of_folder) == 1:
+                metadata[i] = replace(metadata[i], run=next(iter(runs_of_folder)))
+        return metadata
 
-    def _repair(self, space: str, ids: Sequence[str], places: Sequence[Path], known: Sequence[Metadata]) -> None:
+    def _repair(self, space: str, ids: Sequence[str], places: Sequence[Path], of_files: Sequence[Metadata]) -> None:
         """Gives checkpoints that are held already the values that the given table or study has of them."""
         if (self.sources.table is None and self.sources.study is None) or space not in self.index.architectures:
             return
         held = set(self.index.table(space, ["id"])["id"])
         changes: dict[str, dict[str, Any]] = {}
-        for id, path, metadata in zip(ids, places, known, strict=True):
+        for id, path, metadata in zip(ids, places, of_files, strict=True):
             row = self.sources.given(path, metadata) if id in held else None
             if row is not None:
                 told = {name: getattr(row, name) for name in ("epoch", "run", "dataset")}
@@ -376,8 +378,8 @@ class _Adder:
         """Keeps signatures, which need no encoder and take files that no encoder could."""
         total = len(files) + sum(len(zoo.table()) for zoo in zoos)
         self.signed, unread = sign_files(self.index.path, files, self.metadata, advance, self.sources.weights)
-        known = {bad.path for bad in self.quarantined}
-        self.quarantined += [bad for bad in unread if bad.path not in known]
+        refused = {bad.path for bad in self.quarantined}
+        self.quarantined += [bad for bad in unread if bad.path not in refused]
         self.signed += sum(sign_zoo(self.index.path, zoo, advance) for zoo in zoos)
         self.signed_already = total - self.signed - len(unread)
 

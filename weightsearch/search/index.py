@@ -228,8 +228,10 @@ class Index:
 
         refuse_to_overwrite(out, overwrite)
         row = self.store.find(id)
-        known = self.architectures[row.fingerprint]
-        checkpoint = read_source(row.columns["id"], row.columns["source"], self.path, None if known.is_any else known)
+        architecture = self.architectures[row.fingerprint]
+        checkpoint = read_source(
+            row.columns["id"], row.columns["source"], self.path, None if architecture.is_any else architecture
+        )
         write_checkpoint(out, checkpoint.weights, checkpoint.architecture)
         return Path(out)
 
@@ -252,12 +254,12 @@ class Index:
         space = self._space(fingerprint)
         if space.encoder is None:
             space.encoder = load_any_encoder(self.store.encoder_directory(fingerprint))
-        (known,), _ = as_fractions([told])
-        stated_activation = activation or known.recipe.get("activation")
-        found = represent(
+        (metadata,), _ = as_fractions([told])
+        stated_activation = activation or metadata.recipe.get("activation")
+        represented = represent(
             space.encoder, checkpoint.weights[None], [stated_activation], architecture=checkpoint.architecture
         )
-        if not np.isfinite(found.embedding).all():
+        if not np.isfinite(represented.embedding).all():
             raise WeightsearchError(
                 f"{checkpoint.source or 'the network'}: its weights are so large that its embedding is not finite; "
                 "such a network is of no use"
@@ -268,7 +270,7 @@ class Index:
             repeated = np.repeat(checkpoint.weights[None], len(names), axis=0)
             predicted = represent(space.encoder, repeated, names, layers=False).predicted
             by_activation = dict(zip(map(str, names), predicted.tolist(), strict=True))
-        stated = known.value(self.target.column)
+        stated = metadata.value(self.target.column)
         if np.isnan(stated):
             other = checkpoint.metadata.get(self.target.column)
             stated = float(other) if isinstance(other, int | float) else np.nan
@@ -276,22 +278,24 @@ class Index:
             path=checkpoint.source or "network in memory",
             id=checkpoint.id,
             fingerprint=fingerprint,
-            embedding=found.embedding[0],
-            predicted=float(found.predicted[0]),
-            description=None if found.layers is None else found.layers[0],
+            embedding=represented.embedding[0],
+            predicted=float(represented.predicted[0]),
+            description=None if represented.layers is None else represented.layers[0],
             stated=None if np.isnan(stated) else float(stated),
-            run=known.run or None,
-            epoch=known.epoch,
-            dataset=known.dataset,
-            recipe=dict(known.recipe),
+            run=metadata.run or None,
+            epoch=metadata.epoch,
+            dataset=metadata.dataset,
+            recipe=dict(metadata.recipe),
             activation=None if stated_activation is None else str(stated_activation),
             activation_from=None if stated_activation is None else "option" if activation else "file",
             by_activation=by_activation,
-            shuffled=None if found.layers is None else shuffled_descriptions(checkpoint),
+            shuffled=None if represented.layers is None else shuffled_descriptions(checkpoint),
             faults=faults(checkpoint),
-            notes=checkpoint.notes + activation_note(space.encoder, stated_activation) + damage_note(found.damage),
+            notes=checkpoint.notes
+            + activation_note(space.encoder, stated_activation)
+            + damage_note(represented.damage),
             architecture=checkpoint.architecture,
-            strangeness=None if found.strangeness is None else float(found.strangeness[0]),
+            strangeness=None if represented.strangeness is None else float(represented.strangeness[0]),
         )
         try:
             row = self._indexed(checkpoint.id)
@@ -339,17 +343,17 @@ class Index:
     def _answer(self, subject: Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
         fingerprint, space = subject.fingerprint, self._space(subject.fingerprint)
         count = self.store.count(fingerprint)
-        found = self.store.search(fingerprint, subject.embedding, k if itself else min(k + 1, count), selection)
+        result = self.store.search(fingerprint, subject.embedding, k if itself else min(k + 1, count), selection)
         near, good, bad = (
             tuple(row for row in rows if itself or row.id != subject.id)[:k]
-            for rows in (found.neighbours, found.good, found.bad)
+            for rows in (result.neighbours, result.good, result.bad)
         )
         dataset = subject.dataset or dataset_of(subject.recipe) or self.store.only_dataset(fingerprint)
         values = self._comparable(fingerprint, dataset)
         quality = self.target.quality
         bad_threshold, good_threshold = thresholds_among(self.target, values, selection.good, selection.bad)
-        known = [row.value for row in near if row.value is not None]
-        average = float(np.mean(known)) if known else None
+        near_values = [row.value for row in near if row.value is not None]
+        average = float(np.mean(near_values)) if near_values else None
         interval, notes = interval_of(space.calibration, subject)
         nearest_runs = self.store.search(
             fingerprint, subject.embedding, min(NEAREST_RUNS + 1, count), replace(selection, per_run=1)
@@ -371,7 +375,7 @@ class Index:
             bad=bad,
             good_threshold=good_threshold,
             bad_threshold=bad_threshold,
-            plan=found.plan,
+            plan=result.plan,
             interval=None if unlike else interval,
             agrees=None if average is None else agree(average, subject.predicted, interval, values, self.target),
             novelty=novelty,
@@ -412,8 +416,8 @@ class Index:
         """None for an indexed network, which is known, and where an index has nothing to compare with."""
         if subject.indexed or space.calibration is None:
             return None
-        found = self.store.search(subject.fingerprint, subject.embedding, min(NEAREST, count)).neighbours
-        distance, limit = float(np.mean([row.distance for row in found])), space.calibration.distance_limit
+        nearest = self.store.search(subject.fingerprint, subject.embedding, min(NEAREST, count)).neighbours
+        distance, limit = float(np.mean([row.distance for row in nearest])), space.calibration.distance_limit
         outside = distance > limit
         layers = layers_limit = None
         if space.familiar is not None and subject.description is not None:
@@ -433,11 +437,11 @@ class Index:
         if space.familiar is None:
             return ()
         ids = [rows[0].id if rows else "" for rows in (good, bad)]
-        known = self.store.descriptions(subject.fingerprint, [subject.id, *ids])
-        own = known.get(subject.id) if subject.description is None else subject.description
-        if own is None or not any(id in known for id in ids):
+        descriptions = self.store.descriptions(subject.fingerprint, [subject.id, *ids])
+        described = descriptions.get(subject.id) if subject.description is None else subject.description
+        if described is None or not any(id in descriptions for id in ids):
             return ()
-        return space.familiar.compare(self.architectures[subject.fingerprint], own, *map(known.get, ids))
+        return space.familiar.compare(self.architectures[subject.fingerprint], described, *map(descriptions.get, ids))
 
 
 def query(

@@ -24,7 +24,7 @@ ZOO_LIMIT = 20_000  # a zoo's checkpoints that are signed; of a larger one the l
 def sign_files(
     index: str | Path,
     files: Sequence[CheckpointFile],
-    known: Mapping[Path, Metadata],
+    metadata: Mapping[Path, Metadata],
     advance: Callable[[], object] = lambda: None,
     weights: str | None = None,
 ) -> tuple[int, list[Quarantined]]:
@@ -55,7 +55,7 @@ def sign_files(
             except OSError as error:
                 unread.append(Quarantined(str(file.path), error.strerror or str(error)))
                 continue
-            about = known.get(file.path)
+            about = metadata.get(file.path)
             run, epoch = (file.run, None) if about is None else (about.run or file.run, about.epoch)
             yield Signed(str(path), signature, run, epoch, status.st_mtime_ns)
 

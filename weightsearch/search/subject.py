@@ -92,12 +92,12 @@ def space_of(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Arc
 
 
 def unknown_architecture(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Architecture]) -> str:
-    known = [architecture.describe() for architecture in architectures.values()]
-    if len(known) > ARCHITECTURES_NAMED:
-        known = [*known[:ARCHITECTURES_NAMED], f"{len(known) - ARCHITECTURES_NAMED} more"]
+    described = [architecture.describe() for architecture in architectures.values()]
+    if len(described) > ARCHITECTURES_NAMED:
+        described = [*described[:ARCHITECTURES_NAMED], f"{len(described) - ARCHITECTURES_NAMED} more"]
     return (
         f"{checkpoint.source}: its architecture, {checkpoint.architecture.describe()}, is not in {path}, "
-        f"which knows {'; '.join(known)}; query an index that was trained on networks like it"
+        f"which knows {'; '.join(described)}; query an index that was trained on networks like it"
     )
 
 
@@ -139,14 +139,18 @@ def module_activation(module: Any) -> Activation | None:
 
 def faults(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Layers that can have learned nothing: their weights are all zero, or all the same."""
-    found = []
+    sentences = []
     matrices = checkpoint.architecture.matrices(checkpoint.weights)
     for layer, matrix in zip(checkpoint.architecture.layers, matrices, strict=True):
-        own = matrix[:, : layer.weight_columns]
-        if layer.kind in (LayerKind.NORM, LayerKind.OTHER) or own.size < 2 or own.min() != own.max():
+        weights_alone = matrix[:, : layer.weight_columns]
+        if (
+            layer.kind in (LayerKind.NORM, LayerKind.OTHER)
+            or weights_alone.size < 2
+            or weights_alone.min() != weights_alone.max()
+        ):
             continue
-        found.append(f"layer {layer.name} is {'all zero' if own.flat[0] == 0 else 'constant'}")
-    return tuple(found)
+        sentences.append(f"layer {layer.name} is {'all zero' if weights_alone.flat[0] == 0 else 'constant'}")
+    return tuple(sentences)
 
 
 def shuffled_descriptions(checkpoint: Checkpoint) -> np.ndarray | None:
@@ -160,7 +164,7 @@ def shuffled_descriptions(checkpoint: Checkpoint) -> np.ndarray | None:
     weights = np.repeat(checkpoint.weights[None], SHUFFLES, axis=0)
     generator = np.random.default_rng(0)
     for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
-        own = matrix[..., : layer.weight_columns]
-        order = generator.permuted(own.reshape(SHUFFLES, -1), axis=1)
-        matrix[..., : layer.weight_columns] = order.reshape(own.shape)
+        weights_alone = matrix[..., : layer.weight_columns]
+        order = generator.permuted(weights_alone.reshape(SHUFFLES, -1), axis=1)
+        matrix[..., : layer.weight_columns] = order.reshape(weights_alone.shape)
     return describe_layers(weights, architecture)

@@ -200,8 +200,8 @@ def ranked(
 
 
 def _files(paths: Sequence[str | Path]) -> tuple[list[CheckpointFile], list[tuple[str, str]]]:
-    found, missing = find_files(paths)
-    return found, [(one.path, one.reason) for one in missing]
+    discovered, missing = find_files(paths)
+    return discovered, [(one.path, one.reason) for one in missing]
 
 
 def _run(name: str, members: list[tuple[Seen, Metadata]]) -> Run:
@@ -309,7 +309,7 @@ def settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
 
     table = np.stack([_column([run.recipe.get(key) for run in rated]) for key in keys], axis=1)  # (runs, keys)
     truth = np.array([run.value for run in rated], float)
-    found = np.zeros((REPEATS, len(keys)))
+    importance = np.zeros((REPEATS, len(keys)))
     for repeat in range(REPEATS):
         generator = np.random.default_rng(repeat)
         for train, test in KFold(FOLDS, shuffle=True, random_state=repeat).split(table):
@@ -319,8 +319,8 @@ def settings(runs: Sequence[Run]) -> tuple[Setting, ...]:
                 shuffled = table[test].copy()
                 shuffled[:, column] = generator.permutation(table[:, column])[: len(test)]
                 worse = np.abs(forest.predict(shuffled) - truth[test]).sum() - error
-                found[repeat, column] += worse / len(rated)
-    means, deviations = found.mean(axis=0), found.std(axis=0, ddof=1)
+                importance[repeat, column] += worse / len(rated)
+    means, deviations = importance.mean(axis=0), importance.std(axis=0, ddof=1)
     order = np.argsort(-means, kind="stable")
     return tuple(Setting(keys[i], float(means[i]), float(deviations[i])) for i in order)
 

@@ -33,28 +33,34 @@ def read_source(id: str, source: str | None, index: Path, architecture: Architec
             f"{id}: the index does not say where its weights came from, so they cannot be found again"
         )
     path, run, epoch = _parse(source)
-    found = next((place / path for place in (Path(), *index.resolve().parents) if (place / path).exists()), None)
-    if found is None:
+    place_of_file = next(
+        (place / path for place in (Path(), *index.resolve().parents) if (place / path).exists()), None
+    )
+    if place_of_file is None:
         where = f"{path} (run {run}, epoch {epoch})" if run else str(path)
         raise WeightsearchError(f"{id}: its weights should be in {where}, which is not here; put it back there")
     # The id is of the weights in the order of layers that the index knows.
-    known = [] if architecture is None else [architecture]
-    checkpoint = _from_zoo(found, id, run, epoch) if run is not None else _from_file(found, id, known)
+    architectures = [] if architecture is None else [architecture]
+    checkpoint = (
+        _from_zoo(place_of_file, id, run, epoch) if run is not None else _from_file(place_of_file, id, architectures)
+    )
     if checkpoint.id != id:
-        raise WeightsearchError(f"{id}: {found} holds other weights by now; the index was made from an earlier state")
+        raise WeightsearchError(
+            f"{id}: {place_of_file} holds other weights by now; the index was made from an earlier state"
+        )
     return checkpoint
 
 
-def _from_file(path: Path, id: str, known: Sequence[Architecture]) -> Checkpoint:
+def _from_file(path: Path, id: str, architectures: Sequence[Architecture]) -> Checkpoint:
     """The file's network; of several the one with this id, which `add --weights` may have chosen."""
-    checkpoint = align(read_checkpoint(path), known)
+    checkpoint = align(read_checkpoint(path), architectures)
     if checkpoint.id == id:
         return checkpoint
     with one_line(str(path)):
         keys = list(islice(network_keys(read_content(path).tree), MAX_NETWORKS))
     for key in keys:
         with suppress(WeightsearchError):  # some key leads to no network by itself
-            other = align(read_checkpoint(path, key), known)
+            other = align(read_checkpoint(path, key), architectures)
             if other.id == id:
                 return other
     return checkpoint

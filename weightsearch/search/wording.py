@@ -89,10 +89,10 @@ def label(answer: AnswerData) -> str:
             return grade(answer.stated_accuracy, answer)
     elif depends_on_activation(answer) or answer.agrees is False:
         return "unknown"
-    own = grade(best_known(answer), answer)
-    if answer.forecast is not None and own in ("bad", "middling") and _becomes_better(answer):
+    own_grade = grade(best_known(answer), answer)
+    if answer.forecast is not None and own_grade in ("bad", "middling") and _becomes_better(answer):
         return "early"
-    return own
+    return own_grade
 
 
 def best_known(answer: AnswerData) -> float:
@@ -156,8 +156,8 @@ def verdict(answer: AnswerData) -> str:
     if answer.indexed or answer.copy_of is not None:
         if answer.stated_accuracy is None:
             return f"The index holds these weights, without {target_of(answer).label}; by the weights {about}."
-        known = f"Known {word}" if word != "unknown" else "Known"
-        return f"{known}: {name}{answer.stated_accuracy:.3f}{on} in the index; by its weights {about}."
+        opening = f"Known {word}" if word != "unknown" else "Known"
+        return f"{opening}: {name}{answer.stated_accuracy:.3f}{on} in the index; by its weights {about}."
     if word == "unknown":
         if depends_on_activation(answer):
             each = ", ".join(f"{number(answer, value)} as {key}" for key, value in answer.by_activation.items())
@@ -182,10 +182,10 @@ def verdict(answer: AnswerData) -> str:
 
 def forecast(answer: AnswerData) -> str:
     """How runs like it ended."""
-    found = answer.forecast
-    assert found is not None
-    median, low, high = (number(answer, value) for value in (found.median, found.low, found.high))
-    return f"{found.runs} runs that looked like this at epoch {found.epoch} ended at {median} ({low} to {high})"
+    ended = answer.forecast
+    assert ended is not None
+    median, low, high = (number(answer, value) for value in (ended.median, ended.low, ended.high))
+    return f"{ended.runs} runs that looked like this at epoch {ended.epoch} ended at {median} ({low} to {high})"
 
 
 def number(answer: AnswerData, value: float | None) -> str:
@@ -299,20 +299,20 @@ def tables(answer: AnswerData) -> list[Table]:
     """The nearest, nearest good and nearest bad rows, and the layers beside them."""
     target = target_of(answer)
     near = answer.neighbours
-    made = [_neighbours(f"Nearest {len(near)}" if near else "No checkpoint passes", near, target)]
+    shown = [_neighbours(f"Nearest {len(near)}" if near else "No checkpoint passes", near, target)]
     better, worse = ("≤", "≥") if target.lower_is_better else ("≥", "≤")
     sides = (("good", answer.good, better, answer.good_threshold), ("bad", answer.bad, worse, answer.bad_threshold))
     for name, rows, sign, threshold in sides:
         if threshold != threshold:  # NaN
-            made.append(Table(f"None is {name} or not: the index knows no {target.label}"))
+            shown.append(Table(f"None is {name} or not: the index knows no {target.label}"))
             continue
         meaning = f"({target.label} {sign} {threshold:.3f})"
         within = [_reaches(row.value, threshold, target.lower_is_better == (name == "good")) for row in rows]
         if not all(within):  # an index of several datasets grades each row among its own
             meaning = "(for their dataset)"
         title = f"Nearest {len(rows)} {name} {meaning}" if rows else f"No {name} one {meaning} passes"
-        made.append(Table(f"{title}: the same") if rows and rows == near else _neighbours(title, rows, target))
-    return made
+        shown.append(Table(f"{title}: the same") if rows and rows == near else _neighbours(title, rows, target))
+    return shown
 
 
 def _reaches(value: float | None, threshold: float, lower: bool) -> bool:

@@ -264,18 +264,18 @@ class _Pages:
         except ValueError:
             raise HTTPException(400, "k: give a whole number") from None
         with temporary_folder() as folder:
-            found: list[dict[str, Any]] = []
+            answers: list[dict[str, Any]] = []
             sent = await self.desk.uploads(request, Path(folder))
             for name, path in sent:
                 try:
                     told = await self._answered(path, name, **asked)
                     relations = {} if told.relations is None else {"relations": told.relations}
-                    found.append({**told.answer.to_dict(), **relations})
+                    answers.append({**told.answer.to_dict(), **relations})
                 except WeightsearchError as error:
                     if len(sent) == 1:
                         raise
-                    found.append({"schema": SCHEMA, "path": name, "error": str(error)})
-        return JSONResponse(found[0] if len(found) == 1 else found)
+                    answers.append({"schema": SCHEMA, "path": name, "error": str(error)})
+        return JSONResponse(answers[0] if len(answers) == 1 else answers)
 
     async def api_checkpoint(self, request: Request) -> Response:
         answer = await run_in_threadpool(self.desk.ask, id=request.path_params["id"])
@@ -284,8 +284,8 @@ class _Pages:
     async def api_info(self, request: Request) -> Response:
         from weightsearch.index import info
 
-        found = plain((await run_in_threadpool(info, self.index.path)).to_dict())
-        return JSONResponse({**found, "schema": SCHEMA})
+        about = plain((await run_in_threadpool(info, self.index.path)).to_dict())
+        return JSONResponse({**about, "schema": SCHEMA})
 
     async def api_schema(self, request: Request) -> Response:
         return JSONResponse(openapi(self.options))
@@ -314,14 +314,14 @@ def rows_of(index: Index, by: str, text: str) -> list[dict[str, Any]]:
     if not text:
         raise HTTPException(400, "search for an id, a run or a condition")
     wanted = set(matching(index.path, runs=[text]) if by == "run" else matching(index.path, where=text))
-    found = []
+    rows = []
     for fingerprint in index.architectures:
         columns = index.table(fingerprint, ["id", "run", "epoch", "recipe"])
         values = index.accuracies(fingerprint)
         for i, id in enumerate(columns["id"]):
             if id in wanted:
                 value, epoch = float(values[i]), float(columns["epoch"][i])
-                found.append(
+                rows.append(
                     {
                         "id": id,
                         "run": columns["run"][i],
@@ -330,7 +330,7 @@ def rows_of(index: Index, by: str, text: str) -> list[dict[str, Any]]:
                         "recipe": json.loads(columns["recipe"][i] or "{}"),
                     }
                 )
-    return found
+    return rows
 
 
 __all__ = ["create_app", "serve"]

@@ -104,7 +104,7 @@ class Desk:
             form = await parser.parse()
         except MultiPartException as error:
             raise HTTPException(400, str(error.message)) from None
-        found: list[tuple[str, Path]] = []
+        uploads: list[tuple[str, Path]] = []
         try:
             for number, (_, part) in enumerate(form.multi_items()):
                 if isinstance(part, str) or not part.size:
@@ -114,12 +114,12 @@ class Desk:
                 with path.open("wb") as out:
                     while block := await part.read(BLOCK):
                         out.write(block)
-                found.append((name[-200:], path))
+                uploads.append((name[-200:], path))
         finally:
             await form.close()
-        if not found:
+        if not uploads:
             raise HTTPException(400, "no file was sent")
-        return found
+        return uploads
 
     async def _limited(self, request: Request) -> AsyncIterator[bytes]:
         size = 0

@@ -98,8 +98,8 @@ class Maps:
                 if row.id in landscape.row_of]  # fmt: skip
         if not near:
             return {}
-        own = landscape.row_of.get(answer.id)
-        where = landscape.points[own] if own is not None else _placed(near[:PLACED_BY])
+        own_row = landscape.row_of.get(answer.id)
+        where = landscape.points[own_row] if own_row is not None else _placed(near[:PLACED_BY])
         return {
             "shades": landscape.shades,
             "star": star(*where),

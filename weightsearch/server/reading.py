@@ -28,9 +28,9 @@ def context() -> Any:
     """Where processes come from: a fork server with the readers loaded, or new ones where there is none."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(PRELOADED)
-    return made
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(PRELOADED)
+    return processes
 
 
 def read_apart(
@@ -80,7 +80,7 @@ def _read(answer: Connection, path: str, largest_memory: int, seconds: float, si
 
     limit_process(largest_memory, seconds)
     try:
-        found = read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
     except WeightsearchError as error:
         answer.send_bytes(json.dumps({"error": str(error).replace(path, NAME)}).encode())
     except MemoryError:
@@ -89,11 +89,12 @@ def _read(answer: Connection, path: str, largest_memory: int, seconds: float, si
         answer.send_bytes(json.dumps({"error": f"it cannot be read ({type(error).__name__})"}).encode())
     else:
         head = {
-            "architecture": found.architecture.to_dict(), "metadata": plain(found.metadata), "skipped": found.skipped,
-            "notes": [note.replace(path, NAME) for note in found.notes], "ordered": found.ordered,
+            "architecture": checkpoint.architecture.to_dict(), "metadata": plain(checkpoint.metadata),
+            "skipped": checkpoint.skipped, "notes": [note.replace(path, NAME) for note in checkpoint.notes],
+            "ordered": checkpoint.ordered,
         }  # fmt: skip
         answer.send_bytes(json.dumps(head, default=str).encode())
-        answer.send_bytes(np.ascontiguousarray(found.weights, "<f4").tobytes())
+        answer.send_bytes(np.ascontiguousarray(checkpoint.weights, "<f4").tobytes())
         if signatures is not None:
             answer.send_bytes(json.dumps(_relations(path, signatures)).replace(path, NAME).encode())
     answer.close()

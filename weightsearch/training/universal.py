@@ -140,8 +140,8 @@ def fit_detector(described: Described, held_out: Described, runs: np.ndarray, ax
     """
     pooled = described.pooled()
     centre, scale = centre_and_scale(pooled)
-    known = frozenset().union(*described.built)
-    plain = Detector(centre, scale, np.zeros((len(centre), 0), np.float32), np.ones_like(centre), 1.0, known)
+    constructions = frozenset().union(*described.built)
+    plain = Detector(centre, scale, np.zeros((len(centre), 0), np.float32), np.ones_like(centre), 1.0, constructions)
     z = plain.standardised(pooled)
     _, directions = np.linalg.eigh(z.T @ z / len(z))
     kept = directions[:, ::-1][:, : min(axes, len(z) // 4, z.shape[1])]

@@ -48,18 +48,18 @@ def export_atlas(
         )
         architectures = connection.execute("SELECT DISTINCT architecture FROM rows ORDER BY 1").fetchall()
         for number, (fingerprint,) in enumerate(architectures):
-            found = connection.execute(
+            fetched = connection.execute(
                 "SELECT place, embedding FROM rows WHERE architecture = ? ORDER BY place", [fingerprint]
             ).fetchnumpy()
-            vectors = prepare(np.array(found["embedding"].tolist(), np.float32), index.metric)
+            vectors = prepare(np.array(fetched["embedding"].tolist(), np.float32), index.metric)
             points = project(vectors, projection, index.metric, seed=seed)
             near, distances = nearest(vectors, vectors, NEIGHBOURS + 1, index.metric)
-            places = found["place"][near]  # (n, k) of the whole file
-            own = places == found["place"][:, None]
-            values = {"place": found["place"], "x": points[:, 0], "y": points[:, 1]}
+            places = fetched["place"][near]  # (n, k) of the whole file
+            in_space = places == fetched["place"][:, None]
+            values = {"place": fetched["place"], "x": points[:, 0], "y": points[:, 1]}
             values |= {f"near_{j}": places[:, j] for j in range(places.shape[1])}
             values |= {f"far_{j}": distances[:, j].astype(np.float64) for j in range(places.shape[1])}
-            values |= {f"own_{j}": own[:, j] for j in range(places.shape[1])}
+            values |= {f"own_{j}": in_space[:, j] for j in range(places.shape[1])}
             connection.register("part", {name: np.ascontiguousarray(column) for name, column in values.items()})
             others = range(places.shape[1])
             pairs = ", ".join(

@@ -37,10 +37,10 @@ def efficiency(groups: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Figure
     for row, (_, trials) in zip(rows, groups, strict=True):
         axes = row.subplots()
         for method in (*Method, *Baseline):
-            own = [trial for trial in trials if trial["method"] == method]
-            if own:
+            of_method = [trial for trial in trials if trial["method"] == method]
+            if of_method:
                 marker = "o" if isinstance(method, Method) else "^"
-                x, y = [t["parameters"] for t in own], [max(t["validation_r2"], LOWEST) for t in own]
+                x, y = [t["parameters"] for t in of_method], [max(t["validation_r2"], LOWEST) for t in of_method]
                 axes.scatter(
                     x, y, s=24, marker=marker, color=COLOURS[method], label=method.value, alpha=0.85, linewidths=0
                 )
@@ -86,14 +86,14 @@ def trials_on(zoo: Zoo, *, seed: int = 0, root: Path | None = None) -> tuple[str
     for split in SplitBy:
         protocol = SplitSpec(str(zoo.path), split, None, seed)
         for directory in sorted(root.glob(f"{zoo.path.name}-by-{split}-*")):
-            found = {
+            by_zoo = {
                 method: [result for file in sorted(directory.glob(f"{method}/trial-*.json"))
                          if (result := read_result(file))]
                 for method in (*Method, *Baseline)
             }  # fmt: skip
-            epochs = {result["settings"].get("epochs") for results in found.values() for result in results} - {None}
+            epochs = {result["settings"].get("epochs") for results in by_zoo.values() for result in results} - {None}
             ours = any(search_directory(protocol, Method.FC, n, root).parent == directory for n in epochs)
-            trials = [trial for results in found.values() for trial in top_trials(results)]
+            trials = [trial for results in by_zoo.values() for trial in top_trials(results)]
             if ours and trials:  # another zoo may have had the same name
                 return f"{zoo.info.dataset} {zoo.info.preset}, split by {split}", trials
     return None
@@ -108,11 +108,13 @@ def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
         drawn = row.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, per_run in zip(drawn, panels, strict=True):
             for number, method in enumerate(methods):
-                own = sorted((p for p in points if (p.method, p.per_run) == (method, per_run)), key=lambda p: p.runs)
+                of_method = sorted(
+                    (p for p in points if (p.method, p.per_run) == (method, per_run)), key=lambda p: p.runs
+                )
                 # A little apart, so that spreads do not hide one another; of one seed there is none.
-                x = [p.runs * 1.012 ** (number - len(methods) / 2) for p in own]
-                y = [max(p.test_r2.mean, LOWEST) for p in own]
-                spread = [0.0 if math.isnan(p.test_r2.deviation) else p.test_r2.deviation for p in own]
+                x = [p.runs * 1.012 ** (number - len(methods) / 2) for p in of_method]
+                y = [max(p.test_r2.mean, LOWEST) for p in of_method]
+                spread = [0.0 if math.isnan(p.test_r2.deviation) else p.test_r2.deviation for p in of_method]
                 axes.errorbar(
                     x, y, spread, fmt="-o" if isinstance(method, Method) else "--^", label=method.value,
                     color=COLOURS[method], markersize=4, linewidth=1.2, elinewidth=0.8,
@@ -131,10 +133,10 @@ def learning_curve(points: Sequence[Point], title: str, path: Path) -> None:
         save(figure, path)
 
 
-def draw_comparison(made: Sequence[ZooTables], out: Path) -> list[Path]:
+def draw_comparison(zoos: Sequence[ZooTables], out: Path) -> list[Path]:
     """The pictures of `make_tables`' result, written beside its tables in `out`: their paths."""
     paths = []
-    for zoo in made:
+    for zoo in zoos:
         title = f"{zoo.preset} on {zoo.dataset}"
         paths.append(out / f"{zoo.name}-parameters.png")
         parameters(zoo.top_trials, title, paths[-1])

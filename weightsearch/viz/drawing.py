@@ -218,11 +218,11 @@ def _groups(
     tables: Sequence[Path], opened: Sequence[Source], seed: int, root: Path
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Trials to draw: of the tables, and of searches on the zoos."""
-    found = [group for table in tables for group in trials_in(table)]
+    groups = [group for table in tables for group in trials_in(table)]
     for source in opened:
         if isinstance(source, ZooSource) and (group := trials_on(source.zoo, seed=seed, root=root / "searches")):
-            found.append(group)
-    return found
+            groups.append(group)
+    return groups
 
 
 def _open(

@@ -101,14 +101,14 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
         for path, network in networks[sources.index(source)]:
             vector = source.embed(method, network)[None]
             where = place(vector, vectors, points, source.metric)[0]
-            found, _ = nearest(prepare(vector, source.metric), prepare(vectors, source.metric), JOINED, source.metric)
-            lines = [(where, points[other]) for other in found[0]]
+            joined, _ = nearest(prepare(vector, source.metric), prepare(vectors, source.metric), JOINED, source.metric)
+            lines = [(where, points[other]) for other in joined[0]]
             axes.add_collection(LineCollection(lines, colors=MARK, linewidths=1.0, zorder=4))
-            axes.scatter(*points[found[0]].T, s=26, facecolors="none", edgecolors=MARK, linewidths=1, zorder=5)
+            axes.scatter(*points[joined[0]].T, s=26, facecolors="none", edgecolors=MARK, linewidths=1, zorder=5)
             axes.scatter(*where, s=110, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
             predicted = source.predict(method, network)
             label = path.name if predicted is None else f"{path.name}, {predicted:.2f} predicted"
-            _beside(axes, label, where, points, points[found[0]])
+            _beside(axes, label, where, points, points[joined[0]])
 
     def more(source: Source) -> str:
         return f"; ★ is joined to its {JOINED} nearest" if networks[sources.index(source)] else ""
@@ -142,10 +142,10 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
     chosen = {id(source): _choose_run(source, options) for source in sources}
 
     def marks(axes: Any, source: Source, method: str, vectors: np.ndarray, points: np.ndarray, sample: Sample) -> None:
-        own = _checkpoints_of(source, chosen[id(source)])
-        path = place(source.vectors(method, own), vectors, points, source.metric)
+        of_run = _checkpoints_of(source, chosen[id(source)])
+        path = place(source.vectors(method, of_run), vectors, points, source.metric)
         drawn = {int(position): row for row, position in enumerate(sample.positions)}
-        for row, position in enumerate(own.tolist()):
+        for row, position in enumerate(of_run.tolist()):
             if position in drawn:
                 path[row] = points[drawn[position]]
         span = np.ptp(points, axis=0).clip(1e-12)
@@ -155,9 +155,9 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
             if np.hypot(*((end - start) / span)) < LONGEST_STEP  # a line across empty space would say that it was there
         ]
         axes.add_collection(LineCollection(steps, colors=MARK, linewidths=1.3, zorder=4))
-        epochs = source.columns["epoch"][own]
+        epochs = source.columns["epoch"][of_run]
         named: list[np.ndarray] = []
-        rows = np.unique(np.linspace(0, len(own) - 1, min(len(own), EPOCHS_NAMED)).round().astype(int)).tolist()
+        rows = np.unique(np.linspace(0, len(of_run) - 1, min(len(of_run), EPOCHS_NAMED)).round().astype(int)).tolist()
         for row in (rows[0], rows[-1], *rows[1:-1]):  # the ends are named, the others where there is room
             if any(np.hypot(*((path[row] - other) / span)) < ROOM for other in named):
                 continue
@@ -173,8 +173,8 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
         axes.scatter(*path[-1], s=130, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
 
     def more(source: Source) -> str:
-        own = _checkpoints_of(source, chosen[id(source)])
-        epochs, values = source.columns["epoch"][own], source.values[own]
+        of_run = _checkpoints_of(source, chosen[id(source)])
+        epochs, values = source.columns["epoch"][of_run], source.values[of_run]
         return (
             f"; run {chosen[id(source)]} by epochs, ○ epoch {epochs[0]:.0f} ({values[0]:.2f}) to "
             f"★ epoch {epochs[-1]:.0f} ({values[-1]:.2f})"
@@ -194,16 +194,16 @@ def _choose_run(source: Source, options: Options) -> str:
     part = source.sample(options.part, len(runs), options.seed).positions
     best, most = runs[part[0]], -np.inf
     for run in np.unique(runs[part]):
-        own = source.target.quality(source.values[_checkpoints_of(source, run)])
-        if own[-1] - own[0] > most:
-            best, most = run, own[-1] - own[0]
+        qualities = source.target.quality(source.values[_checkpoints_of(source, run)])
+        if qualities[-1] - qualities[0] > most:
+            best, most = run, qualities[-1] - qualities[0]
     return best
 
 
 def _checkpoints_of(source: Source, run: str) -> np.ndarray:
     """Positions of a run's checkpoints, by epoch."""
-    own = np.flatnonzero((source.runs == run) & np.isfinite(source.values))
-    return own[np.argsort(source.columns["epoch"][own], kind="stable")]
+    of_run = np.flatnonzero((source.runs == run) & np.isfinite(source.values))
+    return of_run[np.argsort(source.columns["epoch"][of_run], kind="stable")]
 
 
 def _pictures(

@@ -195,10 +195,10 @@ def _map(
 def _neighbours(vectors: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """Each vector's nearest others `(n, k)` and their distances."""
     prepared = prepare(vectors, metric)
-    found, distances = nearest(prepared, prepared, NEIGHBOURS + 1, metric)
-    others = found != np.arange(len(found))[:, None]
+    neighbours, distances = nearest(prepared, prepared, NEIGHBOURS + 1, metric)
+    others = neighbours != np.arange(len(neighbours))[:, None]
     others[others.all(axis=1), -1] = False  # more equal vectors than neighbours: itself is not among them
-    return found[others].reshape(len(found), -1), distances[others].reshape(len(found), -1)
+    return neighbours[others].reshape(len(neighbours), -1), distances[others].reshape(len(neighbours), -1)
 
 
 def _encode(values: np.ndarray, kind: type) -> str:

@@ -41,11 +41,11 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int, metric: Metric) ->
     from weightsearch.index.vectors import faiss  # which sets what faiss needs on macOS
 
     inner = metric is Metric.COSINE
-    scores, found = faiss.knn(
+    scores, positions = faiss.knn(
         queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT if inner else faiss.METRIC_L2
     )
     distances = 1 - scores if inner else np.sqrt(np.maximum(scores, 0))
-    return found.astype(np.int64), np.maximum(distances, 0).astype(np.float32)
+    return positions.astype(np.int64), np.maximum(distances, 0).astype(np.float32)
 
 
 def project(
@@ -82,11 +82,11 @@ def place(new: np.ndarray, vectors: np.ndarray, points: np.ndarray, metric: Metr
     Each is the mean of its nearest vectors' points, weighted as in UMAP's graph: 1 for the nearest, falling off with
     the distance beyond it (McInnes et al. 2018, section 3.1). UMAP's own transform starts there, too.
     """
-    found, distances = nearest(prepare(new, metric), prepare(vectors, metric), PLACED_BY, metric)
+    placed_by, distances = nearest(prepare(new, metric), prepare(vectors, metric), PLACED_BY, metric)
     beyond = distances - distances[:, :1]
     scale = beyond.mean(axis=1, keepdims=True).clip(1e-12)
     weights = np.exp(-beyond / scale)
-    return np.einsum("mk,mkd->md", weights / weights.sum(axis=1, keepdims=True), points[found])
+    return np.einsum("mk,mkd->md", weights / weights.sum(axis=1, keepdims=True), points[placed_by])
 
 
 def _principal(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def _umap(
     start = _principal(vectors, 2, seed)
     if len(vectors) <= 4:  # too few for a graph
         return start
-    found, distances = nearest(vectors, vectors, k, metric)
+    nearest_rows, distances = nearest(vectors, vectors, k, metric)
     start = 10 * (start - start.min(axis=0)) / np.ptp(start, axis=0).clip(1e-12)
     epochs = 500 if len(vectors) <= 10_000 else 200  # UMAP's defaults
     with warnings.catch_warnings():
@@ -123,7 +123,7 @@ def _umap(
         return UMAP(
             n_neighbors=k,
             n_epochs=epochs,
-            precomputed_knn=(found, distances),
+            precomputed_knn=(nearest_rows, distances),
             init=start,
             random_state=seed,
             n_jobs=1,

@@ -241,9 +241,9 @@ def _prediction(sources: Sequence[Source]) -> Table:
         for method in source.methods:
             predicted = source.predictions(method, test)
             if predicted is not None and np.isfinite(predicted).all():
-                found = score(predicted, source.values[test])
-                texts = (f"{found.r2:.3f}", f"{found.tau:.3f}", f"{found.mae:.3f}")
-                rows.append((source.title, method, f"{found.count:,}", *texts))
+                scored = score(predicted, source.values[test])
+                texts = (f"{scored.r2:.3f}", f"{scored.tau:.3f}", f"{scored.mae:.3f}")
+                rows.append((source.title, method, f"{scored.count:,}", *texts))
     text = (
         "Predicted from the weights against true, on networks of runs that no encoder was fitted to. An index's card "
         "scores all test runs; here are those that the index holds, without its examples."

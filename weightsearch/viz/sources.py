@@ -166,11 +166,11 @@ class IndexSource(Source):
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         names = ("id", "run", "epoch", *METRICS, "predicted_accuracy", "dataset", "split", "recipe")
-        found = self._index.table(self._fingerprint, names)
-        in_recipes = {key for text in set(found["recipe"]) if text for key in json.loads(text)}
-        own = [name for name in self._index.keys() if name not in in_recipes]  # noqa: SIM118 - not a dict
+        columns = self._index.table(self._fingerprint, names)
+        in_recipes = {key for text in set(columns["recipe"]) if text for key in json.loads(text)}
+        user_keys = [name for name in self._index.keys() if name not in in_recipes]  # noqa: SIM118 - not a dict
         values = self._index.accuracies(self._fingerprint)
-        return {**found, **self._index.table(self._fingerprint, own), self.target.column: values}
+        return {**columns, **self._index.table(self._fingerprint, user_keys), self.target.column: values}
 
     @property
     def generation(self) -> int:
@@ -276,8 +276,8 @@ class ZooSource(Source):
         from weightsearch.training.represent import represent_zoo
 
         self.prepare([method], quiet=True)
-        found = represent_zoo(self.zoo, self._encoders[method], positions, layers=False)
-        return found.embedding, found.predicted
+        represented = represent_zoo(self.zoo, self._encoders[method], positions, layers=False)
+        return represented.embedding, represented.predicted
 
     def embed(self, method: str, checkpoint: Checkpoint) -> np.ndarray:
         if method == RAW:
@@ -338,7 +338,7 @@ def open_sources(
     if isinstance(path, Index):
         return [IndexSource(path.store, fingerprint) for fingerprint in path.architectures]
     chosen = METHODS if methods is None else tuple(methods)
-    known = (RAW, *Method)
-    if unknown := [method for method in chosen if method not in known]:
-        raise UsageError(f"--method {unknown[0]}: choose among {', '.join(known)}")
+    names = (RAW, *Method)
+    if unknown := [method for method in chosen if method not in names]:
+        raise UsageError(f"--method {unknown[0]}: choose among {', '.join(names)}")
     return [ZooSource(path, chosen, seed=seed, root=root)]

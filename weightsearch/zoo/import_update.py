@@ -143,9 +143,11 @@ def _changed(row: HeldRow, checkpoint: CheckpointToWrite, run: int, taken: set[f
     if epoch in taken:
         epoch = row.epoch if run == row.run and row.epoch not in taken else max(taken) + 1
     taken.add(epoch)
-    known = {name: value for name, value in checkpoint.metrics.items() if name in METRICS and math.isfinite(value)}
+    measured = {name: value for name, value in checkpoint.metrics.items() if name in METRICS and math.isfinite(value)}
     extras = json.loads(json.dumps({**row.extras, **checkpoint.extras}))
-    return replace(row, run=run, epoch=epoch, metrics={**row.metrics, **known}, source=checkpoint.source, extras=extras)
+    return replace(
+        row, run=run, epoch=epoch, metrics={**row.metrics, **measured}, source=checkpoint.source, extras=extras
+    )
 
 
 def _cells(before: HeldRow, after: HeldRow) -> set[str]:

@@ -161,14 +161,14 @@ class _Part:
                     self.reasons.setdefault(number, f"epoch {checkpoint.epoch:g}: {reason}")
                     continue
                 metrics: dict[str, Any] = {key: checkpoint.metrics.get(key, float("nan")) for key in METRICS}
-                known = CheckpointRow(content_hash(weights), number, checkpoint.epoch, **metrics)
-                known = replace(known, source=source, extras=checkpoint.extras)
+                row = CheckpointRow(content_hash(weights), number, checkpoint.epoch, **metrics)
+                row = replace(row, source=source, extras=checkpoint.extras)
                 if self.mixed:
                     fingerprint = checkpoint.architecture.fingerprint
                     self.architectures.setdefault(fingerprint, checkpoint.architecture)
-                    known = replace(known, architecture=fingerprint, start=start)
+                    row = replace(row, architecture=fingerprint, start=start)
                     start += len(weights)
-                self.rows.append(known)
+                self.rows.append(row)
                 yield weights
 
 

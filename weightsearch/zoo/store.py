@@ -355,8 +355,8 @@ def open_writer(path: Path, info: ZooInfo) -> Iterator[ZooWriter]:
             if (path / "zoo.json").exists():
                 held = ZooInfo.read(path)
                 if "unknown" in (held.dataset, info.dataset):  # who imports again may know it by then, or not say it
-                    known = next((name for name in (info.dataset, held.dataset) if name != "unknown"), "unknown")
-                    named, info = replace(held, dataset=known), replace(info, dataset=known)
+                    dataset = next((name for name in (info.dataset, held.dataset) if name != "unknown"), "unknown")
+                    named, info = replace(held, dataset=dataset), replace(info, dataset=dataset)
                     if named != held:
                         write_whole(path / "zoo.json", json.dumps(named.to_dict(), indent=1))
                         held = named

@@ -63,15 +63,15 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
         raise WeightsearchError(
             f"it is no sound safetensors file ({shown(str(error))}); copy or save it again"
         ) from None
-    known = {key: _from_json(value) for key, value in metadata.items() if isinstance(value, str)}
-    order = known.pop(ORDER_KEY, None)
+    stated = {key: _from_json(value) for key, value in metadata.items() if isinstance(value, str)}
+    order = stated.pop(ORDER_KEY, None)
     ordered = isinstance(order, list) and sorted(map(str, order)) == sorted(tensors)
     if not ordered:
         order = sorted(tensors, key=natural)
     tree: dict[str, Any] = {"state_dict": {name: tensors[name] for name in order or ()}}
     # safetensors' own note of a tied tensor that it left out: {"lm_head.weight": "embed.weight"}
-    tied = {key for key, value in known.items() if isinstance(value, str) and value in tensors and key not in tensors}
-    tree |= {key: value for key, value in known.items() if key != "state_dict" and key not in tied}
+    tied = {key for key, value in stated.items() if isinstance(value, str) and value in tensors and key not in tensors}
+    tree |= {key: value for key, value in stated.items() if key != "state_dict" and key not in tied}
     return Content(tree, ordered=ordered or len(tensors) < 2)
 
 

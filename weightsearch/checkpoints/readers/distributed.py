@@ -31,9 +31,9 @@ def read_distributed(folder: Path) -> Content:
         raise WeightsearchError("its .metadata is no index of a distributed checkpoint; save it again")
     shapes = {}
     for name, about in tree["state_dict_metadata"].items():
-        known = plain(about)
-        if isinstance(known, Mapping) and "chunks" in known:
-            shapes[str(name)] = tuple(int(length) for length in known["size"])
+        stated = plain(about)
+        if isinstance(stated, Mapping) and "chunks" in stated:
+            shapes[str(name)] = tuple(int(length) for length in stated["size"])
     arrays: dict[str, Any] = {}
     filled: dict[str, int] = {}
     total = 0

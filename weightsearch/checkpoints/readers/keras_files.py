@@ -94,18 +94,18 @@ def _newer(variables: list[tuple[str, np.ndarray]], config: Any) -> Content:
         if layer and not layer.startswith("optimizer") and "/seed_generator" not in layer:
             groups.setdefault(layer, {})[number] = array
     collected = _Collected()
-    known: set[str] = set()
+    seen: set[str] = set()
     for place, kind, settings in _places(_layers(config), ""):
         if kind == "Flatten":
             collected.flatten()
         for layer in sorted((name for name in groups if name == place or name.startswith(f"{place}/")), key=natural):
-            if layer in known:
+            if layer in seen:
                 continue
-            known.add(layer)
-            own = kind if layer == place else ""
-            collected.add(_short(layer), own or _kind_of(layer), _named(groups[layer], own, settings))
-    rest = sorted(set(groups) - known, key=natural)
-    collected.guesses = not known
+            seen.add(layer)
+            prefix = kind if layer == place else ""
+            collected.add(_short(layer), prefix or _kind_of(layer), _named(groups[layer], prefix, settings))
+    rest = sorted(set(groups) - seen, key=natural)
+    collected.guesses = not seen
     for layer in rest:
         kind = _kind_of(layer)
         collected.add(_short(layer), kind, _named(groups[layer], kind, {}))

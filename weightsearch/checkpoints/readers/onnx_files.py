@@ -103,16 +103,17 @@ class _Collected:
 
     def _node(self, node: Any, position: int, nodes: list[Any], aliases: dict[str, str]) -> None:
         inputs = [aliases.get(name, name) for name in node.input]
-        own = [name for name in inputs if name in self._known]
-        if node.op_type in _QUANTISED and any(self._known[name].data_type in (2, 3, 21, 22) for name in own):
+        parameters = [name for name in inputs if name in self._known]
+        if node.op_type in _QUANTISED and any(self._known[name].data_type in (2, 3, 21, 22) for name in parameters):
             raise WeightsearchError(
-                f"tensor '{shown(own[0])}' is quantised ({node.op_type}); export the network in an ordinary float type"
+                f"tensor '{shown(parameters[0])}' is quantised ({node.op_type}); "
+                "export the network in an ordinary float type"
             )
         if node.op_type in _GATES:
             self._recurrent(node, [*inputs, "", "", ""][1:4], position)
             return
         leaves = _LEAVES.get(node.op_type)
-        if leaves is None or not own:
+        if leaves is None or not parameters:
             return
         place = 0 if node.op_type == "Gather" else 1
         weight = inputs[place] if len(inputs) > place else ""

@@ -41,13 +41,13 @@ def read_gguf(path: Path) -> Content:
         if kind != "BF16":
             quantised.add(kind)
         tensors[tensor.name] = gguf.quants.dequantize(np.array(tensor.data), tensor.tensor_type).reshape(shape)
-    known = {}
+    stated = {}
     for name in ("general.architecture", "general.name", "general.file_type"):
         entry = reader.fields.get(name)
         if entry is not None:
-            known[name] = entry.contents()
+            stated[name] = entry.contents()
     notes = (f"its quantised weights ({', '.join(sorted(quantised))}) were made floats",) if quantised else ()
-    return Content({"state_dict": tensors, **known}, notes)
+    return Content({"state_dict": tensors, **stated}, notes)
 
 
 def read_tflite(path: Path) -> Content:

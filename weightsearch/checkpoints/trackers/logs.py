@@ -37,13 +37,13 @@ def find(folder: Path, report: Report) -> Finder | None:
         if not belongs(path, folder):
             return None
         keras = path.name.endswith(KERAS)
-        known = []
+        logged = []
         for table in tables:
             values = table.values(inside, 1 if keras else 0)
             if any(key.startswith("val_") for key in values):  # Keras calls the training part's plainly
                 values = {f"train_{key}" if key in ("accuracy", "acc", "loss") else key: v for key, v in values.items()}
-            known.append(interpret(values, table.name))
-        metadata = merge([*known, recipe])
+            logged.append(interpret(values, table.name))
+        metadata = merge([*logged, recipe])
         if metadata == Metadata():
             return None
         return Label(metadata)

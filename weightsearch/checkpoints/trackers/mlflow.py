@@ -26,9 +26,9 @@ def find(folder: Path, report: Report) -> Finder | None:
         at = inside.step if inside.step is not None else inside.epoch
         values: dict[str, Any] = {}
         for metric, points in series.items():
-            known = [value for step, value in points if at is None or step <= at]
-            if known:
-                values[metric] = known[-1]
+            until_then = [value for step, value in points if at is None or step <= at]
+            if until_then:
+                values[metric] = until_then[-1]
         extras = {"mlflow_run": name} if isinstance(name, str) else {}
         return Label(interpret({**values, **extras, "params": parameters}, "mlruns"), folder)
 

@@ -67,8 +67,8 @@ def finder(studies: list[Study], folder: Path) -> Finder:
     }
 
     def label(path: Path, inside: Inside) -> Label | None:
-        if found := by_attribute.get("/".join(path.parts[-2:])):
-            return _label(*found, path, inside, folder)
+        if trial_of_path := by_attribute.get("/".join(path.parts[-2:])):
+            return _label(*trial_of_path, path, inside, folder)
         place = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
         numbers = [int(match[1]) for match in _TRIAL.finditer(place)]
         matching = [study for study in studies if numbers and numbers[-1] in study.trials]
@@ -82,7 +82,7 @@ def finder(studies: list[Study], folder: Path) -> Finder:
 def _label(study: Study, trial: Trial, path: Path, inside: Inside, folder: Path) -> Label:
     name = study.path.name
     attributes = interpret(trial.attributes, name)
-    known = Metadata(recipe=trial.params)
+    metadata = Metadata(recipe=trial.params)
     step = inside.epoch if inside.epoch is not None else inside.step
     value, origin = None, ""
     if trial.by_step:
@@ -92,11 +92,11 @@ def _label(study: Study, trial: Trial, path: Path, inside: Inside, folder: Path)
         value, origin = trial.value, f"{name}'s {study.metric}"
     if value is not None:
         if study.accuracy:
-            known = merge([known, Metadata({"test_accuracy": Measured(value, origin)})])
+            metadata = merge([metadata, Metadata({"test_accuracy": Measured(value, origin)})])
         else:
-            known = merge([known, Metadata(extras={study.metric: value})])
+            metadata = merge([metadata, Metadata(extras={study.metric: value})])
     run = next((place for place in path.parents if _TRIAL.search(place.name) and place != folder), None)
-    return Label(merge([known, attributes, Metadata(extras={"trial": trial.number})]), run)
+    return Label(merge([metadata, attributes, Metadata(extras={"trial": trial.number})]), run)
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -128,19 +128,19 @@ def _study(connection: sqlite3.Connection, path: Path, id: int, name: str, table
         trial: Trial(number, state)
         for trial, number, state in rows("SELECT trial_id, number, state FROM trials WHERE study_id = ?")
     }
-    own = "trial_id IN (SELECT trial_id FROM trials WHERE study_id = ?)"
+    of_study = "trial_id IN (SELECT trial_id FROM trials WHERE study_id = ?)"
     for trial, key, value, kind in rows(
-        f"SELECT trial_id, param_name, param_value, distribution_json FROM trial_params WHERE {own}"
+        f"SELECT trial_id, param_name, param_value, distribution_json FROM trial_params WHERE {of_study}"
     ):
         trials[trial].params[key] = _parameter(value, json.loads(kind))
-    for trial, key, text in rows(f"SELECT trial_id, key, value_json FROM trial_user_attributes WHERE {own}"):
+    for trial, key, text in rows(f"SELECT trial_id, key, value_json FROM trial_user_attributes WHERE {of_study}"):
         trials[trial].attributes[key] = json.loads(text)
     if "trial_values" in tables:
-        for trial, value in rows(f"SELECT trial_id, value FROM trial_values WHERE objective = 0 AND {own}"):
+        for trial, value in rows(f"SELECT trial_id, value FROM trial_values WHERE objective = 0 AND {of_study}"):
             trials[trial].value = value
     if "trial_intermediate_values" in tables:
         for trial, step, value in rows(
-            f"SELECT trial_id, step, intermediate_value FROM trial_intermediate_values WHERE {own}"
+            f"SELECT trial_id, step, intermediate_value FROM trial_intermediate_values WHERE {of_study}"
         ):
             if value is not None:
                 trials[trial].by_step[step] = value

@@ -50,8 +50,8 @@ def find(folder: Path, report: Report) -> Finder | None:
         line = by_checkpoint.get(place[0])
         epoch = int(number[1]) if line is None else _iteration(line, int(number[1]))
         measured = {key: value for key, value in (line or {}).items() if key not in BOOKKEEPING and value != UNKNOWN}
-        known = merge([Metadata(epoch=epoch, recipe=settings), interpret(measured, "result.json")])
-        return Label(known, folder)
+        metadata = merge([Metadata(epoch=epoch, recipe=settings), interpret(measured, "result.json")])
+        return Label(metadata, folder)
 
     return label
 

@@ -32,13 +32,13 @@ def find(folder: Path, report: Report) -> Finder | None:
             if tag == "epoch":
                 continue
             if inside.step is not None:
-                known = [value for step, value in points if step <= inside.step]
+                until_then = [value for step, value in points if step <= inside.step]
             elif inside.epoch is not None:
-                known = [value for step, value in points if epochs.get(step, step) == inside.epoch]
+                until_then = [value for step, value in points if epochs.get(step, step) == inside.epoch]
             else:
-                known = []
-            if known:
-                values[tag] = known[-1]
+                until_then = []
+            if until_then:
+                values[tag] = until_then[-1]
         return Label(interpret(values, "tfevents"), folder) if values else None
 
     return label
@@ -59,7 +59,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
             if value.HasField("simple_value"):
                 series.setdefault(value.tag, []).append((event.step, float(value.simple_value)))
             elif value.HasField("tensor") and not value.tensor.tensor_shape.dim:
-                found = tensor_util.make_ndarray(value.tensor)
-                if found.dtype.kind in "fiu" and found.size == 1:
-                    series.setdefault(value.tag, []).append((event.step, float(found)))
+                array = tensor_util.make_ndarray(value.tensor)
+                if array.dtype.kind in "fiu" and array.size == 1:
+                    series.setdefault(value.tag, []).append((event.step, float(array)))
     return series

@@ -33,7 +33,7 @@ def find(folder: Path, report: Report) -> Finder | None:
         return None
     step = _CHECKPOINT.fullmatch(folder.name)
     run = folder.parent if step else folder
-    known: list[Metadata] = []
+    of_files: list[Metadata] = []
     for name, read in (
         ("trainer_state.json", trainer_state),
         ("eval_results.json", read_json),
@@ -44,10 +44,10 @@ def find(folder: Path, report: Report) -> Finder | None:
         if (folder / name).is_file():
             try:
                 content = read(folder / name)
-                known.append(content if isinstance(content, Metadata) else interpret(content, name))
+                of_files.append(content if isinstance(content, Metadata) else interpret(content, name))
             except WeightsearchError as error:
                 report(folder / name, error)
-    metadata = merge(known)
+    metadata = merge(of_files)
 
     def label(path: Path, inside: Inside) -> Label | None:
         return Label(metadata, run) if path.parent == folder else None

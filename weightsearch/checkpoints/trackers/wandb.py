@@ -43,8 +43,12 @@ def find(folder: Path, report: Report) -> Finder | None:
             return None
         values: dict[str, Any] = {key: value for key, value in summary.items() if not key.startswith("_")}
         at_end = inside.epoch is None or summary.get("epoch") in (None, inside.epoch)
-        known = table.values(inside) if rows else values if at_end else {}
-        known = {key: value for key, value in known.items() if not key.startswith("_") and key not in ("epoch", "step")}
-        return Label(interpret({**known, "config": settings}, "wandb"), folder if runs[0] == folder else None)
+        of_checkpoint = table.values(inside) if rows else values if at_end else {}
+        of_checkpoint = {
+            key: value
+            for key, value in of_checkpoint.items()
+            if not key.startswith("_") and key not in ("epoch", "step")
+        }
+        return Label(interpret({**of_checkpoint, "config": settings}, "wandb"), folder if runs[0] == folder else None)
 
     return label

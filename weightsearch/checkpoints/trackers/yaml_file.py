@@ -44,6 +44,6 @@ def _typed(value: Any) -> Any:
     if isinstance(value, list):
         return [_typed(item) for item in value]
     if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        found = number(value)
-        return value if found is None else found
+        parsed = number(value)
+        return value if parsed is None else parsed
     return value

@@ -24,11 +24,11 @@ def constructions(architecture: Architecture) -> frozenset[str]:
         >>> sorted(constructions(from_state_dict(arrays).architecture))
         ['dense, biased, first, read by the next', 'dense, head']
     """
-    found = graph(architecture)
-    if found is None:
+    structure = graph(architecture)
+    if structure is None:
         return frozenset()
-    words = {_node(architecture, found, i) for i in range(len(found.nodes))}
-    places = {node.layer for node in found.nodes}
+    words = {_node(architecture, structure, i) for i in range(len(structure.nodes))}
+    places = {node.layer for node in structure.nodes}
     for i, layer in enumerate(architecture.layers):
         if i not in places and layer.kind is not LayerKind.NORM and len(layer.shape) > 1:
             table = TABLES.search(layer.name)
@@ -36,8 +36,8 @@ def constructions(architecture: Architecture) -> frozenset[str]:
     return frozenset(words)
 
 
-def _node(architecture: Architecture, found: Graph, i: int) -> str:
-    node = found.nodes[i]
+def _node(architecture: Architecture, structure: Graph, i: int) -> str:
+    node = structure.nodes[i]
     layer = architecture.layers[node.layer]
     words = [_kind(layer.name, node, i)]
     if "bias" in layer.extras:
@@ -49,7 +49,7 @@ def _node(architecture: Architecture, found: Graph, i: int) -> str:
         words.append("norm")
     if i == 0:
         words.append("first")
-    if i == found.head:
+    if i == structure.head:
         words.append("head")
     elif node.next is not None:
         words.append("read at all positions" if node.spread > 1 else "read by the next")

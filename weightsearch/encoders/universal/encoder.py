@@ -146,8 +146,8 @@ def load_universal(directory: Path) -> UniversalEncoder:
             with torch.device("meta"):
                 member = Network(NetworkConfig(**sizes))
             prefix = f"member{i}."
-            own = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-            member.load_state_dict({name: torch.tensor(array) for name, array in own.items()}, assign=True)
+            of_member = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+            member.load_state_dict({name: torch.tensor(array) for name, array in of_member.items()}, assign=True)
             members.append(member.eval())
         detector = Detector.restored(arrays, config["detector"]) if config["detector"] else None
         damage = DamageDetector.restored(arrays, config["damage"]) if config["damage"] else None

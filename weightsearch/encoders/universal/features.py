@@ -52,68 +52,68 @@ def tokens(weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray,
 
     Float32. Raises WeightsearchError where the architecture has no matrix at all.
     """
-    found = graph(architecture)
-    if found is None:
+    structure = graph(architecture)
+    if structure is None:
         raise WeightsearchError(f"no layer with a matrix of weights among {architecture.describe()}")
     blocks = []
     for start in range(0, len(weights), size := max(1, BLOCK // architecture.size)):
         block = np.ascontiguousarray(weights[start : start + size], np.float32)
-        blocks.append(_block(torch.from_numpy(block), architecture, found))
+        blocks.append(_block(torch.from_numpy(block), architecture, structure))
     if not blocks:
-        return np.empty((0, len(found.nodes), len(TOKEN)), np.float32), np.empty((0, len(WHOLE)), np.float32)
+        return np.empty((0, len(structure.nodes), len(TOKEN)), np.float32), np.empty((0, len(WHOLE)), np.float32)
     layers, whole = (torch.cat(parts).numpy() for parts in zip(*blocks, strict=True))
     return layers, whole
 
 
 def classes(architecture: Architecture) -> int:
     """Rows of the head, at least 2; the chance level is one in so many."""
-    found = graph(architecture)
-    return 2 if found is None else max(2, found.classes)
+    structure = graph(architecture)
+    return 2 if structure is None else max(2, structure.classes)
 
 
 @torch.no_grad()
-def _block(weights: Tensor, architecture: Architecture, found: Graph) -> tuple[Tensor, Tensor]:
-    folded = [_folded(weights, architecture, found, node) for node in found.nodes]
+def _block(weights: Tensor, architecture: Architecture, structure: Graph) -> tuple[Tensor, Tensor]:
+    folded = [_folded(weights, architecture, structure, node) for node in structure.nodes]
     columns = []
     grams: dict[int, Tensor] = {}
-    for i, (node, (matrix, bias)) in enumerate(zip(found.nodes, folded, strict=True)):
+    for i, (node, (matrix, bias)) in enumerate(zip(structure.nodes, folded, strict=True)):
         parts = [
             *_matrix(matrix, node, i == 0, grams, i),
             _bias(matrix, bias),
-            _norm(weights, architecture, found, node),
+            _norm(weights, architecture, structure, node),
         ]
         columns.append(torch.cat(parts, 1))
-    pairs = [_pair(found, i, folded, grams) for i in range(len(found.nodes))]
+    pairs = [_pair(structure, i, folded, grams) for i in range(len(structure.nodes))]
     size = len(weights)
     rows = [
-        torch.cat([column, pair, _place(found, i).expand(size, -1)], 1)
+        torch.cat([column, pair, _place(structure, i).expand(size, -1)], 1)
         for i, (column, pair) in enumerate(zip(columns, pairs, strict=True))
     ]
     layers = torch.stack(rows, 1)  # (B, L, F)
-    whole = torch.cat([_whole(weights, architecture, found), inputs(weights, architecture, found)], 1)
+    whole = torch.cat([_whole(weights, architecture, structure), inputs(weights, architecture, structure)], 1)
     return layers.clamp_(-50, 50), whole.clamp_(-50, 50)
 
 
-def _folded(weights: Tensor, architecture: Architecture, found: Graph, node: Node) -> tuple[Tensor, Tensor | None]:
+def _folded(weights: Tensor, architecture: Architecture, structure: Graph, node: Node) -> tuple[Tensor, Tensor | None]:
     """The node's matrix `(B, rows, columns)` and bias `(B, rows)`, with its batch norm folded in."""
     layer = architecture.layers[node.layer]
-    part = weights[:, found.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
+    part = weights[:, structure.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
     part = part[:, node.first : node.first + node.rows]
     matrix = part[:, :, : node.columns]
     bias = part[:, :, node.columns] if "bias" in layer.extras else None
     if node.norm is None:
         return matrix, bias
-    gain, shift, mean, variance = _norm_columns(weights, architecture, found, node.norm)
+    gain, shift, mean, variance = _norm_columns(weights, architecture, structure, node.norm)
     factor = gain / (variance.clamp_min(0) + EPSILON).sqrt()
     return matrix * factor[:, :, None], shift + ((0 if bias is None else bias) - mean) * factor
 
 
 def _norm_columns(
-    weights: Tensor, architecture: Architecture, found: Graph, norm: int
+    weights: Tensor, architecture: Architecture, structure: Graph, norm: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A norm's gain, shift, running mean and running variance, `(B, rows)` each."""
     layer = architecture.layers[norm]
-    part = weights[:, found.slices[norm]].view(len(weights), layer.rows, layer.columns)
+    part = weights[:, structure.slices[norm]].view(len(weights), layer.rows, layer.columns)
     zero = torch.zeros_like(part[:, :, 0])
     named = {"weight": part[:, :, 0]} | {name: part[:, :, i] for i, name in enumerate(layer.extras, 1)}
     return (
@@ -215,14 +215,14 @@ def _cosines(w: Tensor, squares: Tensor, gram: Tensor, wide: bool) -> Tensor:
     if wide:
         unit = w * inverse[:, :, None]
         total = torch.bmm(unit.transpose(1, 2), unit).square().sum((1, 2)) / k**2
-        own = (squares * inverse.square()).square().sum(1)
+        diagonal = (squares * inverse.square()).square().sum(1)
     else:
         cosine = gram * inverse[:, :, None] * inverse[:, None, :]
         total = cosine.square().sum((1, 2))
-        own = cosine.diagonal(dim1=1, dim2=2).square().sum(1)
+        diagonal = cosine.diagonal(dim1=1, dim2=2).square().sum(1)
         unit = None
     pairs = max(1, n * (n - 1))
-    mean_square = ((total - own) / pairs).clamp_min(0)
+    mean_square = ((total - diagonal) / pairs).clamp_min(0)
     direction = (w * inverse[:, :, None]).sum(1).square().sum(1) / k  # (B,)
     mean = (direction - (squares * inverse.square()).sum(1)) / pairs
     return torch.stack([(mean_square + 1e-6).sqrt(), (k * mean_square + 0.05).log(), mean], 1)
@@ -275,13 +275,13 @@ def _signed_log(values: Tensor) -> Tensor:
     return torch.arcsinh(10 * values)
 
 
-def _norm(weights: Tensor, architecture: Architecture, found: Graph, node: Node) -> Tensor:
+def _norm(weights: Tensor, architecture: Architecture, structure: Graph, node: Node) -> Tensor:
     if node.norm is None:
         return weights.new_zeros(len(weights), len(NORM))
-    gain, shift, mean, variance = _norm_columns(weights, architecture, found, node.norm)
+    gain, shift, mean, variance = _norm_columns(weights, architecture, structure, node.norm)
     logs = (variance.clamp_min(0) + EPSILON).log()
     layer = architecture.layers[node.layer]
-    raw = weights[:, found.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
+    raw = weights[:, structure.slices[node.layer]].view(len(weights), layer.rows, layer.columns)
     raw = raw[:, node.first : node.first + node.rows, : node.columns]
     seen = logs - (raw.square().sum(2) + EPSILON).log()  # how much each row's inputs vary
     return torch.stack(
@@ -303,14 +303,14 @@ def _norm(weights: Tensor, architecture: Architecture, found: Graph, node: Node)
     )
 
 
-def _pair(found: Graph, i: int, folded: list[tuple[Tensor, Tensor | None]], grams: dict[int, Tensor]) -> Tensor:
+def _pair(structure: Graph, i: int, folded: list[tuple[Tensor, Tensor | None]], grams: dict[int, Tensor]) -> Tensor:
     """How a node's units and the node that reads them fit together."""
-    node = found.nodes[i]
+    node = structure.nodes[i]
     matrix = folded[i][0]
     size, rows = matrix.shape[:2]
     if node.next is None or rows > LARGEST_GRAM:
         return matrix.new_zeros(size, len(PAIR))
-    reader = found.nodes[node.next]
+    reader = structure.nodes[node.next]
     after = folded[node.next][0]
     if node.spread > 1:
         after = after.reshape(size, reader.rows, rows, node.spread)
@@ -348,15 +348,15 @@ def _pair(found: Graph, i: int, folded: list[tuple[Tensor, Tensor | None]], gram
     )
 
 
-def _place(found: Graph, i: int) -> Tensor:
+def _place(structure: Graph, i: int) -> Tensor:
     """Where a node stands, and its shape."""
-    node, count = found.nodes[i], len(found.nodes)
+    node, count = structure.nodes[i], len(structure.nodes)
     return torch.tensor(
         [
             i / max(1, count - 1),
             min(4, count - 1 - i),
             i == 0,
-            i == found.head,
+            i == structure.head,
             node.kind in CONVOLUTIONS,
             node.kind is LayerKind.DENSE,
             math.log(node.rows),
@@ -368,12 +368,12 @@ def _place(found: Graph, i: int) -> Tensor:
     )
 
 
-def _whole(weights: Tensor, architecture: Architecture, found: Graph) -> Tensor:
-    size, nodes = len(weights), found.nodes
-    count = max(2, found.classes)
+def _whole(weights: Tensor, architecture: Architecture, structure: Graph) -> Tensor:
+    size, nodes = len(weights), structure.nodes
+    count = max(2, structure.classes)
     gain, shift, spread = weights.new_ones(size), weights.new_zeros(size), weights.new_zeros(size)
-    if found.norms:
-        columns = [_norm_columns(weights, architecture, found, norm) for norm in found.norms]
+    if structure.norms:
+        columns = [_norm_columns(weights, architecture, structure, norm) for norm in structure.norms]
         gain = torch.stack([gains.mean(1) for gains, *_ in columns]).mean(0)
         spread = torch.stack([gains.std(1, correction=0) for gains, *_ in columns]).mean(0)
         shift = torch.stack([_signed_log(shifts.square().mean(1).sqrt()) for _, shifts, *_ in columns]).mean(0)
@@ -386,7 +386,7 @@ def _whole(weights: Tensor, architecture: Architecture, found: Graph) -> Tensor:
             gain,
             shift,
             spread,
-            torch.full_like(gain, min(3.0, len(found.norms) / len(nodes))),
+            torch.full_like(gain, min(3.0, len(structure.norms) / len(nodes))),
             torch.full_like(gain, sum(node.kind in CONVOLUTIONS for node in nodes) / len(nodes)),
             torch.full_like(gain, sum(node.norm is not None for node in nodes) / len(nodes)),
         ],

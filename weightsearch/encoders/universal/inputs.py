@@ -20,12 +20,12 @@ INPUT = (
 )  # fmt: skip
 
 
-def inputs(weights: Tensor, architecture: Architecture, found: Graph) -> Tensor:
+def inputs(weights: Tensor, architecture: Architecture, structure: Graph) -> Tensor:
     """Flat weights `(B, P)` -> `(B, len(INPUT))`."""
-    node = found.nodes[0]
+    node = structure.nodes[0]
     layer = architecture.layers[node.layer]
     size = len(weights)
-    part = weights[:, found.slices[node.layer]].view(size, layer.rows, layer.columns)
+    part = weights[:, structure.slices[node.layer]].view(size, layer.rows, layer.columns)
     matrix = part[:, node.first : node.first + node.rows, : node.columns]
     side = math.isqrt(node.inputs)
     if node.kind is LayerKind.CONV2D and min(node.kernel) > 1:
@@ -41,7 +41,13 @@ def inputs(weights: Tensor, architecture: Architecture, found: Graph) -> Tensor:
     second = [_lagged(image, 2, dim) / mean if image.shape[dim] > 2 else weights.new_zeros(size) for dim in (3, 2)]
     summary = torch.stack([logs.std((1, 2), correction=0), *second], 1)
     return torch.cat(
-        [shown, summary, _statistics(weights, architecture, found, image), _positions(weights, architecture, found)], 1
+        [
+            shown,
+            summary,
+            _statistics(weights, architecture, structure, image),
+            _positions(weights, architecture, structure),
+        ],
+        1,
     )
 
 
@@ -50,21 +56,21 @@ def _lagged(image: Tensor, lag: int, dim: int) -> Tensor:
     return (image.narrow(dim, lag, length - lag) * image.narrow(dim, 0, length - lag)).mean((1, 2, 3))
 
 
-def _statistics(weights: Tensor, architecture: Architecture, found: Graph, image: Tensor) -> Tensor:
+def _statistics(weights: Tensor, architecture: Architecture, structure: Graph, image: Tensor) -> Tensor:
     """From the batch norm after the first layer: its means and variances are those of the inputs, seen by each row."""
-    node = found.nodes[0]
+    node = structure.nodes[0]
     size = len(weights)
     if node.norm is None:
         return weights.new_zeros(size, 5)
     layer = architecture.layers[node.norm]
-    part = weights[:, found.slices[node.norm]].view(size, layer.rows, layer.columns)
+    part = weights[:, structure.slices[node.norm]].view(size, layer.rows, layer.columns)
     mean = part[:, :, 1 + layer.extras.index("running_mean")] if "running_mean" in layer.extras else part[:, :, 0] * 0
     variance = part[:, :, 1 + layer.extras.index("running_var")].clamp_min(0)
     rows = image.reshape(size, node.rows, -1)
     even = rows.sum(2)  # what a row makes of an even image of ones
-    own = architecture.layers[node.layer]
-    if "bias" in own.extras:
-        whole = weights[:, found.slices[node.layer]].view(size, own.rows, own.columns)
+    layer_of_node = architecture.layers[node.layer]
+    if "bias" in layer_of_node.extras:
+        whole = weights[:, structure.slices[node.layer]].view(size, layer_of_node.rows, layer_of_node.columns)
         mean = mean - whole[:, node.first : node.first + node.rows, node.columns]
     brightness = (mean * even).sum(1) / even.square().sum(1).clamp_min(1e-8)
     design = torch.stack([even.square(), rows.square().sum(2)], 2)  # (B, rows, 2)
@@ -85,10 +91,10 @@ def _statistics(weights: Tensor, architecture: Architecture, found: Graph, image
     )
 
 
-def _positions(weights: Tensor, architecture: Architecture, found: Graph) -> Tensor:
+def _positions(weights: Tensor, architecture: Architecture, structure: Graph) -> Tensor:
     """Of a table of positions, as transformers have it: the places that never differ are never learned."""
     size = len(weights)
-    for layer, place in zip(architecture.layers, found.slices, strict=True):
+    for layer, place in zip(architecture.layers, structure.slices, strict=True):
         if TABLES.search(layer.name) is None or "pos" not in layer.name.lower() or len(layer.shape) < 2:
             continue
         table = weights[:, place].reshape(size, -1, layer.shape[-1])  # (B, T, D)

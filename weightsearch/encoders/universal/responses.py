@@ -37,9 +37,9 @@ RESPONSE = (
 def responses(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
     """Flat weights `(B, P)` -> `(B, len(RESPONSE))` float32, nought where the network cannot be run."""
     answers = np.zeros((len(weights), len(RESPONSE)), np.float32)
-    found = graph(architecture)
-    run = _runner(architecture) if found is not None and architecture.size <= LARGEST else None
-    if run is None or found is None:
+    structure = graph(architecture)
+    run = _runner(architecture) if structure is not None and architecture.size <= LARGEST else None
+    if run is None or structure is None:
         return answers
     for i, flat in enumerate(weights):
         layers = _tensors(torch.from_numpy(np.ascontiguousarray(flat, np.float32)), architecture)
@@ -139,8 +139,8 @@ def _images(channels: int, side: int) -> Tensor:
     clouds = clouds + 0.3 * torch.randn(CLOUDS, 1, side, side, generator=generator)
     ends = 0.15 + 0.7 * torch.rand(STROKES, 2, 3, 2, generator=generator)  # two Bezier curves of three points each
     angle = 2 * math.pi * torch.rand(STROKES, 1, 1, 1, generator=generator)
-    away = torch.cat([angle.cos(), angle.sin()], 3) * MOVED_BY / side
-    strokes = torch.cat([_drawn(ends, side), _drawn(ends + away, side)])
+    shifts = torch.cat([angle.cos(), angle.sin()], 3) * MOVED_BY / side
+    strokes = torch.cat([_drawn(ends, side), _drawn(ends + shifts, side)])
     images = torch.cat([(kind - kind.mean()) / kind.std() for kind in (clouds, strokes)])
     return images.expand(-1, channels, -1, -1).contiguous()
 
@@ -158,8 +158,8 @@ def _drawn(ends: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _runner(architecture: Architecture) -> Run | None:
-    found = graph(architecture)
-    assert found is not None
+    structure = graph(architecture)
+    assert structure is not None
     names = [layer.name for layer in architecture.layers]
     if any(re.search(r"(^|\.)(attn|attention|self_attn)\.", name) for name in names):
         return _transformer(names)
@@ -167,7 +167,7 @@ def _runner(architecture: Architecture) -> Run | None:
         return _recurrent(architecture)
     if any(re.search(r"(^|\.)layer\d+\.\d+\.conv\d+$", name) for name in names):
         return _residual(architecture)
-    return _chain(architecture, found)
+    return _chain(architecture, structure)
 
 
 def _normalise(x: Tensor, norm: dict[str, Tensor]) -> Tensor:
@@ -180,17 +180,17 @@ def _normalise(x: Tensor, norm: dict[str, Tensor]) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm["weight"], norm.get("bias"))
 
 
-def _chain(architecture: Architecture, found: Graph) -> Run | None:
+def _chain(architecture: Architecture, structure: Graph) -> Run | None:
     """Dense layers and convolutions one after another, each reading the one before it, norms in between."""
-    if any(node.next is None for i, node in enumerate(found.nodes) if i != found.head):
+    if any(node.next is None for i, node in enumerate(structure.nodes) if i != structure.head):
         return None
-    if found.head != len(found.nodes) - 1 or any(
+    if structure.head != len(structure.nodes) - 1 or any(
         layer.kind not in (LayerKind.DENSE, LayerKind.CONV2D, LayerKind.NORM) for layer in architecture.layers
     ):
         return None
     steps = architecture.layers
-    spread = {node.layer: node.spread for node in found.nodes}
-    first = found.nodes[0]
+    spread = {node.layer: node.spread for node in structure.nodes}
+    first = structure.nodes[0]
 
     def run(layers: Layers) -> tuple[Tensor, Tensor]:
         if first.kind is LayerKind.DENSE:
