@@ -347,7 +347,7 @@ def test_killed_at_many_moments_it_ends_up_the_same(tiny, tmp_path):
     images = {"x_train": rng.random((300, 16, 16)) * 2 - 1, "x_test": rng.random((50, 16, 16)) * 2 - 1}
     labels = {"y_train": np.arange(300) % 10, "y_test": np.arange(50) % 10}
     np.savez(tmp_path / "noise.npz", **images, **labels)  # quicker to load than digits
-    arguments = {"dataset": str(tmp_path / "noise.npz"), "runs": 400, "recipes": tiny, "workers": 1}
+    arguments = {"dataset": str(tmp_path / "noise.npz"), "runs": 200, "recipes": tiny, "workers": 1}
     build_zoo(out=tmp_path / "whole", quiet=True, **{**arguments, "workers": 2})
     expected = content(tmp_path / "whole")
     results = {}
@@ -356,7 +356,7 @@ def test_killed_at_many_moments_it_ends_up_the_same(tiny, tmp_path):
         rng = random.Random(number)
         path = tmp_path / f"lane{number}"
         kept = []
-        for moment in range(max(4, share(10))):
+        for moment in range(max(2, share(10))):
             process = start(out=path, **arguments)
             with process:
                 if moment % 5 == 0:  # anywhere from the start on
@@ -382,6 +382,6 @@ def test_killed_at_many_moments_it_ends_up_the_same(tiny, tmp_path):
     assert sorted(results) == [0, 1]
     for kept, got in results.values():
         assert kept == sorted(kept)
-        assert 0 < kept[-1] < 400, "the kills should hit a build at work"
+        assert 0 < kept[-1] < 200, "the kills should hit a build at work"
         for mine, whole in zip(got, expected, strict=True):
             assert mine == whole
