@@ -69,28 +69,28 @@ def check() -> int:
     """Predicts the test runs' checkpoints anew and scores them with scikit-learn's and SciPy's own functions."""
     index, zoo = Index.open(INDEX), Zoo.open(ZOO)
     fingerprint = zoo.architecture.fingerprint
-    directory = index.encoder_directory(fingerprint)
+    directory = index.store.encoder_directory(fingerprint)
     notes = json.loads((directory / "encoder.json").read_text())
     table = zoo.table()
     test = np.flatnonzero(np.isin(table.run, notes["split"]["test"]))
     encoder = load_encoder(directory)
     predicted = represent_zoo(zoo, encoder, test).predicted
     truth = table.test_accuracy[test]
-    found = {
+    recomputed = {
         "r2": float(r2_score(truth, predicted)),
         "tau": float(kendalltau(truth, predicted).statistic),
         "mae": float(mean_absolute_error(truth, predicted)),
     }
-    said = {name: notes["metrics"]["test"][name] for name in found}
+    said = {name: notes["metrics"]["test"][name] for name in recomputed}
     examples = {
         path.name: {"predicted": answer.predicted, "true": answer.stated_accuracy}
         for path in sorted((INDEX / "examples").glob("*.pt"))
         for answer in [query(index, path)]
     }
-    result = {"checkpoints": len(test), "card": said, "recomputed": found, "examples": examples}
+    result = {"checkpoints": len(test), "card": said, "recomputed": recomputed, "examples": examples}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    return int(any(abs(found[name] - said[name]) > TOLERANCE for name in found))
+    return int(any(abs(recomputed[name] - said[name]) > TOLERANCE for name in recomputed))
 
 
 if __name__ == "__main__":
