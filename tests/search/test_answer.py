@@ -17,6 +17,7 @@ from weightsearch import Index
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.encoders import activation_code, build_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.paths import REFERENCE_INDEX
 from weightsearch.search import wording as words
 from weightsearch.search.answer import Answer
 from weightsearch.search.weights_location import read_source
@@ -175,25 +176,41 @@ def test_the_own_run_comes_from_the_file_or_from_the_user(index: Index, example:
     assert nearest not in [row.run for row in answer.neighbours]
 
 
-def test_a_forecast_is_how_the_most_similar_runs_ended(index: Index):
+def test_a_forecast_is_how_the_most_similar_runs_ended(index: Index, trained: TrainSummary):
     rows = embeddings(index)
     position = int(np.flatnonzero(rows["epoch"] == 2)[3])
     answer = index.query(id=rows["id"][position])
     distances = 1 - rows["unit"] @ rows["unit"][position]
+    limit = trained.calibration.distance_limit  # farther ones are not similar
     ends: dict[str, float] = {}
     for i in np.argsort(distances, kind="stable"):
         run = rows["run"][i]
-        if 1 <= rows["epoch"][i] <= 3 and run != rows["run"][position] and run not in ends and len(ends) < 10:
-            own = np.flatnonzero(rows["run"] == run)
-            ends[run] = rows["test_accuracy"][own[np.argmax(rows["epoch"][own])]]
-    found = answer.forecast
-    assert found is not None
+        if not 1 <= rows["epoch"][i] <= 3 or run == rows["run"][position]:
+            continue
+        if distances[i] <= limit and run not in ends and len(ends) < 10:
+            of_run = np.flatnonzero(rows["run"] == run)
+            ends[run] = rows["test_accuracy"][of_run[np.argmax(rows["epoch"][of_run])]]
+    forecast = answer.forecast
+    assert forecast is not None
     values = np.array(list(ends.values()))
-    assert (found.epoch, found.runs) == (2, 10)
-    assert (found.median, found.low, found.high) == pytest.approx((np.median(values), values.min(), values.max()))
-    assert found.good == (values >= answer.good_threshold).sum()
-    assert found.bad == (values <= answer.bad_threshold).sum()
-    assert f"10 runs that looked like this at epoch 2 ended at {found.median:.2f}" in words.forecast(answer)
+    assert (forecast.epoch, forecast.runs) == (2, len(ends))
+    assert len(ends) >= 3
+    assert (forecast.median, forecast.low, forecast.high) == pytest.approx(
+        (np.median(values), values.min(), values.max())
+    )
+    assert forecast.good == (values >= answer.good_threshold).sum()
+    assert forecast.bad == (values <= answer.bad_threshold).sum()
+    assert f"{len(ends)} runs that looked like this at epoch 2 ended at {forecast.median:.2f}" in words.forecast(answer)
+
+
+def test_runs_that_are_far_away_do_not_look_like_it():
+    """In the shipped space of all architectures few runs have a checkpoint of the second epoch, and most are far."""
+    (example,) = REFERENCE_INDEX.glob("*/examples/cnn-1.pt")
+    answer = Index.open(REFERENCE_INDEX).query(example, 10, where="epoch BETWEEN 1 AND 3", per_run=1)
+    assert answer.novelty is not None
+    near = [row for row in answer.neighbours if row.distance <= answer.novelty.distance_limit]
+    assert len(near) < 3 <= len(answer.neighbours)
+    assert answer.forecast is None
 
 
 def test_no_forecast_without_an_epoch_or_after_the_last(index: Index, example: Path):

@@ -11,8 +11,11 @@ FORECAST_RUNS = 10
 FEWEST_RUNS = 3  # that a forecast is made from
 
 
-def forecast_of(store: IndexStore, subject: Subject, asked: Selection) -> Forecast | None:
-    """From other runs' checkpoints of about the same epoch, one a run, where those runs went on."""
+def forecast_of(store: IndexStore, subject: Subject, asked: Selection, limit: float) -> Forecast | None:
+    """From other runs' checkpoints of about the same epoch, one a run, where those runs went on.
+
+    Those farther than `limit` do not look like it, even where no others have its epoch.
+    """
     if subject.epoch is None:
         return None
     slack = 0 if subject.epoch <= 0 else max(1, subject.epoch // 4)
@@ -22,6 +25,7 @@ def forecast_of(store: IndexStore, subject: Subject, asked: Selection) -> Foreca
     selection = Selection(condition, not_run=subject.run, per_run=1)
     count = min(FORECAST_RUNS, store.count(subject.fingerprint))
     like = store.search(subject.fingerprint, subject.embedding, count, selection).neighbours
+    like = tuple(row for row in like if row.distance <= limit)
     runs = [row.run for row in like if row.run is not None]
     last = store.finals(subject.fingerprint, runs, asked.good, asked.bad)
     went_on = any(epoch > subject.epoch for epoch, _, _ in last.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -379,7 +380,9 @@ class Index:
             interval=None if unlike else interval,
             agrees=None if average is None else agree(average, subject.predicted, interval, values, self.target),
             novelty=novelty,
-            forecast=forecast_of(self.store, subject, selection),
+            forecast=forecast_of(
+                self.store, subject, selection, space.calibration.distance_limit if space.calibration else math.inf
+            ),
             layers=self._layers(subject, space, *([r for r in rows if r.id != subject.id] for rows in (good, bad))),
             run=subject.run,
             epoch=subject.epoch,
