@@ -338,6 +338,25 @@ def test_export_is_what_the_index_holds(tmp_path: Path):
         export(path, tmp_path / "nowhere" / "rows.parquet")
 
 
+def test_what_another_writer_removes_meanwhile_is_not_updated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = make_rows(20)
+    make_index(tmp_path / "index", rows)
+    matching = writing.matching
+
+    def then_one_goes(path: Path, **chosen: object) -> list[str]:
+        ids = matching(path, **chosen)
+        if chosen["where"] == "number < 10":
+            remove_rows(path, ids=ids[:1])
+        return ids
+
+    monkeypatch.setattr(writing, "matching", then_one_goes)
+    assert update_where(tmp_path / "index", "number < 10", {"team": "blue"}) == 9
+    assert len(writing.matching(tmp_path / "index", where="team = 'blue'")) == 9
+    (gone,) = set(rows.id.tolist()) - set(writing.matching(tmp_path / "index", where="number >= 0"))
+    with pytest.raises(UsageError, match="holds no checkpoint with id"):
+        update_rows(tmp_path / "index", {gone: {"team": "red"}})
+
+
 COMMANDS = {
     "remove": (["remove", "{id}"], "1 checkpoint removed"),
     "update": (["update", "--set", "team=blue", "--where", "epoch = 0"], "checkpoints changed"),

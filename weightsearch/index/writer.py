@@ -194,6 +194,11 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
     where a number belongs: then nothing was. Many rows are changed in several steps, between which readers answer; a
     kill leaves the later ones out, and the same call again makes up for them.
     """
+    return _update_rows(path, changes, all_of_them=True)
+
+
+def _update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]], *, all_of_them: bool) -> int:
+    """As `update_rows`; ids that no row has (any more) are passed over unless `all_of_them` have to be there."""
     checked = {id: dict(checked_value(name, value) for name, value in values.items()) for id, values in changes.items()}
     if not checked:
         return 0
@@ -201,12 +206,13 @@ def update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> i
         with writer.database.open() as connection:
             held = {id for (id,) in connection.execute("SELECT id FROM ix.checkpoints").fetchall()}
         unknown = [id for id in checked if id not in held]
-        if unknown:
+        if unknown and all_of_them:
             raise UsageError(f"{path} holds no checkpoint with id {unknown[0]} ({len(unknown):,} unknown)")
-        for batch in _batches(list(checked)):
+        there = [id for id in checked if id in held]
+        for batch in _batches(there):
             with writer.transaction() as connection:
                 _update(connection, {id: checked[id] for id in batch})
-        return len(checked)
+        return len(there)
 
 
 def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -238,8 +244,11 @@ def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping
 
 
 def update_where(path: str | Path, where: str, values: Mapping[str, Any]) -> int:
-    """Sets the same values in all rows that pass the filter; returns how many those were."""
-    return update_rows(path, dict.fromkeys(matching(path, where=where), values))
+    """Sets the same values in all rows that pass the filter; returns how many those were.
+
+    Rows that another writer removes meanwhile are none of them.
+    """
+    return _update_rows(path, dict.fromkeys(matching(path, where=where), values), all_of_them=False)
 
 
 def matching(
