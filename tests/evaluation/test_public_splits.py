@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zoo.public_zoos import write_layout
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.encoders.universal.described import describe
 from weightsearch.errors import UsageError, WeightsearchError
@@ -35,22 +36,10 @@ def write_zoo(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """A Small CNN Zoo, rows by step, whose final accuracy is the scale of the weights; returns steps and order."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i, inputs in enumerate((1, FILTERS, FILTERS)):
-        name = f"sequential/conv2d{f'_{i}' if i else ''}"
-        shapes |= {f"{name}/bias:0": (FILTERS,), f"{name}/kernel:0": (3, 3, inputs, FILTERS)}
-    shapes |= {"sequential/dense/bias:0": (10,), "sequential/dense/kernel:0": (FILTERS, 10)}
-    start = 0
-    with (folder / "layout.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["varname", "start_idx", "end_idx", "shape", "size"])
-        for name, shape in shapes.items():
-            size = int(np.prod(shape))
-            writer.writerow([name, start, start + size, str(shape), size])
-            start += size
+    size = sum(int(np.prod(shape)) for shape in write_layout(folder, FILTERS).values())
     steps = np.repeat(STEPS, RUNS)
     scales = rng.uniform(0.1, 0.9, len(steps))
-    np.save(folder / "weights.npy", (rng.normal(size=(len(steps), start)) * scales[:, None]).astype(np.float32))
+    np.save(folder / "weights.npy", (rng.normal(size=(len(steps), size)) * scales[:, None]).astype(np.float32))
     accuracy = np.where(steps == 86, scales, 1 - scales)  # the other steps would teach the opposite
     with gzip.open(folder / "metrics.csv.gz", "wt", newline="") as file:
         writer = csv.writer(file)

@@ -61,10 +61,8 @@ CONFIG = {
 STEPS = [0, 1, 86]
 
 
-def write_small_cnn_zoo(folder: Path, filters: int = 16, broken: int | None = None) -> list[dict[str, np.ndarray]]:
-    """Two runs of three checkpoints, rows shuffled as nobody promised an order; returns each row's variables."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
+def write_layout(folder: Path, filters: int) -> dict[str, tuple[int, ...]]:
+    """The Small CNN Zoo's `layout.csv`; returns the variables' shapes in the order of a row's values."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, inputs in enumerate((1, filters, filters)):
         name = f"sequential/conv2d{f'_{i}' if i else ''}"
@@ -78,6 +76,14 @@ def write_small_cnn_zoo(folder: Path, filters: int = 16, broken: int | None = No
             size = int(np.prod(shape))
             writer.writerow([name, start, start + size, str(shape), size])
             start += size
+    return shapes
+
+
+def write_small_cnn_zoo(folder: Path, filters: int = 16, broken: int | None = None) -> list[dict[str, np.ndarray]]:
+    """Two runs of three checkpoints, rows shuffled as nobody promised an order; returns each row's variables."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    shapes = write_layout(folder, filters)
     rows = [{name: rng.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()} for _ in range(6)]
     if broken is not None:
         rows[broken]["sequential/dense/bias:0"][3] = np.nan
