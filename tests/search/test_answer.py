@@ -351,6 +351,17 @@ def test_get_writes_back_what_was_indexed(index: Index, zoo: Zoo, tmp_path: Path
     assert list(state) == [f"{layer.name}.{part}" for layer in zoo.architecture.layers for part in ("weight", "bias")]
 
 
+def test_a_copy_is_judged_by_the_index_and_what_it_says_of_itself_is_told(index: Index, tmp_path: Path):
+    known = embeddings(index)
+    id, accuracy = str(known["id"][0]), float(known["test_accuracy"][0])
+    written = index.get(id, tmp_path / "known.pt")
+    torch.save({"state_dict": torch.load(written), "test_accuracy": 0.999}, tmp_path / "boasting.pt")
+    answer = index.query(tmp_path / "boasting.pt")
+    assert answer.verdict.startswith("Known ")
+    assert f"{accuracy:.3f} on" in answer.verdict
+    assert "the file itself says 0.999" in str(answer)
+
+
 def test_get_says_where_the_weights_should_be(index_copy: Path, tmp_path: Path, index: Index):
     id = embeddings(index)["id"][9]
     gone = tmp_path / "gone"

@@ -15,7 +15,8 @@ class Answer(AnswerData):
     """What the index says of one network. Accuracies lie in [0, 1]; `percentile`, in [0, 100], is of the index.
 
     `verdict` is the sentence that comes first, `label` its one word: good, middling, bad, early (not done training,
-    and runs like it got better), unlike (anything known: there is neither interval nor percentile) or unknown.
+    and runs like it got better), unlike (anything known: there is neither interval nor percentile) or unknown (nothing
+    to judge by, or what there is contradicts itself: prediction and neighbours, or weights and the file's own word).
 
     An index that was trained with another `target` predicts that, under the same names. Prints as text, and as tables
     in a notebook.

@@ -302,13 +302,13 @@ class Index:
             row = self._indexed(checkpoint.id)
         except UsageError:
             return subject
+        differs = subject.stated is not None and (row.stated is None or abs(row.stated - subject.stated) > 5e-4)
         return replace(  # the index knows it, and what the file does not say
             row,
             path=subject.path,
             description=subject.description,
-            notes=subject.notes,
+            notes=(*subject.notes, *([f"the file itself says {subject.stated:.3f}"] if differs else ())),
             architecture=subject.architecture,
-            stated=row.stated if subject.stated is None else subject.stated,
             run=subject.run or row.run,
             epoch=row.epoch if subject.epoch is None else subject.epoch,
             dataset=row.dataset or subject.dataset,

@@ -87,7 +87,7 @@ def label(answer: AnswerData) -> str:
     if answer.indexed or answer.copy_of is not None:
         if answer.stated_accuracy is not None:
             return grade(answer.stated_accuracy, answer)
-    elif depends_on_activation(answer) or answer.agrees is False:
+    elif depends_on_activation(answer) or answer.agrees is False or _two_grades(answer):
         return "unknown"
     own_grade = grade(best_known(answer), answer)
     if answer.forecast is not None and own_grade in ("bad", "middling") and _becomes_better(answer):
@@ -95,17 +95,39 @@ def label(answer: AnswerData) -> str:
     return own_grade
 
 
+def contradicted(answer: AnswerData) -> bool:
+    """Whether the interval around what the weights let expect does not hold what the file says of itself."""
+    stated, interval = answer.stated_accuracy, answer.interval
+    if answer.indexed or answer.copy_of is not None or stated is None or interval is None:
+        return False
+    return not interval[0] <= stated <= interval[1]
+
+
+def _two_grades(answer: AnswerData) -> bool:
+    """Whether the file's word makes another grade than its weights, which contradict it."""
+    return contradicted(answer) and grade(answer.stated_accuracy, answer) != grade(answer.predicted, answer)
+
+
 def best_known(answer: AnswerData) -> float:
     """What the file says that it reached, where its weights do not contradict that, else what they let expect."""
-    stated, interval = answer.stated_accuracy, answer.interval
-    if stated is not None and interval is not None and interval[0] <= stated <= interval[1]:
-        return stated
-    return answer.predicted
+    if answer.stated_accuracy is None or answer.interval is None or contradicted(answer):
+        return answer.predicted
+    return answer.stated_accuracy
 
 
 def _goes_by_file(answer: AnswerData) -> bool:
     """Whether the label is what the file's own words make it, where the prediction alone would make it another."""
     return answer.label in GRADES and not answer.indexed and answer.label != grade(answer.predicted, answer)
+
+
+def _file_or_weights(answer: AnswerData) -> bool:
+    """Whether the verdict is that either the file's word or its weights are wrong."""
+    doubts = answer.agrees is False or depends_on_activation(answer)
+    return contradicted(answer) and not doubts and answer.label not in ("early", "unlike")
+
+
+def _verdict_tells_stated(answer: AnswerData) -> bool:
+    return _goes_by_file(answer) or _file_or_weights(answer)
 
 
 def _perhaps(answer: AnswerData) -> str:
@@ -167,17 +189,25 @@ def verdict(answer: AnswerData) -> str:
         if answer.agrees is False:
             nearest = f"its nearest average {number(answer, answer.neighbours_accuracy)}"
             return f"Unsure: {about} by its weights, but {nearest}; test it before you trust either."
+        if _file_or_weights(answer):
+            return f"Unsure: {_two_words(answer, about)}; test it before you trust either."
         return f"{about[0].upper()}{about[1:]}; the index knows nothing to judge that by."
-    if answer.forecast is not None:
-        ended = forecast(answer)
-        if word == "early":
-            advice = "; let it train" if grade(answer.forecast.median, answer) == "good" else ""
-            return f"Early: {ended}{advice}. So far {about}."
-        about += f"; {ended}"
+    ended = "" if answer.forecast is None else forecast(answer)
+    if answer.forecast is not None and word == "early":
+        advice = "; let it train" if grade(answer.forecast.median, answer) == "good" else ""
+        return f"Early: {ended}{advice}. So far {about}."
+    if _file_or_weights(answer):
+        return f"Unsure how {word}: {'; '.join(filter(None, (_two_words(answer, about), ended)))}."
+    about = "; ".join(filter(None, (about, ended)))
     if _goes_by_file(answer):
         said = f"{word.capitalize()} if its file is right, which says {answer.stated_accuracy:.3f}"
         return f"{said}; by its weights {about}."
     return f"Probably {word}{_perhaps(answer)}: {about}."
+
+
+def _two_words(answer: AnswerData, about: str) -> str:
+    """The file's word of itself beside that of its weights, of which one is wrong."""
+    return f"the file says {answer.stated_accuracy:.3f}, its weights {about}; one of the two is wrong"
 
 
 def forecast(answer: AnswerData) -> str:
@@ -213,10 +243,9 @@ def remarks(answer: AnswerData) -> list[str]:
     said = []
     if answer.copy_of is not None:
         said.append(f"the index holds the same weights as {answer.copy_of}")
-    elif answer.stated_accuracy is not None and not answer.indexed and not _goes_by_file(answer):
-        stated, low, high = answer.stated_accuracy, *(answer.interval or (-float("inf"), float("inf")))
-        doubt = "" if low <= stated <= high else ", outside that interval: one of the two is wrong"
-        said.append(f"the file itself says {stated:.3f}{doubt}")
+    elif answer.stated_accuracy is not None and not (answer.indexed or _verdict_tells_stated(answer)):
+        doubt = ", outside that interval: one of the two is wrong" if contradicted(answer) else ""
+        said.append(f"the file itself says {answer.stated_accuracy:.3f}{doubt}")
     if answer.by_activation and answer.label != "unlike" and not depends_on_activation(answer):
         each = ", ".join(f"{number(answer, value)} as {key}" for key, value in answer.by_activation.items())
         said.append(f"its activation is unknown: {each} (--activation NAME)")
