@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weightsearch.checkpoints.metadata import Metadata, interpret, merge, number
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
@@ -357,6 +357,16 @@ def as_cell(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 
 
+class _Read(Protocol):
+    """Whatever says what of a file was skipped and assumed."""
+
+    @property
+    def skipped(self) -> tuple[str, ...]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
 class Skipped:
     """What in files was no weight and no plain value, and what was assumed, counted for a few lines at the end."""
 
@@ -364,7 +374,7 @@ class Skipped:
         self._files: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
 
-    def count(self, checkpoint: Checkpoint) -> None:
+    def count(self, checkpoint: _Read) -> None:
         self._files.update({re.sub(r"^[^:]*\.(?=[^:]*: )", "", text) for text in checkpoint.skipped})
         self._notes.update(set(checkpoint.notes))
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from weightsearch.checkpoints.formats import ORDER_KEY, read_content
-from weightsearch.checkpoints.named_tensors import array_of, find_tensors, one_line, stored_values
+from weightsearch.checkpoints.named_tensors import Network, array_of, find_tensors, one_line, stored_values
 from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.checkpoints.tensors import Content
 from weightsearch.errors import UsageError, WeightsearchError
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         4970
     """
     with one_line(str(path)):
-        return _assemble(read_content(Path(path)), str(path), weights)
+        return assemble(find_tensors(read_content(Path(path)), weights), str(path))
 
 
 def from_state_dict(state_dict: Mapping[Any, Any], source: str = "", weights: str | None = None) -> Checkpoint:
@@ -63,11 +63,11 @@ def from_state_dict(state_dict: Mapping[Any, Any], source: str = "", weights: st
             raise WeightsearchError(
                 f"expected a state dict, got a {type(state_dict).__name__}; pass model.state_dict()"
             )
-        return _assemble(Content(state_dict), source, weights)
+        return assemble(find_tensors(Content(state_dict), weights), source)
 
 
-def _assemble(content: Content, source: str, weights: str | None) -> Checkpoint:
-    network = find_tensors(content, weights)
+def assemble(network: Network, source: str) -> Checkpoint:
+    """A network's tensors, read and checked, as a checkpoint. To be called within `one_line`."""
     tensors = network.tensors
     architecture = Architecture(_layers({name: tuple(value.shape) for name, value in tensors.items()}))
     if architecture.size > MAX_SHARING * sum(dict(map(stored_values, tensors.values())).values()):

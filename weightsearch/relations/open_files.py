@@ -6,13 +6,17 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightsearch.errors import UsageError
 from weightsearch.files import sha256
 from weightsearch.relations.signature import Signature, sign
+
+if TYPE_CHECKING:
+    from weightsearch.checkpoints.named_tensors import Network
+    from weightsearch.checkpoints.tensors import Content
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,21 @@ def _read(path: Path, weights: str | None) -> Mapping[str, np.ndarray]:
     """The network's tensors, and its batch norms' counters, which tell which of two relatives is later."""
     from weightsearch.checkpoints.formats import read_content
     from weightsearch.checkpoints.named_tensors import find_tensors, one_line
-    from weightsearch.checkpoints.networks import find_network, is_tensor
 
     with one_line(str(path)):
         content = read_content(path)
-        tensors = dict(find_tensors(content, weights).tensors)
-        for name, value in find_network(content.tree, weights).levels[-1].items():
-            if str(name).endswith("num_batches_tracked") and is_tensor(value):
-                tensors.setdefault(str(name), value)
-        return _Lazy(tensors)
+        return signed_tensors(content, find_tensors(content, weights), weights)
+
+
+def signed_tensors(content: Content, network: Network, weights: str | None) -> Mapping[str, np.ndarray]:
+    """The tensors that a signature is of, read one at a time: those of a file's network, and its norms' counters."""
+    from weightsearch.checkpoints.networks import find_network, is_tensor
+
+    tensors = dict(network.tensors)
+    for name, value in find_network(content.tree, weights).levels[-1].items():
+        if str(name).endswith("num_batches_tracked") and is_tensor(value):
+            tensors.setdefault(str(name), value)
+    return _Lazy(tensors)
 
 
 class _Lazy(Mapping[str, np.ndarray]):

@@ -127,6 +127,19 @@ def read_known(path: str | Path) -> Known:
     return Known({name: _plain(columns[name]) for name in COLUMNS}, sketches)
 
 
+def signed_files(path: str | Path, sources: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Bytes and time in nanoseconds of those of these files that the index at `path` has signatures of."""
+    with Database(Path(path) / DATABASE).open() as connection:
+        if not _has_tables(connection):
+            return {}
+        connection.register("given", {"source": _objects(sources)})
+        rows = connection.execute(
+            "SELECT source, file_bytes, modified FROM ix.signatures WHERE source IN (SELECT source FROM given)"
+        ).fetchall()
+        connection.unregister("given")
+    return {source: (size, modified) for source, size, modified in rows}
+
+
 def read_signatures(path: str | Path, numbers: Sequence[int]) -> dict[int, Signature]:
     """Whole signatures by number."""
     if not len(numbers):

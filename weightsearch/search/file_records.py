@@ -1,0 +1,168 @@
+"""Files read once each, signed and embedded: what an index keeps of a file, whichever process read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from weightsearch.checkpoints.discovery import CheckpointFile, Sources, by_time, reason_of
+from weightsearch.checkpoints.formats import read_content
+from weightsearch.checkpoints.metadata import Metadata
+from weightsearch.checkpoints.named_tensors import find_tensors, one_line
+from weightsearch.checkpoints.runs import sketch
+from weightsearch.checkpoints.state_dict import align, assemble
+from weightsearch.errors import WeightsearchError
+from weightsearch.index import IndexStore
+from weightsearch.index.zoo_rows import network_columns
+from weightsearch.relations.open_files import OpenFile, signed_tensors
+from weightsearch.relations.store import Signed
+from weightsearch.training.represent import AnyEncoder, load_any_encoder, represent
+from weightsearch.types import ANY, Architecture, Checkpoint, content_hash
+
+BATCH_BYTES = 64 * 2**20  # of weights that are embedded together
+BATCH_ROWS = 256
+
+
+@dataclass
+class FileRecord:
+    """What was read of one file, its weights aside. It does not depend on any other file.
+
+    A file may have a row, a signature, both or neither: `refusal` and `unsigned` say why not.
+    """
+
+    file: CheckpointFile
+    source: str  # where the file is, with links followed
+    metadata: Metadata | None = None
+    refusal: str | None = None  # why it can have no row
+    described: str = ""  # its architecture, for people
+    network: Mapping[str, object] = field(default_factory=dict)  # its architecture's fingerprint and size
+    space: str | None = None  # the sub-directory whose encoder embedded it; None: the index has no encoder for it
+    id: str = ""
+    embedding: np.ndarray | None = None  # (D,) float32
+    predicted: float = float("nan")
+    layers: np.ndarray | None = None  # (F,) float32, what its layers are like
+    sketch: np.ndarray | None = None  # of a file that may be one run with its neighbours (see `checkpoints.runs`)
+    given: Metadata | None = None  # what the user's own table or study says of it
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    signed: Signed | None = None
+    unsigned: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.network.get("network", ""))
+
+
+@dataclass
+class _Pending:
+    """Networks of one architecture that are embedded together as soon as there are enough of them."""
+
+    architecture: Architecture
+    records: list[FileRecord] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+
+
+class FileReader:
+    """Reads files for an index; without one, or without an encoder for them, it signs them alone.
+
+    No more weights than a batch of them are in memory.
+    """
+
+    def __init__(self, index: IndexStore | None, sources: Sources) -> None:
+        self.index = index
+        self.sources = sources
+        self.architectures = {} if index is None else index.architectures
+        self._encoders: dict[str, AnyEncoder] = {}
+        self._pending: dict[str, _Pending] = {}
+        self._bytes = 0
+
+    def read(self, file: CheckpointFile, signed: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> FileRecord:
+        """Opens and signs one file; `embed` completes what was read so far.
+
+        Args:
+            signed: bytes and time in nanoseconds of files when they were signed before, by `FileRecord.source`: they
+                are not signed again while these are the same.
+        """
+        source = file.path.resolve()
+        record = FileRecord(file, str(source))
+        weights = self.sources.weights
+        try:
+            with one_line(str(file.path)):
+                status = source.stat()
+                content = read_content(file.path)
+                network = find_tensors(content, weights)
+        except WeightsearchError as error:
+            record.refusal = record.unsigned = reason_of(error, file.path)
+            return record
+        try:
+            with one_line(str(file.path)):
+                checkpoint = align(assemble(network, str(file.path)), self.architectures.values())
+            record.metadata = self.sources.describe(file, checkpoint.metadata)
+            self._take(record, checkpoint)
+        except WeightsearchError as error:
+            record.refusal = reason_of(error, file.path)
+        if signed.get(record.source) == (status.st_size, status.st_mtime_ns):
+            return record
+        try:
+            with one_line(str(file.path)):
+                signature = OpenFile(file.path, signed_tensors(content, network, weights)).sign()
+        except WeightsearchError as error:
+            record.unsigned = reason_of(error, file.path)
+        else:
+            about = record.metadata
+            run, epoch = (file.run, None) if about is None else (about.run or file.run, about.epoch)
+            record.signed = Signed(record.source, signature, run, epoch, status.st_mtime_ns)
+        return record
+
+    def _take(self, record: FileRecord, checkpoint: Checkpoint) -> None:
+        """Keeps of a checkpoint what a row needs, and its weights until they are embedded."""
+        assert record.metadata is not None
+        file, architecture = record.file, checkpoint.architecture
+        record.described, record.network = architecture.describe(), network_columns(architecture)
+        record.space = self.space_of(architecture.fingerprint)
+        if record.space is None:
+            return
+        record.id = content_hash(checkpoint.weights)
+        record.skipped, record.notes = checkpoint.skipped, checkpoint.notes
+        record.given = self.sources.given(file.path, record.metadata)
+        if record.metadata.run == file.run and by_time(file.path) and file.path.parent == file.root:
+            record.sketch = sketch(checkpoint.weights)
+        pending = self._pending.setdefault(architecture.fingerprint, _Pending(architecture))
+        pending.records.append(record)
+        pending.weights.append(checkpoint.weights)
+        self._bytes += checkpoint.weights.nbytes
+        if self._bytes >= BATCH_BYTES:
+            self.embed()
+        elif len(pending.records) >= BATCH_ROWS:
+            self._embed(architecture.fingerprint)
+
+    def space_of(self, fingerprint: str) -> str | None:
+        """Where networks of an architecture belong: in their own space, else in that of all, if there is one."""
+        return next((space for space in (fingerprint, ANY.fingerprint) if space in self.architectures), None)
+
+    def embed(self) -> None:
+        """Completes all records that were read."""
+        for fingerprint in list(self._pending):
+            self._embed(fingerprint)
+
+    def _embed(self, fingerprint: str) -> None:
+        pending = self._pending.pop(fingerprint)
+        self._bytes -= sum(weights.nbytes for weights in pending.weights)
+        space = pending.records[0].space
+        assert space is not None
+        activations = [record.metadata.recipe.get("activation") for record in pending.records if record.metadata]
+        represented = represent(
+            self.encoder(space), np.stack(pending.weights), activations, architecture=pending.architecture
+        )
+        for i, record in enumerate(pending.records):
+            record.embedding, record.predicted = represented.embedding[i], float(represented.predicted[i])
+            record.layers = None if represented.layers is None else represented.layers[i]
+
+    def encoder(self, space: str) -> AnyEncoder:
+        assert self.index is not None
+        if space not in self._encoders:
+            self._encoders[space] = load_any_encoder(self.index.encoder_directory(space))
+        return self._encoders[space]
