@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from weightsearch.checkpoints.metadata import Metadata, interpret, merge, number
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
 from weightsearch.checkpoints.readers.limits import natural
+from weightsearch.checkpoints.remote.paths import RemotePath, located
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
 from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk
@@ -228,16 +229,17 @@ class Discovery:
     account: Account
 
 
-def discover(paths: Iterable[str | Path]) -> Discovery:
+def discover(paths: Iterable[str | Path], inventory: str | Path | None = None) -> Discovery:
     """The checkpoint files that `paths` mean: files, all below folders, and what glob patterns match; each once.
 
     In a folder, a sub-folder's files are one run, and each file of the folder itself is a run of its own. A run's name
-    begins with that of the folder, so that those of several folders differ.
+    begins with that of the folder, so that those of several folders differ. Remote folders are listed, or taken from an
+    `inventory`: a table of their files' path, size and etag.
     """
     discovered: dict[Path, CheckpointFile] = {}
     missing: list[Quarantined] = []
     account = Account()
-    for given in map(Path, paths):
+    for given in located(paths, inventory):
         matches = [given] if given.exists() else _glob(given)
         if not matches:
             missing.append(Quarantined(str(given), "there is no such file or folder"))
@@ -297,6 +299,8 @@ def below(folder: Path, run: str) -> str:
 
 
 def _glob(pattern: Path) -> list[Path]:
+    if isinstance(pattern, RemotePath):
+        return list(pattern.matching())
     try:
         base = Path(pattern.anchor)
         return sorted(base.glob(str(pattern.relative_to(base))), key=lambda path: natural(str(path)))

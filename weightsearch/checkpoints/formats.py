@@ -31,6 +31,8 @@ from weightsearch.checkpoints.readers.torch_files import (
     read_tar,
     read_torch_zip,
 )
+from weightsearch.checkpoints.remote.paths import RemotePath
+from weightsearch.checkpoints.remote.reading import localize, read_one_version
 from weightsearch.checkpoints.tensors import Content, FileBytes
 from weightsearch.errors import WeightsearchError
 
@@ -59,24 +61,35 @@ def looks_like_weights(path: Path) -> bool:
 def read_content(path: Path) -> Content:
     """What the file holds: tensors unread, plain values, placeholders for what a pickle names besides.
 
-    Whatever the parsers raise comes through; `checkpoints.read_checkpoint` turns it into one line.
+    Whatever the parsers raise comes through; `checkpoints.read_checkpoint` turns it into one line. Of a remote
+    .safetensors file the parts that are asked for are fetched, of others all.
     """
+    if isinstance(path, RemotePath) and not path.is_dir():
+        return read_one_version(path, _read_file)
     if path.is_dir() and (path / ".metadata").is_file():
         return read_distributed(path)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Content:
     size = file_size(path)
     with path.open("rb") as file:
         start = file.read(4096)
         file.seek(0)
         if path.name.endswith(".index.json"):
             return read_shards(path, file, size, read_content)
+        is_archive = start.startswith((b"PK\x03\x04", LEGACY_START))
+        is_safetensors = not is_archive and (path.suffix == ".safetensors" or start[8:9] == b"{")
+        if not is_safetensors:
+            localize(path)  # all of a remote file is needed: it is read from this machine's disk from now on
         if start.startswith(b"PK\x03\x04"):
             return joined(path, _with_adapter(path, _read_zip(path, file, size)), read_content)
         if start.startswith(LEGACY_START):
             return joined(path, read_legacy(file, FileBytes(path), size), read_content)
-        if path.suffix == ".safetensors" or start[8:9] == b"{":
+        if is_safetensors:
             return _with_adapter(path, read_safetensors(path, file, size))
         if start[257:262] == b"ustar":
-            return read_tar(path)
+            return read_tar(localize(path))
         if start.startswith(HDF5):
             return _apart("hdf5", path)
         if start.startswith(b"GGUF"):

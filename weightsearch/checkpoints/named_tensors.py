@@ -30,6 +30,7 @@ from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.pickle_values import is_dangerous, plain
 from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.checkpoints.readers.limits import MAX_FILE_BYTES
+from weightsearch.checkpoints.remote.paths import as_path
 from weightsearch.checkpoints.tensors import Content, StoredTensor, overlaps
 from weightsearch.errors import WeightsearchError
 
@@ -61,7 +62,7 @@ def read_tensors(path: str | Path, weights: str | None = None) -> NamedTensors:
         (64, 64)
     """
     with one_line(str(path)):
-        network = find_tensors(read_content(Path(path)), weights)
+        network = find_tensors(read_content(as_path(path)), weights)
         return NamedTensors(
             {name: array_of(tensor) for name, tensor in network.tensors.items()},
             {name: _dtype_name(tensor) for name, tensor in network.tensors.items()},

@@ -19,6 +19,7 @@ import numpy as np
 from weightsearch.checkpoints.formats import ORDER_KEY, read_content
 from weightsearch.checkpoints.named_tensors import Network, array_of, find_tensors, one_line, stored_values
 from weightsearch.checkpoints.plain_values import PlainValues
+from weightsearch.checkpoints.remote.paths import as_path
 from weightsearch.checkpoints.tensors import Content
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import write_whole
@@ -49,7 +50,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         4970
     """
     with one_line(str(path)):
-        return assemble(find_tensors(read_content(Path(path)), weights), str(path))
+        return assemble(find_tensors(read_content(as_path(path)), weights), str(path))
 
 
 def from_state_dict(state_dict: Mapping[Any, Any], source: str = "", weights: str | None = None) -> Checkpoint:

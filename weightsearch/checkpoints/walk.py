@@ -12,6 +12,7 @@ from pathlib import Path
 from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, looks_like_weights
 from weightsearch.checkpoints.readers.deepspeed import is_later_part
 from weightsearch.checkpoints.readers.limits import natural
+from weightsearch.checkpoints.remote.paths import RemotePath
 
 SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".pth.tar", ".pt.tar", ".th", ".pyth", ".t7"),
@@ -95,8 +96,9 @@ def walk(folder: Path, account: Account | None = None) -> Iterator[Path]:
     account = Account() if account is None else account
     paths = []
     seen: set[Path] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here = Path(place)
+    walked = folder.walk_folders() if isinstance(folder, RemotePath) else os.walk(folder, followlinks=True)
+    for place, folders, names in walked:
+        here = RemotePath(place) if isinstance(folder, RemotePath) else Path(place)
         real = here.resolve()
         if real in seen:
             folders.clear()

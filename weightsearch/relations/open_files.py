@@ -45,7 +45,10 @@ def open_file(model: Any, weights: str | None = None) -> OpenFile:
     if isinstance(model, OpenFile):
         return model
     if isinstance(model, str | Path):
-        return OpenFile(Path(model), _read(Path(model), weights))
+        from weightsearch.checkpoints.remote.paths import as_path
+
+        path = as_path(model)
+        return OpenFile(path, _read(path, weights))
     if callable(getattr(model, "state_dict", None)):
         model = model.state_dict()
     if isinstance(model, Mapping):

@@ -54,9 +54,10 @@ def described(model: Any, weights: str | None = None) -> tuple[Checkpoint, Metad
     """What `to_checkpoint` makes of a model, and what is known of it: of a file also what lies beside it."""
     from weightsearch.checkpoints.discovery import CheckpointFile, Sources
     from weightsearch.checkpoints.metadata import interpret
+    from weightsearch.checkpoints.remote.paths import as_path
 
     if isinstance(model, str | Path):
-        path = Path(model)
+        path = as_path(model)
         record = Sources(weights=weights).read(CheckpointFile(path, path.parent, run=""))
         return record.checkpoint, record.metadata
     checkpoint = to_checkpoint(model, weights)

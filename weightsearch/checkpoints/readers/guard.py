@@ -25,6 +25,7 @@ from uuid import UUID
 
 import numpy as np
 
+from weightsearch.checkpoints.remote.reading import localize
 from weightsearch.checkpoints.tensors import Content, FileBytes, MemoryBytes, Storage, StoredTensor
 from weightsearch.errors import WeightsearchError
 
@@ -57,6 +58,7 @@ def read_apart(reader: str, path: Path, *arguments: str) -> Any:
         from importlib import import_module
 
         return import_module("weightsearch.checkpoints.readers.child").read(reader, path, *arguments)
+    path = localize(path)
     budget = Budget.of(path)
     with _lock:
         return _child_of_this_process().ask(reader, path, arguments, budget)
