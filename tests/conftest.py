@@ -8,14 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: as many pro
 
 import pickle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
-from weightsearch.training.summary import TrainSummary
-from weightsearch.training.train import train
-from weightsearch.zoo.build_zoo import build_zoo
-from weightsearch.zoo.store import Zoo
+if TYPE_CHECKING:  # pytest's first process only hands tests out; it need not wait for torch
+    from weightsearch.training.summary import TrainSummary
+    from weightsearch.zoo.store import Zoo
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(shared: Path) -> Zoo:
+    from weightsearch.zoo.build_zoo import build_zoo
+    from weightsearch.zoo.store import Zoo
+
     path = shared / "zoos" / "digits-v1"
     with FileLock(shared / "zoo.lock"):
         if not path.exists():
@@ -36,6 +39,8 @@ def zoo(shared: Path) -> Zoo:
 
 @pytest.fixture(scope="session")
 def trained(zoo: Zoo, shared: Path) -> TrainSummary:
+    from weightsearch.training.train import train
+
     summary = shared / "digits.pickle"
     with FileLock(shared / "index.lock"):
         if not summary.exists():

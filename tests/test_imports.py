@@ -63,6 +63,7 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@pytest.mark.slow
 def test_imports_go_down_the_list():
     wrong = []
     for path in modules():
@@ -73,6 +74,7 @@ def test_imports_go_down_the_list():
     assert not wrong
 
 
+@pytest.mark.slow
 def test_windows_can_import_every_module():
     wrong = []
     for path in modules():
@@ -92,6 +94,7 @@ def test_no_module_or_test_is_longer_than_a_few_screens():
     assert not long
 
 
+@pytest.mark.slow
 def test_the_index_needs_no_torch():
     code = "import sys, weightsearch.index; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

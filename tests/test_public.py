@@ -51,6 +51,7 @@ def run_example(name: str) -> None:
     assert runner.failures == 0, "".join(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SLOW])
 def test_examples_run(name: str, folder: Path, request: pytest.FixtureRequest):
     if "'zoo'" in (getattr(weightsearch, name).__doc__ or ""):

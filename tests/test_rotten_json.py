@@ -58,6 +58,7 @@ def packed(folder: Path) -> tuple[Path, Callable[[], Any]]:
     return next((folder / "pack").glob("*.json")), lambda: unpack(folder / "pack", folder / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [zoo_info, manifest, tidy_plan, packed])
 def test_a_rotten_file_is_named(make: Callable, tmp_path: Path):
     path, read = make(tmp_path)

@@ -172,6 +172,7 @@ def test_one_network_is_one_network():
     assert [from_state_dict(state).id for state in again] == [plain.id] * len(again)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("wrap", ["weight_norm", "parametrized weight_norm", "spectral_norm", "prune"])
 def test_reparametrised_layers_are_those_that_they_compute(wrap: str):

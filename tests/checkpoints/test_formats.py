@@ -89,6 +89,7 @@ def keras_layout() -> dict[str, np.ndarray]:
     return {**state, "0.weight": state["0.weight"].transpose(2, 3, 1, 0), "4.weight": dense}
 
 
+@pytest.mark.slow
 def test_flax_msgpack(tmp_path: Path):
     msgpack = pytest.importorskip("msgpack")
 

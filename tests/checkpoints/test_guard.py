@@ -91,6 +91,7 @@ def test_a_child_that_was_taken_over_cannot_have_other_files_read(place: str, tm
         unpack(head, [], tmp_path).array()
 
 
+@pytest.mark.slow
 def test_what_a_reader_does_to_itself_is_one_line_and_the_next_file_is_read(odd_readers: Path, monkeypatch):
     assert read_apart("talk", odd_readers) == {"a": [1, None]}  # what libraries print is nobody's answer
     first = read_apart("pid", odd_readers)
@@ -134,6 +135,7 @@ def test_a_fork_has_a_child_of_its_own_and_each_ends_with_its_parent(odd_readers
         pytest.fail("it outlived the process that it read for")
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_reads_and_ends_without_a_word(tmp_path: Path):
     """`multiprocessing` would run the script again in its child; and a module beside it is not taken for a library."""
     duckdb.execute(f"COPY (SELECT 'a.pt' AS path, 0.5 AS acc) TO '{tmp_path / 't.parquet'}'")
@@ -150,6 +152,7 @@ def test_a_script_without_a_main_guard_reads_and_ends_without_a_word(tmp_path: P
     assert (done.stdout, done.stderr) == ("[{'path': 'a.pt', 'acc': 0.5}]\n", "")
 
 
+@pytest.mark.slow
 def test_bombs_of_tables_are_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a smaller limit, in this process; each inflates to a hundred times its size."""
     monkeypatch.setattr(guard, "_is_apart", True)

@@ -213,6 +213,7 @@ def test_a_thousand_views_of_one_storage_are_refused(tmp_path: Path) -> None:
         assert "share the stored values" in refusal(tmp_path / "a.pt")
 
 
+@pytest.mark.slow
 def test_hostile_zips_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     honest = pickled_tensor(4, 4)

@@ -17,6 +17,7 @@ from .conftest import Run
 OLD: dict[str, Any] = json.loads((Path(__file__).parent / "version-0.1.0.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", OLD["options"])
 def test_no_option_is_gone(command: str):
     shown: Any = typer.main.get_command(cli.app)

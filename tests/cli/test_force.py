@@ -16,6 +16,7 @@ REFERENCE = Path(__file__).parents[2] / "index"
 EXAMPLE = REFERENCE / "examples" / "good.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
 @pytest.mark.parametrize(
     ("command", "name"),

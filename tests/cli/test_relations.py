@@ -32,6 +32,7 @@ def half(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_release_that_ships_the_same_weights_fails_where_changed_ones_are_expected(half: Path):
     same = run("diff", GOOD, half, "--expect", "changed")
     assert isinstance(same.exception, WeightsearchError)
@@ -71,6 +72,7 @@ def test_a_folder_from_signatures_to_a_pack(half: Path, tmp_path: Path):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_lossy_pack_says_its_cost(tmp_path: Path):
     folder = tmp_path / "models"
     folder.mkdir()

@@ -200,6 +200,7 @@ def test_mnist_is_not_taken_for_fashion_mnist(
     assert warnings_of(caplog) == []  # the official file needs no warning
 
 
+@pytest.mark.slow
 def test_import_is_cheap() -> None:
     code = "import weightsearch.datasets.load, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -156,6 +156,7 @@ def test_dropout_drops_its_share_and_scales_the_rest():
     assert Dropout(0.0)(inputs) is inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", [16, 64])
 def test_first_layers_have_the_papers_number_of_parameters(filters: int):
     architecture = CnnShape(filters=filters).architecture

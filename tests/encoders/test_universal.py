@@ -156,6 +156,7 @@ def test_strokes_are_drawn_and_moved_a_little():
     assert others.max() < 0.95  # no two are the same
 
 
+@pytest.mark.slow
 def test_each_family_is_built_of_something_of_its_own():
     built: dict[Family, list[frozenset[str]]] = {kind: [] for kind in Family}
     for recipe in recipes(0, 60):
@@ -175,6 +176,7 @@ def test_constructions_have_no_sizes_and_no_names():
     )
 
 
+@pytest.mark.slow
 def test_what_is_built_otherwise_is_unknown(learned):
     encoder, many, _ = learned
     assert np.mean(encoder.know(many).strangeness > 1) <= 0.05

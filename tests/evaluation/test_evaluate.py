@@ -42,6 +42,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("represent", [raw_weights, sorted_weights])
 def test_probe_finds_what_a_loop_finds(zoo: Zoo, represent, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(probing, "BLOCK_ROWS", 7)

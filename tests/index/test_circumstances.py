@@ -118,6 +118,7 @@ def state_of(copy: Path) -> str:
     return f"refused: {broken[0].detail}" if broken else "whole"
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_back_hides_no_change(tmp_path: Path):
     path, rows = tmp_path / "index", make_rows(20)
     make_index(path, rows)
@@ -140,6 +141,7 @@ def test_a_clock_that_jumps_back_hides_no_change(tmp_path: Path):
     assert {finding.state for finding in doctor(path)} == {State.OK}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
 def test_what_the_system_refuses_while_files_are_written_is_one_line(number: int, tmp_path: Path, monkeypatch):
     path, rows = tmp_path / "index", make_rows(20)
@@ -271,6 +273,7 @@ def mapped(pid: int, library: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_fork_may_free_what_its_parent_left(tmp_path: Path):
     """A connection has threads, which a fork has none of."""
     frames: list = []

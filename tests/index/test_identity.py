@@ -51,6 +51,7 @@ def calibration_rows(path: Path) -> int:
     return index.search(fingerprint, vector, 1, Selection(where="split = 'calibration'")).plan.rows_passing
 
 
+@pytest.mark.slow
 def test_calibration_runs_are_found_by_their_name_before_and_after_migration(tmp_path: Path):
     path = old_reference(tmp_path / "index")
     with duckdb.connect(str(path / "index.duckdb"), read_only=True) as connection:

@@ -97,6 +97,7 @@ def test_a_rotten_encoder_is_named(tmp_path: Path):
         IndexStore.open(tmp_path / "index")
 
 
+@pytest.mark.slow
 def test_a_rotten_card_is_named_and_an_edited_one_is_not_called_broken(tmp_path: Path):
     def write_card(directory: Path, encoder: Path) -> None:
         write_encoder_files(directory, encoder)
@@ -148,6 +149,7 @@ def test_the_doctor_relearns_the_table_of_keys(tmp_path: Path, monkeypatch: pyte
     assert answer.neighbours[0].distance < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where",
     [
@@ -301,6 +303,7 @@ def killed_within(step: int, path: Path) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_renames_is_named_and_put_back_and_leaves_nothing(tmp_path: Path):
     path = tmp_path / "index"
     make_index(path, make_rows(9))

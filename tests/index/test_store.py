@@ -310,6 +310,7 @@ def test_few_of_each_run_and_yet_k_rows(per_run: int, tmp_path: Path):
     assert len({row.run for row in answer.good}) >= 6 // per_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "says"),
     [
@@ -354,6 +355,7 @@ def test_the_readers_connection_reaches_no_other_file(tmp_path: Path):
     assert index.count(DENSE.fingerprint) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["high", "q101", "q-1", "q", "nan", "75%"])
 def test_a_threshold_that_is_neither_value_nor_quantile_is_refused(text: str, tmp_path: Path):
     index = make_index(tmp_path / "index", make_rows(20))

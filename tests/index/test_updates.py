@@ -44,6 +44,7 @@ def test_by_path_by_name_and_by_the_beginning_of_an_id(index: Path, tmp_path: Pa
     assert column(index, "team") == ["grey", "blue", "green", "red", "blue", "red"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "key", "says"),
     [
@@ -65,6 +66,7 @@ def test_a_line_that_says_nothing_changes_nothing(table: str, key: str, says: st
     assert "team" not in IndexStore.open(index).keys()  # noqa: SIM118 - a method of its own
 
 
+@pytest.mark.slow
 def test_accuracies_are_scaled_as_add_scales_them(index: Path, tmp_path: Path):
     (tmp_path / "t.csv").write_text('name,test_accuracy\nmodel_0,55\nmodel_1,0.9\nmodel_2,"80,5"\n')
     updated = update_table(index, tmp_path / "t.csv", "name")
@@ -89,6 +91,7 @@ def test_several_checkpoints_of_one_beginning(tmp_path: Path):
         update_table(tmp_path / "index", tmp_path / "t.csv")
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_compared_exactly(index: Path):
     """Beyond 2**53 neighbours are one float64; with a fraction among them a column is of those."""
     ids = column(index, "id")

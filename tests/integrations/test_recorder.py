@@ -92,6 +92,7 @@ def test_rows_of_an_index_with_an_encoder(index_copy: Path, tmp_path: Path):
     assert (other.rank, other.runs) == (1, 1)  # of another dataset
 
 
+@pytest.mark.slow
 def test_what_the_framework_knows_goes_before_what_the_file_says(tmp_path: Path):
     import shutil
 

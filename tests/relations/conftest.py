@@ -9,7 +9,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Tensors = dict[str, np.ndarray]
@@ -41,6 +40,8 @@ class Networks(dict[str, tuple[object, dict[str, Tensors]]]):
 
     def __missing__(self, family: str) -> tuple[object, dict[str, Tensors]]:
         module = self._module
+        import torch  # here: pytest's first process reads this file, too, and need not wait
+
         images, labels = (torch.from_numpy(array) for array in module.digits())
         images, labels = images[:600], labels[:600]
         half = len(images) // 2

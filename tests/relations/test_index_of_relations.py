@@ -54,6 +54,7 @@ def name(source: str) -> str:
     return Path(source).name
 
 
+@pytest.mark.slow
 def test_adding_twice_signs_once(relations_index: Path, folder: Path, tmp_path: Path):
     index = Path(shutil.copytree(relations_index, tmp_path / "index"))
     report = weightsearch.add([folder], index, quiet=True)
@@ -205,6 +206,7 @@ def test_compare_of_files_is_compare_of_tensors(folder: Path, networks: Networks
     )
 
 
+@pytest.mark.slow
 def test_removing_rows_forgets_their_signatures(tmp_path: Path):
     from weightsearch.index import IndexStore, remove_rows
 

@@ -157,6 +157,7 @@ def test_killed_packing_goes_on(folder: Path, tmp_path: Path):
     assert contents(tmp_path / "out") == contents(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8, 12])
 def test_a_lossy_pack_rounds_weights_and_says_what_it_costs(bits: int, tmp_path: Path):
     from safetensors.numpy import load_file

@@ -98,6 +98,7 @@ def test_unknown_names_are_unknown():
     assert module_activation(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.ReLU())) is None
 
 
+@pytest.mark.slow
 def test_what_a_file_states_is_understood_or_noted(index: Path):
     checkpoint = read_checkpoint(index / "examples" / "good.pt")
     opened = Index.open(index)

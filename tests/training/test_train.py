@@ -58,6 +58,7 @@ def test_a_users_column_is_a_target(tmp_path: Path):
         target_values(zoo.table(), Target("team"))  # words, not numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -171,6 +171,7 @@ def test_a_network_is_joined_to_its_nearest(source: Source, trained: TrainSummar
     assert inside.y0 <= written.y0 <= written.y1 <= inside.y1
 
 
+@pytest.mark.slow
 def test_white_is_zero_and_more_than_six_pictures_wrap(source: Source, monkeypatch: pytest.MonkeyPatch):
     figure = figures.similarity([source], Options(part=Part.ALL), lambda _: None)
     (image,) = figure.axes[0].get_images()

@@ -37,6 +37,7 @@ def rows(path: Path) -> dict[tuple[str, float], float]:
     }
 
 
+@pytest.mark.slow
 def test_a_table_that_comes_later_sets_what_is_there(sweep: Path, tmp_path: Path):
     out = tmp_path / "zoo"
     import_zoo(sweep, out, quiet=True)
@@ -56,6 +57,7 @@ def test_a_table_that_comes_later_sets_what_is_there(sweep: Path, tmp_path: Path
     np.testing.assert_array_equal(Zoo.open(out).weights(slice(None)), expected.weights(slice(None)))
 
 
+@pytest.mark.slow
 def test_later_epochs_join_their_runs(sweep: Path, tmp_path: Path):
     out = tmp_path / "zoo"
     import_zoo(sweep, out, quiet=True)
@@ -79,6 +81,7 @@ def test_later_epochs_join_their_runs(sweep: Path, tmp_path: Path):
     assert import_zoo(sweep, out, quiet=True).later == 0
 
 
+@pytest.mark.slow
 def test_runs_that_get_other_names_move_and_are_not_doubled(sweep: Path, tmp_path: Path):
     out = tmp_path / "zoo"
     import_zoo(sweep, out, quiet=True)
@@ -89,6 +92,7 @@ def test_runs_that_get_other_names_move_and_are_not_doubled(sweep: Path, tmp_pat
     assert sorted(rows(out)) == [("both", 1), ("both", 2), ("both", 3), ("both", 4)]
 
 
+@pytest.mark.slow
 def test_another_folders_run_of_the_same_name_is_named(sweep: Path, tmp_path: Path):
     out = tmp_path / "zoo"
     import_zoo(sweep, out, quiet=True)
@@ -101,6 +105,7 @@ def test_another_folders_run_of_the_same_name_is_named(sweep: Path, tmp_path: Pa
     assert sorted(rows(out)) == [(f"run-{run}", epoch) for run in range(2) for epoch in (1, 2)]
 
 
+@pytest.mark.slow
 def test_a_folder_that_moved_is_the_same(sweep: Path, tmp_path: Path):
     out = tmp_path / "zoo"
     import_zoo(sweep, out, quiet=True)

@@ -29,6 +29,7 @@ from weightsearch.zoo.import_zoo import Layout, import_zoo
 from weightsearch.zoo.store import Zoo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("per_cent", "key", "pad"), [(False, "training_iteration", "d"), (True, "epoch", "06d")], ids=["ray", "weightclip"]
 )
@@ -66,6 +67,7 @@ def test_a_broken_result_file_costs_only_its_metrics(tmp_path: Path):
     assert np.isnan(zoo.table().test_accuracy).sum() == 3
 
 
+@pytest.mark.slow
 def test_comvex_files(tmp_path: Path):
     folder = tmp_path / "files"
     folder.mkdir()
@@ -85,6 +87,7 @@ def test_comvex_files(tmp_path: Path):
     assert table.recipes == {run: {"seed": seed} for run, seed in seeds.items()}
 
 
+@pytest.mark.slow
 def test_hugging_face_folders(tmp_path: Path):
     folder = tmp_path / "hub"
     for name, seed in (("tiny-a", 1), ("tiny-b", 2)):

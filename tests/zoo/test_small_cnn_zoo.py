@@ -51,6 +51,7 @@ def torch_run(zoo: Zoo, position: int, images: np.ndarray) -> np.ndarray:
     return nn.functional.linear(hidden.mean(dim=(2, 3)), *weights[6:]).numpy()
 
 
+@pytest.mark.slow
 def test_small_cnn_zoo(tmp_path: Path):
     rows = write_small_cnn_zoo(tmp_path / "svhn")
     zoo, summary = imported(tmp_path / "svhn", tmp_path)

@@ -130,6 +130,7 @@ def test_failed_runs_and_empty_parts(tmp_path):
         assert connection.execute("SELECT status, reason FROM runs").fetchall() == [("failed", reason)]
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_removed(zoo_path, rng):
     weights = Zoo.open(zoo_path).weights(slice(None))
     # Killed while a part was written, and after its renaming but before its rows were committed.
@@ -144,6 +145,7 @@ def test_what_a_kill_leaves_is_removed(zoo_path, rng):
     np.testing.assert_array_equal(Zoo.open(zoo_path).weights(slice(None)), weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
 def test_a_damaged_part_is_named_and_its_runs_are_forgotten_by_the_next_build(zoo_path, rng, damage):
     weights = Zoo.open(zoo_path).weights(slice(None))
@@ -200,6 +202,7 @@ def test_no_zoo_is_one_line(tmp_path, zoo_path):
         Zoo.open(zoo_path).table()
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name(zoo_path):
     before = snapshot(zoo_path)
     other = dataclasses.replace(INFO, seed=1, settings={**INFO.settings, "dropout": [0.0, 0.5], "layers": 3})
@@ -234,6 +237,7 @@ def test_a_start_that_was_killed_early_is_taken_up(tmp_path, rng):
     assert len(Zoo.open(path).table()) == 2
 
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader(zoo_path):
     with open_writer(zoo_path, INFO):
         with (
@@ -274,6 +278,7 @@ def test_a_reader_waits_for_a_commit_and_then_names_the_holder(zoo_path, waits, 
         holder.kill()
 
 
+@pytest.mark.slow
 def test_the_module_imports_no_torch():
     code = "import sys, weightsearch.zoo.store, weightsearch.zoo.recipes; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -319,6 +324,7 @@ def test_users_columns_names_and_sources_come_back(tmp_path, rng):
     assert table.extras["tags"].tolist() == [["a"], None, None]
 
 
+@pytest.mark.slow
 def test_a_zoo_from_before_users_columns_opens_and_grows(zoo_path, rng):
     expected = Zoo.open(zoo_path).table()
     with connect(zoo_path) as connection:
@@ -340,6 +346,7 @@ def test_a_zoo_from_before_users_columns_opens_and_grows(zoo_path, rng):
     assert table.extras["team"].tolist() == [None] * 10 + ["red", "red", "blue"]
 
 
+@pytest.mark.slow
 def test_mixed_architectures_are_one_line(zoo_path, rng):
     other = dataclasses.replace(INFO, architecture=Architecture(ARCHITECTURE.layers[:1]))
     with pytest.raises(WeightsearchError, match=r"architecture: .* -> "), open_writer(zoo_path, other):

@@ -221,6 +221,7 @@ def test_subset_and_batches_come_from_the_seed() -> None:
     assert len(training_subset(replace(recipe, train_fraction=1e-9), 1000)) == 1
 
 
+@pytest.mark.slow
 def test_compiled_tanh_is_as_exact_as_float32() -> None:
     x = np.concatenate([np.linspace(-12, 12, 10_001), np.geomspace(1e-20, 1, 1000), [np.inf, -np.inf]]).astype(
         np.float32
