@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -74,12 +75,14 @@ def test_pca_is_that_of_the_singular_vectors():
 def test_projections_keep_neighbourhoods_and_follow_the_seed(projection: Projection):
     vectors, cluster = clusters(5, 30, 12)
     epochs: list[int] = []
+    threads = torch.get_num_threads()
     points = project(vectors, projection, Metric.COSINE, seed=3, on_epoch=lambda done, total: epochs.append(done))
     assert points.shape == (150, 2)
     found, _ = nearest(points, points, 10, Metric.L2)
     assert (cluster[found] == cluster[:, None]).mean() > 0.98
     assert (project(vectors, projection, Metric.COSINE, seed=3) == points).all()
     assert epochs or projection is Projection.TSNE
+    assert torch.get_num_threads() == threads  # or whoever trains afterwards would wait for threads at each step
 
 
 def test_a_new_vector_is_placed_among_its_neighbours():

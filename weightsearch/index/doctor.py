@@ -92,7 +92,7 @@ def _files(path: Path) -> Iterator[Finding]:
     for name, expected in listed_files(path, manifest):
         if name.endswith(".faiss") or name == DATABASE:  # of format 1
             continue
-        if not is_intact(path / name, expected, thorough=True):
+        if not is_intact(path / name, expected):
             yield Finding(
                 name, State.BROKEN, "missing or damaged (its checksum is not the manifest's); restore it from a copy"
             )
@@ -108,7 +108,7 @@ def _card(card: Path, expected: dict[str, Any] | None) -> Finding:
         text = "\0"
     if not all(letter.isprintable() or letter in "\n\r\t" for letter in text):
         return Finding(CARD, State.BROKEN, "missing or no text any more; restore it from a copy")
-    if expected is None or is_intact(card, expected, thorough=True):
+    if expected is None or is_intact(card, expected):
         return Finding(CARD, State.OK, "checksum agrees" if expected else "a text")
     return Finding(CARD, State.OK, "a text, but not as it was written: it was edited, or letters of it rotted")
 
@@ -250,7 +250,7 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
     if not len(numbers):
         return [Finding(what, State.OK, "no rows")]
     listed = vectors.cache_files(writer.path / fingerprint, generation)
-    cache = index.newest_cache(fingerprint, generation, thorough=True)
+    cache = index.newest_cache(fingerprint, generation)
     fault = "there was no sound file of vectors" if cache is None else ""
     if listed and cache is not None and vectors.read_info(listed[0], index.manifest) != cache.info:
         fault = f"{listed[0].name} was damaged"

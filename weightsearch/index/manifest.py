@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from xxhash import xxh3_128_hexdigest
 
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import sha256, write_whole
@@ -18,9 +20,6 @@ MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as
 DATABASE = "index.duckdb"
 CARD = "README.md"  # for people, who may edit it
 SEAL = "checksum"
-SECTOR_BYTES = 512
-SECTORS_AT_A_TIME = 2**15
-SMALL_BYTES = 2**20
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -91,41 +90,32 @@ def _seal(content: dict[str, Any]) -> str:
 
 def describe_file(path: Path) -> dict[str, Any]:
     """What `is_intact` compares with."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path), "sums": sector_sums(path)}
+    return {"bytes": path.stat().st_size, "xxh3": checksum(path)}
 
 
-def is_intact(path: Path, expected: dict[str, Any] | None, *, thorough: bool = False) -> bool:
+def is_intact(path: Path, expected: dict[str, Any] | None) -> bool:
     """Whether a file's content is as described. Size and time prove nothing: rotten blocks keep both.
 
-    Large files by their sectors' sums, which are read as fast as memory gives them; small ones, and all if `thorough`,
-    by SHA-256.
+    Files that version 0.1.0 described are compared by their SHA-256.
     """
     try:
         if expected is None or path.stat().st_size != expected["bytes"]:
             return False
-        if expected["bytes"] > SMALL_BYTES and "sums" in expected and not thorough:
-            return sector_sums(path) == expected["sums"]
-        return sha256(path) == expected["sha256"]
+        return checksum(path) == expected["xxh3"] if "xxh3" in expected else sha256(path) == expected["sha256"]
     except OSError:
         return False
 
 
-def sector_sums(path: Path) -> str:
-    """A checksum of the sums of a file's sectors as 64-bit numbers.
+def checksum(path: Path) -> str:
+    """A file's XXH3 of 128 bits (https://xxhash.com), which is computed as fast as memory is read.
 
-    Finds what disks and copies do (flipped bits, zeroed, lost and exchanged sectors), not what somebody does on
-    purpose.
+    Finds what disks and copies do (flipped bits, zeroed, lost and exchanged blocks), not what somebody does on purpose.
     """
-    whole = path.stat().st_size // SECTOR_BYTES
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        if whole:
-            sectors = np.memmap(file, np.uint64, "r", shape=(whole, SECTOR_BYTES // 8))
-            for start in range(0, whole, SECTORS_AT_A_TIME):
-                digest.update(sectors[start : start + SECTORS_AT_A_TIME].sum(axis=1, dtype=np.uint64).tobytes())
-        file.seek(whole * SECTOR_BYTES)
-        digest.update(file.read())
-    return digest.hexdigest()[:32]
+        if not os.fstat(file.fileno()).st_size:
+            return xxh3_128_hexdigest(b"")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return xxh3_128_hexdigest(content)
 
 
 def check_target(path: Path, replace: bool) -> None:

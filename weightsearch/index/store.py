@@ -370,11 +370,11 @@ class IndexStore:
         factory = self.manifest["architectures"][fingerprint].get("factory")
         return vectors.build(*database.embeddings(connection, fingerprint), self.metric, factory)
 
-    def newest_cache(self, fingerprint: str, generation: int, *, thorough: bool = False) -> vectors.Cache | None:
+    def newest_cache(self, fingerprint: str, generation: int) -> vectors.Cache | None:
         """The newest FAISS file up to a generation that is as its description says; None where there is none."""
         for _ in range(2):  # a writer may remove a file just after it was listed here
             for path in vectors.cache_files(self.path / fingerprint, generation):
-                cache = vectors.load(path, vectors.read_info(path, self.manifest), thorough=thorough)
+                cache = vectors.load(path, vectors.read_info(path, self.manifest))
                 if cache is not None:
                     return cache
         return None

@@ -153,9 +153,9 @@ def write_info(path: Path, info: CacheInfo) -> None:
     write_sealed(path.with_suffix(".json"), asdict(info))
 
 
-def load(path: Path, info: CacheInfo | None, *, thorough: bool = False) -> Cache | None:
+def load(path: Path, info: CacheInfo | None) -> Cache | None:
     """Maps the FAISS file into memory; None where it is missing, damaged or not what `info` says."""
-    if info is None or not is_intact(path, info.file, thorough=thorough):
+    if info is None or not is_intact(path, info.file):
         return None
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

@@ -109,6 +109,7 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
 def _umap(
     vectors: np.ndarray, metric: Metric, neighbours: int, seed: int, on_epoch: Callable[[int, int], None] | None
 ) -> np.ndarray:
+    from threadpoolctl import threadpool_limits
     from umap import UMAP
 
     k = min(neighbours, len(vectors) - 1)
@@ -118,7 +119,8 @@ def _umap(
     nearest_rows, distances = nearest(vectors, vectors, k, metric)
     start = 10 * (start - start.min(axis=0)) / np.ptp(start, axis=0).clip(1e-12)
     epochs = 500 if len(vectors) <= 10_000 else 200  # UMAP's defaults
-    with warnings.catch_warnings():
+    # Numba sets the number of OpenMP's threads, which PyTorch shares: it would train ten times slower from then on.
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a seed means one thread, and that `transform` is unavailable
         return UMAP(
             n_neighbors=k,
