@@ -82,3 +82,24 @@ def test_a_lossy_pack_says_its_cost(tmp_path: Path):
     assert "weights rounded to 6 bits: off by" in done.stdout
     assert "predicted accuracy of 1 files" in done.stdout
     assert isinstance(run("pack", folder, tmp_path / "other", "--lossy", 1).exception, UsageError)
+
+
+@pytest.mark.parametrize("command", ["duplicates", "lineage"])
+def test_an_index_without_signatures_says_so(command: str):
+    done = run(command, EXAMPLES.parent)
+    assert isinstance(done.exception, WeightsearchError)
+    assert "keeps no signatures" in str(done.exception)
+    assert f"`weightsearch add FOLDER --index {EXAMPLES.parent}`" in str(done.exception)
+
+
+def test_diff_fits_a_terminal(tmp_path: Path):
+    """80 columns, whatever the tensors are called, and every name can be read from it."""
+    generator = torch.Generator().manual_seed(0)
+    names = ["w", "transformer.encoder.layers.11.attention.self.query_key_value.weight" + "_long" * 12]
+    for name, other in (("a", 1.0), ("b", 1.01)):
+        state = {key: torch.randn(32, 32, generator=generator) for key in names}
+        torch.save({key: value * other for key, value in state.items()}, tmp_path / f"{name}.pt")
+    printed = run("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--all").stdout
+    assert max(map(len, printed.splitlines())) <= 80
+    flat = printed.replace("\n", "").replace(" ", "")
+    assert all(name in flat for name in names)

@@ -193,3 +193,28 @@ def test_json_has_what_is_promised(networks: Networks):
     assert found["direction"] in ("a-to-b", "b-to-a", None)
     assert len(found["layers"]) == len(states["base"])
     assert {"relation", "also", "direction", "certainty", "evidence", "layers"} <= set(found)
+
+
+@pytest.mark.parametrize("kind", [np.float16, "bfloat16"])
+def test_half_precision_is_no_grid_and_no_low_rank(kind: object, networks: Networks, derive: ModuleType):
+    """A relative stored in half precision is a relative, beside one in full or in half precision."""
+
+    def stored(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return half(tensors) if kind is np.float16 else {n: derive.bfloat16(v) for n, v in tensors.items()}
+
+    states = networks["mlp"][1]
+    for base in (states["base"], stored(states["base"])):
+        assert both(base, stored(states["tuned"])).relation is Kind.RELATIVE
+        copy = derive.quantised(states["base"], 4, "row")
+        assert both(base, stored(copy)).relation is Kind.QUANTISED
+        assert both(base, derive.quantised(states["tuned"], 8, "row")).relation is Kind.RELATIVE
+
+
+def test_a_change_that_rounding_would_hide_is_one(rng: np.random.Generator):
+    base = {name: rng.normal(size=(8, 16)).astype(np.float32) for name in ("a.weight", "b.weight")}
+    brain = {name: (value.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, value in base.items()}
+    nudged = {name: np.nextafter(value, np.float32(9)) for name, value in brain.items()}
+    later = {name: np.nextafter(value, np.float32(9)) for name, value in nudged.items()}
+    answer = both(nudged, later)  # which are equal as bfloat16 and as float16
+    assert answer.relation is not Kind.SAME_WEIGHTS
+    assert {layer.state for layer in answer.layers} == {State.MOVED}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +12,14 @@ import typer
 
 from weightsearch.cli.common import Force, IndexArgument, IndexOption, Quiet, chosen_index, example, say, tell
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.text_table import counted
 
 if TYPE_CHECKING:
-    from weightsearch.relations import Comparison
+    from weightsearch.relations import Comparison, LayerChange
 
 app = typer.Typer()
+COLUMNS = 80  # of a line of `diff`
+NAMES = 32  # letters of tensors' names that are lined up; what stands behind longer ones has a line of its own
 UNCHANGED = ("identical", "same-weights", "same-function")
 
 
@@ -41,7 +46,7 @@ def diff(
     if expect is not None and expect != "changed" and expect not in list(Kind):
         raise UsageError(f"--expect {expect}: choose changed or one of {', '.join(Kind)}")
     comparison = run(a, b)
-    print(json.dumps(comparison.to_dict()) if as_json else _as_text(comparison, all_layers))
+    (print if as_json else tell)(json.dumps(comparison.to_dict()) if as_json else _as_text(comparison, all_layers))
     relation = str(comparison.relation)
     if expect == "changed" and relation in UNCHANGED:
         raise WeightsearchError(f"expected changed weights, but {b} is {relation} to {a}: {comparison.summary}")
@@ -67,7 +72,7 @@ def duplicates(
         tell(f"{len(group.sources)} files of the same weights, {_size(group.freed)} could be freed")
         for number, (source, size, kind) in enumerate(zip(group.sources, group.bytes, group.how, strict=True)):
             tell(f"  {'keep' if not number else str(kind):13} {_size(size):>10}  {source}")
-    tell(f"{len(groups)} groups, {_size(sum(group.freed for group in groups))} could be freed")
+    tell(f"{counted(len(groups), 'group')}, {_size(sum(group.freed for group in groups))} could be freed")
 
 
 @app.command(
@@ -219,33 +224,42 @@ def _say_cost(folder: Path, out: Path, errors: dict[str, float], bits: int, inde
 
 
 def _as_text(comparison: Comparison, all_layers: bool) -> str:
+    """For a terminal of 80 columns."""
     also = f" (also {', '.join(comparison.also)})" if comparison.also else ""
     arrow = {"a-to-b": ", a → b", "b-to-a": ", b → a"}.get(str(comparison.direction), "")
-    lines = [f"{comparison.relation}{also}{arrow}: {comparison.summary} [{comparison.certainty}]"]
+    lines = _wrapped(f"{comparison.relation}{also}{arrow}: {comparison.summary} [{comparison.certainty}]")
     evidence = comparison.evidence
     if evidence.get("trained_further"):
-        lines.append(f"{evidence['trained_further']} was trained further, by {evidence['trained_further_by']}")
+        lines += _wrapped(f"{evidence['trained_further']} was trained further, by {evidence['trained_further_by']}")
     shown = [layer for layer in comparison.layers if all_layers or str(layer.state) != "untouched"]
     names = [layer.a or layer.b or "" for layer in shown]
-    width = max(map(len, names), default=0)
+    width = min(max(map(len, names), default=0), NAMES)
     for layer, name in zip(shown, names, strict=True):
-        values = [
-            f"{label} {value:.4g}"
-            for label, value in (
-                ("equal", layer.equal), ("cosine", layer.cosine),
-                ("moved by", layer.difference), ("score", layer.score),
-            )
-            if value is not None
-        ]  # fmt: skip
-        other = f" = {layer.b}" if layer.b and layer.a and layer.a != layer.b else ""
-        detail = f" ({layer.detail})" if layer.detail else ""
-        lines.append(f"  {name:{width}}  {layer.state}{detail}{other}  {', '.join(values)}".rstrip())
+        line = f"  {name:{width}}  {_change(layer)}"
+        lines += [line] if len(line) <= COLUMNS else [*_wrapped(f"  {name}"), *_wrapped(f"    {_change(layer)}")]
     untouched = len(comparison.layers) - len(shown)
     if untouched:
-        lines.append(f"  {untouched} tensors untouched")
-    if comparison.unseen:
-        lines.append(comparison.unseen)
-    return "\n".join(lines)
+        lines.append(f"  {counted(untouched, 'tensor')} untouched")
+    return "\n".join([*lines, *_wrapped(comparison.unseen)])
+
+
+def _change(layer: LayerChange) -> str:
+    """What became of a tensor, and the numbers that show it."""
+    other = f" = {layer.b}" if layer.b and layer.a and layer.a != layer.b else ""
+    detail = f" ({layer.detail})" if layer.detail else ""
+    values = [f"{name} {value:.3g}" for name, value in (("equal", layer.equal), ("cosine", layer.cosine)) if value]
+    if layer.difference is not None:
+        values.append("moved from 0" if math.isinf(layer.difference) else f"moved by {layer.difference:.3g}")
+    if layer.score is not None:
+        values.append(f"score {layer.score:.3g}")
+    numbers = f"  {', '.join(values)}" if values and str(layer.state) != "untouched" else ""
+    return f"{layer.state}{detail}{other}{numbers}"
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of at most 80 columns; those after the first are indented by two more than it is."""
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _size(count: int | float) -> str:

@@ -48,8 +48,9 @@ class Case:
         pairing: Pairing,
         facts: list[Fact],
         limits: Limits,
+        names: tuple[str, str],
     ) -> None:
-        self.a, self.b, self.limits = a, b, limits
+        self.a, self.b, self.limits, self.names = a, b, limits, names
         self.signature_a, self.signature_b = signature_a, signature_b
         self.facts = facts
         self.weights = [fact for fact in facts if fact.is_weight]
@@ -61,6 +62,10 @@ class Case:
         self.only_b = [tensor for tensor in pairing.only_b if tensor.role.is_parameter]
         self.repacked = self._take_repacked()
         self.certainty = Certainty.CERTAIN
+
+    def _named(self, side: str) -> str:
+        """What the summary calls `a` or `b`."""
+        return self.names[side == "b"]
 
     def _are_heads(self, tensors: list[TensorSignature]) -> bool:
         """Whether tensors without a partner look like a head: few, small, or at the end."""

@@ -28,8 +28,11 @@ def compare(
     signature_a: Signature | None = None,
     signature_b: Signature | None = None,
     limits: Limits = LIMITS,
+    names: tuple[str, str] = ("a", "b"),
 ) -> Comparison:
     """What `b` is to `a`, from their named tensors; signatures are made where they are not given.
+
+    The summary calls the two by `names`.
 
     Tensors are asked of the mappings one pair at a time, so that they may be read from disk as they are needed.
 
@@ -52,7 +55,7 @@ def compare(
         return compare_adapter(b, a, signature_b, signature_a, adapter_first=True)
     pairing = pair_tensors(signature_a, signature_b, a, b)
     facts = [measure(pair, a, b) for pair in pairing.pairs]
-    return _Judge(a, b, signature_a, signature_b, pairing, facts, limits).judge()
+    return _Judge(a, b, signature_a, signature_b, pairing, facts, limits, names).judge()
 
 
 class _Judge(Case):
@@ -104,9 +107,10 @@ class _Judge(Case):
                     f"the same body{self._how_same()}; the head is new ({left_b[0].name})",
                 )
             return self._units_removed() or self._shares()
-        holder, inner, left = ("a", "b", left_a) if left_a else ("b", "a", left_b)
+        holder, left = ("a", left_a) if left_a else ("b", left_b)
+        outer, inner = self.names if left_a else self.names[::-1]
         n = sum(tensor.numbers for tensor in left)
-        summary = f"{holder} contains all of {inner}{self._how_same()}, and {n:,} numbers more ({left[0].name} …)"
+        summary = f"{outer} contains all of {inner}{self._how_same()}, and {n:,} numbers more ({left[0].name} …)"
         if self._are_heads(left) and not moved:
             summary += "; what it has more looks like a head"
         return self._answer(Kind.CONTAINS, (), Certainty.CERTAIN, summary, {"container": holder})
@@ -185,10 +189,12 @@ class _Judge(Case):
             other = "grid_a" if one == "grid_b" else "grid_b"
             gridded = [f for f in judged if getattr(f, one) is not None and getattr(f, other) is None]
             if sum(f.numbers for f in gridded) > 0.5 * sum(f.numbers for f in judged):
-                kinds.append(Kind.QUANTISED)
-                told.append(way)
+                near = [f for f in gridded if f.spread <= getattr(f, one).step]
+                if sum(f.numbers for f in near) > 0.5 * sum(f.numbers for f in gridded):  # rounding moves less
+                    kinds.append(Kind.QUANTISED)
+                    told.append(way)
                 grids = sorted({str(getattr(fact, one)) for fact in gridded})
-                words.append(f"{derived} is quantised ({', '.join(grids[:3])})")
+                words.append(f"{self._named(derived)} is quantised ({', '.join(grids[:3])})")
         for derived, sign_of, way in (("b", 1, Direction.A_TO_B), ("a", -1, Direction.B_TO_A)):
             emptied = [
                 f for f in judged
@@ -200,7 +206,7 @@ class _Judge(Case):
                 total = sum(f.numbers for f in judged)
                 before = sum((f.zeros_a if derived == "b" else f.zeros_b) * f.numbers for f in judged) / total
                 after = sum((f.zeros_b if derived == "b" else f.zeros_a) * f.numbers for f in judged) / total
-                words.append(f"{derived} is pruned ({before:.0%} zeros to {after:.0%})")
+                words.append(f"{self._named(derived)} is pruned ({before:.0%} zeros to {after:.0%})")
         if not kinds:
             self._noise_or_low_rank(judged, kinds, told, words)
         new = self._new_heads(heads)
@@ -306,13 +312,13 @@ class _Judge(Case):
             if grid:
                 kinds.insert(0, Kind.QUANTISED)
                 told.append(way)
-                words.append(f"{derived} is quantised ({grid})")
+                words.append(f"{self._named(derived)} is quantised ({grid})")
             else:
                 more = self._one_sided_zeros(changed, one)
                 if more:
                     kinds.insert(0, Kind.PRUNED)
                     told.append(way)
-                    words.append(f"{derived} is pruned ({more})")
+                    words.append(f"{self._named(derived)} is pruned ({more})")
         words.append(f"related once hidden units are aligned (cosine {alignment.cosine:.3f})")
         answer = self._answer(
             kinds[0],
@@ -376,7 +382,8 @@ class _Judge(Case):
             return None
         cut = "a" if small_first else "b"
         way = Direction.B_TO_A if small_first else Direction.A_TO_B
-        summary = f"{cut} is cut from the other: {contained:.1%} of its numbers, in smaller tensors (units removed)"
+        share = f"{contained:.1%} of its numbers, in smaller tensors"
+        summary = f"{self._named(cut)} is cut from the other: {share} (units removed)"
         answer = self._answer(Kind.PRUNED, (), Certainty.VERY_LIKELY, summary, {"share_found": round(contained, 4)})
         return replace(answer, direction=way)
 

@@ -11,6 +11,7 @@ import numpy as np
 from weightsearch.relations.hashes import row_hashes
 from weightsearch.relations.kinds import LayerChange, State
 from weightsearch.relations.measures import (
+    FLOAT32,
     Grid,
     equilibrated,
     find_grid,
@@ -24,7 +25,6 @@ from weightsearch.relations.pairing import Pair, best_axes
 from weightsearch.relations.roles import Role
 
 SHUFFLED = "values"  # in an order that no order of units explains
-FLOAT32 = 2.0**-23  # spacing at 1
 ROUNDINGS = 1.01  # of a half-precision copy's error over half a spacing
 
 

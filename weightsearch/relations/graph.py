@@ -17,7 +17,7 @@ from weightsearch.relations.compare import compare
 from weightsearch.relations.groups import Groups, same_weights
 from weightsearch.relations.kinds import Certainty, Direction, Kind
 from weightsearch.relations.merges import find_merge
-from weightsearch.relations.search import LIKE, by_signature, open_source
+from weightsearch.relations.search import LIKE, by_signature, open_source, short_name
 from weightsearch.relations.signature import Signature
 from weightsearch.relations.store import Known, read_known, read_signatures
 
@@ -79,7 +79,7 @@ class Lineage:
         """Graphviz's language."""
         lines = ["digraph lineage {", '  rankdir=LR; node [shape=box, fontname="sans-serif"];']
         for number, node in enumerate(self.nodes):
-            label = _short(node.source) + (f"\\n+ {len(node.copies)} copies" if node.copies else "")
+            label = short_name(node.source) + (f"\\n+ {_copies(node)}" if node.copies else "")
             lines.append(f"  n{number} [label={json.dumps(label)}];")
         for edge in self.edges:
             one, other = (edge.b, edge.a) if edge.further == edge.a else (edge.a, edge.b)
@@ -112,7 +112,7 @@ class Lineage:
                     ancestors.append(_component(other))
                 elif not edge.directed:
                     variants.append(_component(other))
-                notes.append(f"{_short(other.source)}: {edge.summary} ({edge.certainty}, by {edge.by})")
+                notes.append(f"{short_name(other.source)}: {edge.summary} ({edge.certainty}, by {edge.by})")
             pedigree: dict[str, Any] = {}
             if ancestors:
                 pedigree["ancestors"] = ancestors
@@ -143,13 +143,12 @@ class Lineage:
                 seen.add(number)
                 node = self.nodes[number]
                 lead = "" if edge is None else f"{'  ' * depth}{_arrow(edge, number)} {edge.relation}: "
-                copies = (
-                    f" (and {len(node.copies)} copies: {', '.join(map(_short, node.copies))})" if node.copies else ""
-                )
+                names = ", ".join(map(short_name, node.copies))
+                copies = f" (and {_copies(node)}: {names})" if names else ""
                 later = (
                     ""
                     if edge is None or edge.further is None
-                    else f"; {_short(self.nodes[edge.further].source)} further trained"
+                    else f"; {short_name(self.nodes[edge.further].source)} further trained"
                 )
                 why = "" if edge is None else f"  [{edge.summary}; {edge.certainty}{later}]"
                 lines.append(text(f"{lead}{node.source}{copies}{why}"))
@@ -162,7 +161,9 @@ class Lineage:
                 lines.append("")
         alone = [node for number, node in enumerate(self.nodes) if number not in seen]
         if alone:
-            lines.append(text(f"{len(alone)} without relatives: " + ", ".join(_short(node.source) for node in alone)))
+            lines.append(
+                text(f"{len(alone)} without relatives: " + ", ".join(short_name(node.source) for node in alone))
+            )
         return [*lines, *map(text, self.notes)]
 
 
@@ -172,13 +173,13 @@ def _arrow(edge: Edge, number: int) -> str:
     return "─►" if edge.b == number else "◄─"
 
 
-def _short(source: str) -> str:
-    return "/".join(Path(source).parts[-2:])
+def _copies(node: Node) -> str:
+    return "1 copy" if len(node.copies) == 1 else f"{len(node.copies)} copies"
 
 
 def _component(node: Node, source: str | None = None) -> dict[str, Any]:
     source = source or node.source
-    component: dict[str, Any] = {"type": "machine-learning-model", "bom-ref": source, "name": _short(source)}
+    component: dict[str, Any] = {"type": "machine-learning-model", "bom-ref": source, "name": short_name(source)}
     if node.file_hash and source == node.source:
         component["hashes"] = [{"alg": "SHA-256", "content": node.file_hash}]
     return component
@@ -190,7 +191,7 @@ def find_lineage(index: str | Path) -> Lineage:
     What is known of runs goes first: a run's checkpoints are joined in the order of their epochs, uncompared.
     Of the relations found a spanning forest is kept, the closest first, and merges with all their parents.
     """
-    signed = read_known(index)
+    signed = read_known(index, required=True)
     groups = same_weights(signed, Path(index))
     members = groups.members()
     first = {row: rows[0] for rows in members for row in rows}
@@ -317,7 +318,8 @@ def _compare(signed: Known, signatures: _Signatures, opened: dict[int, Any], a: 
     files = [_open(signed, opened, row) for row in (a, b)]
     if any(file is None for file in files):
         return by_signature(signatures[a], signatures[b], cosine)
-    return compare(files[0].tensors, files[1].tensors, signatures[a], signatures[b])
+    names = short_name(str(signed["source"][a])), short_name(str(signed["source"][b]))
+    return compare(files[0].tensors, files[1].tensors, signatures[a], signatures[b], names=names)
 
 
 def _open(signed: Known, opened: dict[int, Any], row: int) -> Any:

@@ -67,7 +67,7 @@ def find_duplicates(index: str | Path) -> list[Duplicates]:
     hold more than weights. Files with the same numbers in another order are compared; those that only do the same
     (permuted units) are no duplicates.
     """
-    signed = read_known(index)
+    signed = read_known(index, required=True)
     groups = same_weights(signed, Path(index))
     duplicates = []
     for rows in groups.members():

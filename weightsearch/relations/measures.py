@@ -14,6 +14,7 @@ import numpy as np
 
 from weightsearch.relations.hashes import to_bfloat16, to_float16
 
+FLOAT32 = 2.0**-23  # spacing at 1
 BLOCK = 512  # rows and columns of the part of a large matrix that scores are taken of
 
 
@@ -71,6 +72,8 @@ def stouffer(scores: list[float]) -> float:
 class Spectrum:
     """A difference's singular values, of a block of 256 × 256 where it is large: `rank` of at most `full`.
 
+    A rank is low where values end: those that fall off steadily, until rounding hides them, are of full rank.
+
     `whiteness` is the largest over what white noise of this size would have, σ(√m + √n) (Geman 1980): near 1 for noise,
     2 and more for training.
     """
@@ -94,9 +97,10 @@ def spectrum(difference: np.ndarray, noise: float) -> Spectrum:
     edge = math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])
     floor = max(1e-6 * values[0], 3 * noise * edge)
     spread = float(matrix.std())
-    return Spectrum(
-        int(np.sum(values > floor)), len(values), float(values[0]) / (spread * edge) if spread else math.inf
-    )
+    rank = int(np.sum(values > floor))
+    if 0 < rank < len(values) and values[rank - 1] < GAP * values[rank]:
+        rank = len(values)
+    return Spectrum(rank, len(values), float(values[0]) / (spread * edge) if spread else math.inf)
 
 
 def equilibrated(values: np.ndarray) -> np.ndarray:
@@ -130,10 +134,14 @@ def sorted_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Grid:
-    """Evenly spaced values: `levels` at most, one spacing for each `scope` (`tensor`, `row`, `group of 32`)."""
+    """Evenly spaced values: `levels` at most, one spacing for each `scope` (`tensor`, `row`, `group of 32`).
+
+    `step` is the spacings' root mean square.
+    """
 
     levels: int
     scope: str
+    step: float
 
     @property
     def bits(self) -> int:
@@ -143,35 +151,36 @@ class Grid:
         return f"{self.bits} bits by {self.scope}"
 
 
+GAP = 3.0  # of a low rank: its last singular value over the largest that rounding leaves
 GROUPS = (32, 64, 128, 256)
 MOST_LEVELS = 256
 
 
-def find_grid(values: np.ndarray, precision: float = 2.0**-23) -> Grid | None:
+def find_grid(values: np.ndarray, precision: float = FLOAT32) -> Grid | None:
     """The coarsest scope in which the tensor's values lie on a grid of at most 256 levels; None where they do not.
 
     `precision` is the spacing of the stored numbers at 1. A scope is judged by up to 48 of its sets of values.
     """
     rows = values.reshape(len(values), -1)
     rng = np.random.default_rng(0)
-    levels = _levels([values.reshape(-1)], precision, rng)
-    if levels is not None:
-        return Grid(levels, "tensor")
+    grid = _grid("tensor", [values.reshape(-1)], precision, rng)
+    if grid is not None:
+        return grid
     scopes = [("row", rows)]
     if values.ndim >= 2 and values.shape[0] != values.shape[1]:
         scopes.append(("column", as_units(values, 1)))
     for scope, units in scopes:
-        levels = _levels(units[_some(len(units), rng)], precision, rng)
-        if levels is not None:
-            return Grid(levels, scope)
+        grid = _grid(scope, units[_some(len(units), rng)], precision, rng)
+        if grid is not None:
+            return grid
     for width in GROUPS:
         groups = rows.shape[1] // width
         if rows.shape[1] > width:
             chosen = _some(len(rows) * groups, rng)
             columns = (chosen % groups * width)[:, None] + np.arange(width)
-            levels = _levels(rows[(chosen // groups)[:, None], columns], precision, rng)
-            if levels is not None:
-                return Grid(levels, f"group of {width}")
+            grid = _grid(f"group of {width}", rows[(chosen // groups)[:, None], columns], precision, rng)
+            if grid is not None:
+                return grid
     return None
 
 
@@ -180,15 +189,20 @@ def _some(count: int, rng: np.random.Generator, most: int = 48) -> np.ndarray:
     return np.arange(count) if count <= most else rng.choice(count, most, replace=False)
 
 
-def _levels(sets: Sequence[np.ndarray] | np.ndarray, precision: float, rng: np.random.Generator) -> int | None:
-    most, judged, evidence = 2, 0, 0.0
+def _grid(
+    scope: str, sets: Sequence[np.ndarray] | np.ndarray, precision: float, rng: np.random.Generator
+) -> Grid | None:
+    most, square, judged, evidence = 2, 0.0, 0, 0.0
     for values in sets:
         even = _even(values, precision, rng)
         if even is None:
             return None
         levels, surprise = even
         most, judged, evidence = max(most, levels), judged + 1, evidence + surprise
-    return most if judged and evidence > 40 else None  # in nats against values that lie anywhere
+        square += (float(values.max() - values.min()) / max(levels - 1, 1)) ** 2
+    if not judged or evidence <= 40:  # in nats against values that lie anywhere
+        return None
+    return Grid(most, scope, math.sqrt(square / judged))
 
 
 def _even(values: np.ndarray, precision: float, rng: np.random.Generator) -> tuple[int, float] | None:
@@ -202,7 +216,11 @@ def _even(values: np.ndarray, precision: float, rng: np.random.Generator) -> tup
     distinct = np.unique(sample)
     if len(distinct) > MOST_LEVELS:
         return None
-    tolerance = 4 * precision * max(abs(low), abs(high))  # of rounding, in the values' unit
+    largest = max(abs(low), abs(high))
+    if precision <= FLOAT32:
+        tolerance = np.full(len(distinct), 4 * precision * largest)  # of a few roundings, in the values' unit
+    else:  # 256 levels are near to the spacing of half precision, so that no more than one rounding is forgiven
+        tolerance = 0.75 * precision * (np.abs(distinct) + largest)
     steps = np.arange(1, MOST_LEVELS)[:, None]
     places = (distinct - low)[None] / span * steps  # (255, distinct)
     off = np.abs(places - np.round(places)) * (span / steps)
@@ -210,10 +228,11 @@ def _even(values: np.ndarray, precision: float, rng: np.random.Generator) -> tup
     if not len(fits):
         return None
     count = int(fits[0]) + 1
-    chance = min(1.0, 2 * tolerance * count / span)
-    surprise = -(len(distinct) - 2) * math.log(max(chance, 1e-300)) - math.log(MOST_LEVELS)
-    repeats = len(sample) - len(distinct)
-    surprise = max(surprise, 0.0) + repeats * 2.0  # equal values are rare where nothing rounds
+    chance = np.clip(2 * tolerance * count / span, 1e-300, 1.0)
+    surprise = -float(np.log(chance).sum()) * (1 - 2 / len(distinct)) - math.log(MOST_LEVELS)
+    by_chance = len(sample) ** 2 * precision  # equal values that rounding makes, and several times as many
+    repeats = max(len(sample) - len(distinct) - by_chance, 0.0)
+    surprise = max(surprise, 0.0) + repeats * 2.0
     return count + 1, surprise
 
 
@@ -241,4 +260,4 @@ def storage_precision(values: np.ndarray, dtype: str) -> float:
         return 2.0**-7
     if (to_float16(sample) == sample).all():
         return 2.0**-10
-    return 2.0**-23
+    return FLOAT32

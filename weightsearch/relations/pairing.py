@@ -16,6 +16,7 @@ from weightsearch.relations.measures import equilibrated
 from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import Signature, TensorSignature
 
+Key = Callable[[TensorSignature], Sequence[object]]
 _PREFIX = re.compile(r"^(module|_orig_mod|model|net|network|state_dict)\.")
 SAMPLE = 4_096  # values that likeness is judged by where names do not tell
 QUANTILES = 64
@@ -55,12 +56,12 @@ def pair_tensors(
         pairs.append(Pair(x, y, how))
         del open_a[x.name], open_b[y.name]
 
-    def by_key(key: Callable[[TensorSignature], Sequence[object]], how: str, roles: Sequence[Role]) -> None:
+    def by_key(key: Key, how: str, roles: Sequence[Role], key_b: Key | None = None) -> None:
         """Pairs tensors that share one of their keys; among several, those of one name first."""
         where: dict[object, list[TensorSignature]] = defaultdict(list)
         for tensor in open_b.values():
             if tensor.role in roles:
-                for one in dict.fromkeys(key(tensor)):
+                for one in dict.fromkeys((key_b or key)(tensor)):
                     where[one].append(tensor)
         for named in (True, False):
             for x in [tensor for tensor in open_a.values() if tensor.role in roles]:
@@ -77,15 +78,8 @@ def pair_tensors(
                         break
 
     telling = (Role.WEIGHT, Role.VECTOR, Role.STATISTIC)
-    by_key(
-        lambda t: [
-            ("exact", _wide(t.shape), t.hashes.exact),
-            ("exact", _wide(t.shape), t.hashes.float16),
-            ("exact", _wide(t.shape), t.hashes.bfloat16),
-        ],
-        "values",
-        telling,
-    )
+    by_key(_at_any_precision, "values", telling, _as_stored)  # not both rounded: that would hide small changes
+    by_key(_as_stored, "values", telling, _at_any_precision)
     by_key(lambda t: [(t.sorted_shape, t.hashes.unordered)], "order", telling)
     short = {id(t): names[t.name] for s, names in ((a, short_a), (b, short_b)) for t in s.tensors}
     by_key(lambda t: [(_wide(t.shape), short[id(t)])], "name", tuple(Role))
@@ -99,6 +93,15 @@ def pair_tensors(
     order = {tensor.name: place for place, tensor in enumerate(a.tensors)}
     pairs.sort(key=lambda pair: order[pair.a.name])
     return Pairing(tuple(pairs), tuple(open_a.values()), tuple(open_b.values()))
+
+
+def _as_stored(tensor: TensorSignature) -> list[object]:
+    return [(_wide(tensor.shape), tensor.hashes.exact)]
+
+
+def _at_any_precision(tensor: TensorSignature) -> list[object]:
+    hashes = tensor.hashes
+    return [(_wide(tensor.shape), one) for one in (hashes.exact, hashes.float16, hashes.bfloat16)]
 
 
 def _short_names(names: list[str]) -> dict[str, str]:

@@ -44,7 +44,11 @@ def relatives(model: Any, index: str | Path) -> Relatives:
 def duplicates(index: str | Path) -> list[Duplicates]:
     """Groups of the same weights in an index, whatever their format; the most bytes to be freed first.
 
+    Raises WeightsearchError where the index keeps no signatures.
+
     Example:
+        >>> add(['index/examples'], 'index', quiet=True).added
+        4
         >>> duplicates('index')
         []
     """
@@ -52,7 +56,7 @@ def duplicates(index: str | Path) -> list[Duplicates]:
 
 
 def lineage(index: str | Path) -> Lineage:
-    """The graph of an index's checkpoints.
+    """The graph of an index's checkpoints. Raises WeightsearchError where the index keeps no signatures.
 
     Example:
         >>> add(['index/examples'], 'index', quiet=True).added

@@ -146,7 +146,8 @@ class SignatureIndex:
         source = str(self.known["source"][row])
         opened = self.open_source(row)
         if opened is not None:
-            comparison = compare(opened.tensors, subject.tensors, other, signature)
+            names = short_name(source), "this one"
+            comparison = compare(opened.tensors, subject.tensors, other, signature, names=names)
         else:
             comparison = by_signature(other, signature, cosine)
         return Relative(
@@ -273,6 +274,11 @@ def _as_task_merge(relative: Relative, base: str, parents: list[str], merge: Tas
 
 def _merges_first(told: list[Relative]) -> list[Relative]:
     return sorted(told, key=lambda r: (not r.comparison.relation.is_copy, r.comparison.relation != Kind.MERGE))
+
+
+def short_name(source: str) -> str:
+    """A file's name and its folder's."""
+    return "/".join(Path(source).parts[-2:])
 
 
 def open_source(source: str) -> OpenFile | None:

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from weightsearch.errors import WeightsearchError
 from weightsearch.index.database import Database
 from weightsearch.index.manifest import DATABASE
 from weightsearch.index.writer import writing
@@ -115,14 +116,24 @@ def remove_signatures(path: str | Path, sources: Iterable[str]) -> int:
     return count
 
 
-def read_known(path: str | Path) -> Known:
-    """The signatures of the index at `path`, without their tensors; none where it has none."""
+def read_known(path: str | Path, *, required: bool = False) -> Known:
+    """The signatures of the index at `path`, without their tensors; none where it has none.
+
+    Raises WeightsearchError, if they are `required`, where there are none.
+    """
     with Database(Path(path) / DATABASE).open() as connection:
-        if not _has_tables(connection):
-            return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
-        columns = connection.execute(
-            f"SELECT {', '.join(COLUMNS)}, sketch FROM ix.signatures ORDER BY number"
-        ).fetchnumpy()
+        columns = None
+        if _has_tables(connection):
+            columns = connection.execute(
+                f"SELECT {', '.join(COLUMNS)}, sketch FROM ix.signatures ORDER BY number"
+            ).fetchnumpy()
+    if columns is None or not len(columns["number"]):
+        if required:
+            raise WeightsearchError(
+                f"{path} keeps no signatures, which this is told from: "
+                f"add the files with `weightsearch add FOLDER --index {path}`"
+            )
+        return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
     sketches = np.frombuffer(b"".join(columns["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
     return Known({name: _plain(columns[name]) for name in COLUMNS}, sketches)
 

@@ -93,6 +93,11 @@ def space_of(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Arc
 
 
 def unknown_architecture(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Architecture]) -> str:
+    if not architectures:
+        return (
+            f"{checkpoint.source}: nothing is predicted, since {path} has no encoder; "
+            "`weightsearch train` makes an index that has one"
+        )
     described = [architecture.describe() for architecture in architectures.values()]
     if len(described) > ARCHITECTURES_NAMED:
         described = [*described[:ARCHITECTURES_NAMED], f"{len(described) - ARCHITECTURES_NAMED} more"]
