@@ -28,13 +28,13 @@ from weightsearch.index import (
     State,
     add_rows,
     create_index,
-    database,
     doctor,
     rebuild,
     remove_rows,
     update_rows,
 )
 from weightsearch.index import writer as writing
+from weightsearch.index.connection import IDLE_KEPT
 from weightsearch.index.manifest import MANIFEST, read_manifest, write_manifest
 from weightsearch.types import Selection
 
@@ -278,7 +278,7 @@ def test_a_fork_may_free_what_its_parent_left(tmp_path: Path):
     """A connection has threads, which a fork has none of."""
     frames: list = []
     frames.append(frames)  # a cycle, as exceptions make them, which only the collector frees
-    paths = [tmp_path / f"index{number}" for number in range(database.IDLE_KEPT + 3)]
+    paths = [tmp_path / f"index{number}" for number in range(IDLE_KEPT + 3)]
     for path in paths:
         make_index(path, make_rows(20))
         with IndexStore.open(path).connection() as connection:

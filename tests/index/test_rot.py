@@ -83,6 +83,21 @@ def test_checksums_are_xxh3(content: bytes, expected: str, tmp_path: Path):
     assert checksum(tmp_path / "file") == expected
 
 
+@pytest.mark.parametrize("cell", ["", "{", "[]", "3"])
+def test_a_cell_that_duckdb_takes_for_sound_is_named(cell: str, tmp_path: Path):
+    """DuckDB's checksum of a block is the same where its words change places."""
+    path, vector = tmp_path / "index", np.random.default_rng(1).standard_normal(8).astype(np.float32)
+    make_index(path, make_rows(20))
+    with duckdb.connect(str(path / DATABASE)) as connection:
+        connection.execute("UPDATE checkpoints SET recipe = ?", [cell])
+    if not cell:  # as where nothing is known
+        assert IndexStore.open(path).search(FINGERPRINT, vector, 1).neighbours[0].recipe == {}
+        return
+    with pytest.raises(WeightsearchError, match=r"index\.duckdb is damaged \(a cell .* holds no JSON object\)"):
+        IndexStore.open(path).search(FINGERPRINT, vector, 5)
+    assert DATABASE in [finding.what for finding in doctor(path) if finding.state is State.BROKEN]
+
+
 def test_a_rotten_cache_is_left_and_the_answer_stays_right(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path, vector = tmp_path / "index", np.random.default_rng(1).standard_normal(8).astype(np.float32)
     make_index(path, make_rows(500))

@@ -118,7 +118,7 @@ def test_without_its_files_an_index_says_what_signatures_tell(
     relations_index: Path, networks: Networks, tmp_path: Path
 ):
     index = Path(shutil.copytree(relations_index, tmp_path / "index"))
-    from weightsearch.index.database import Database
+    from weightsearch.index.connection import Database
 
     with Database(index / "index.duckdb").open(read_only=False) as connection:
         connection.execute("UPDATE ix.signatures SET source = '/gone' || source")

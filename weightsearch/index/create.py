@@ -13,7 +13,8 @@ import numpy as np
 from weightsearch.errors import UsageError
 from weightsearch.files import exchange, runs_elsewhere, sync
 from weightsearch.index import database, vectors
-from weightsearch.index.database import SCHEMA, Database, Rows
+from weightsearch.index.connection import Database
+from weightsearch.index.database import SCHEMA, Rows
 from weightsearch.index.manifest import (
     CARD,
     DATABASE,

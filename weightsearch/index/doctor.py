@@ -17,6 +17,7 @@ from weightsearch.distance import prepare
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import lock, replacing
 from weightsearch.index import database, vectors
+from weightsearch.index.connection import Database
 from weightsearch.index.manifest import CARD, DATABASE, FORMAT, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.store import IndexStore
 from weightsearch.index.writer import LOCK, Writer, leftovers, publish, writing
@@ -116,7 +117,7 @@ def _card(card: Path, expected: dict[str, Any] | None) -> Finding:
 def _database(path: Path) -> list[Finding]:
     """Reads every block of every table, whose checksums DuckDB verifies, and looks at every row."""
     try:
-        with database.Database(path / DATABASE).open() as connection:
+        with Database(path / DATABASE).open() as connection:
             tables = connection.execute(
                 "SELECT table_name FROM duckdb_tables() WHERE database_name = 'ix' ORDER BY table_name"
             ).fetchall()
@@ -129,14 +130,17 @@ def _database(path: Path) -> list[Finding]:
             problems = {
                 "ids twice": "SELECT architecture, id FROM {rows} GROUP BY ALL HAVING count(*) > 1",
                 "numbers twice": "SELECT number FROM {rows} GROUP BY ALL HAVING count(*) > 1",
-                "unreadable recipes": "SELECT id FROM {rows} WHERE recipe IS NOT NULL AND NOT json_valid(recipe)",
-                "unreadable metadata": "SELECT id FROM {rows} WHERE metadata IS NOT NULL AND NOT json_valid(metadata)",
+                **{
+                    f"{column} that is no JSON object": f"SELECT id FROM {{rows}} WHERE {column} <> '' AND "
+                    f"CASE WHEN json_valid({column}) THEN json_type({column}) <> 'OBJECT' ELSE true END"
+                    for column in ("recipe", "metadata")
+                },
                 "numbers beyond the next one": "SELECT number FROM {rows}, ix.state WHERE number >= next_number",
                 "embeddings of another width": "SELECT id FROM (SELECT id, octet_length(embedding) AS width, "
                 "max(octet_length(embedding)) OVER (PARTITION BY architecture) AS most FROM {rows}) "
                 "WHERE width <> most OR width % 4 <> 0 OR width = 0",
             }
-            findings = []
+            findings: list[Finding] = []
             for what, query in problems.items():
                 if "next_number" in query and not database.is_current(connection):
                     continue

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from weightsearch.index import database, vectors
-from weightsearch.index.database import SCHEMA, Database
+from weightsearch.index.connection import Database
+from weightsearch.index.database import SCHEMA
 from weightsearch.index.manifest import FORMAT, read_manifest, write_manifest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,8 @@ from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD
 from weightsearch.index import database, filters, planner, vectors
-from weightsearch.index.database import Columns, Database
+from weightsearch.index.connection import Database, decoded
+from weightsearch.index.database import Columns
 from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.planner import Segment
 from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target, epoch_number
@@ -321,8 +321,8 @@ class IndexStore:
             id, accuracy, epoch, run, recipe, dataset, metadata, source = by_number[int(numbers[row])]
             value = float(segment.columns.values[row])
             return Neighbour(
-                id, distance, accuracy, epoch_number(epoch), run, json.loads(recipe or "{}"),
-                None if np.isnan(value) else value, dataset, json.loads(metadata or "{}"), int(grades[row]), source,
+                id, distance, accuracy, epoch_number(epoch), run, decoded(recipe, dict),
+                None if np.isnan(value) else value, dataset, decoded(metadata, dict), int(grades[row]), source,
             )  # fmt: skip
 
         return [

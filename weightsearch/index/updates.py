@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from weightsearch.checkpoints.metadata_table import MetadataTable, read_table, t
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import plain
 from weightsearch.index import database
+from weightsearch.index.connection import decoded
 from weightsearch.index.store import IndexStore
 from weightsearch.index.writer import CHANGEABLE, checked_value, update_rows
 
@@ -140,7 +140,7 @@ def _differing(index: IndexStore, changes: Mapping[str, Mapping[str, Any]]) -> d
         ).fetchall()
     held: dict[str, list[dict[str, Any]]] = {}
     for id, metadata, *cells in rows:
-        held.setdefault(id, []).append({**json.loads(metadata or "{}"), **dict(zip(CHANGEABLE, cells, strict=True))})
+        held.setdefault(id, []).append({**decoded(metadata, dict), **dict(zip(CHANGEABLE, cells, strict=True))})
     differing: dict[str, dict[str, Any]] = {}
     for id, values in changes.items():
         checked = dict(checked_value(name, value) for name, value in values.items())

@@ -26,7 +26,8 @@ from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, lock
 from weightsearch.index import database, filters, migration, vectors
-from weightsearch.index.database import Database, Rows
+from weightsearch.index.connection import Database, decoded
+from weightsearch.index.database import Rows
 from weightsearch.index.manifest import DATABASE, read_manifest, write_manifest
 from weightsearch.index.store import IndexStore
 
@@ -223,7 +224,7 @@ def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping
     those = "(SELECT id, recipe, metadata FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted))"
     with_own_columns = {id for id, values in changes.items() if any(name not in CHANGEABLE for name in values)}
     rows = connection.execute(f"SELECT id, metadata FROM {those}").fetchall() if with_own_columns else ()
-    metadata = {id: json.loads(text or "{}") for id, text in rows}
+    metadata = {id: decoded(text, dict) for id, text in rows}
     columns: dict[str, dict[str, Any]] = {}
     for id, values in changes.items():
         for name, value in values.items():

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.index.database import Database
+from weightsearch.index.connection import Database, decoded
 from weightsearch.index.manifest import DATABASE
 from weightsearch.index.writer import writing
 from weightsearch.relations.hashes import ValueHashes
@@ -169,7 +169,7 @@ def read_signatures(path: str | Path, numbers: Sequence[int]) -> dict[int, Signa
         tensors.setdefault(number, []).append(
             TensorSignature(
                 name,
-                tuple(json.loads(shape)),
+                tuple(decoded(shape, list)),
                 dtype,
                 ValueHashes(exact, half, brain, unordered),
                 norm,

@@ -7,7 +7,6 @@ weights, and has no use for torch.
 from __future__ import annotations
 
 import html
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import refuse_to_overwrite
 from weightsearch.index import IndexStore, Row
+from weightsearch.index.connection import decoded
 from weightsearch.index.manifest import DATABASE
 from weightsearch.index.store import thresholds_among
 from weightsearch.search import wording
@@ -319,6 +319,7 @@ class Index:
     def _indexed(self, id: str) -> Subject:
         row = self.store.find(id)
         columns = row.columns
+        recipe = decoded(columns["recipe"], dict)
         value = columns.get(self.target.column)
         if value is None:  # a column of the user's
             values = self.store.table(row.fingerprint, ["number", self.target.column])
@@ -336,8 +337,8 @@ class Index:
             split=columns["split"],
             indexed=True,
             dataset=columns["dataset"],
-            recipe=json.loads(columns["recipe"] or "{}"),
-            activation=json.loads(columns["recipe"] or "{}").get("activation"),
+            recipe=recipe,
+            activation=recipe.get("activation"),
             activation_from="index",
         )
 
