@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from weightsearch import cli, paths
+from tests.cli.conftest import Run
+from weightsearch import paths
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import IndexStore
 
 REFERENCE = Path(__file__).parents[2] / "index"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -24,19 +23,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["weightsearch", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 def made(path: Path) -> Path:
@@ -76,42 +62,42 @@ def test_writers_never_guess_among_several(here: Path, monkeypatch: pytest.Monke
     assert paths.own_or_new_index(Path("sweep")) == paths.own_index() == Path("runs/indexes/b")
 
 
-def test_an_index_stands_behind_the_command_or_its_option(run: Run):
-    code, out, _ = run("info", REFERENCE, "--json")
+def test_an_index_stands_behind_the_command_or_its_option(command: Run):
+    code, out, _ = command("info", REFERENCE, "--json")
     assert code == 0
     assert json.loads(out)["path"] == str(REFERENCE)
-    assert run("info", REFERENCE, "--index", "other")[0] == 2
+    assert command("info", REFERENCE, "--index", "other")[0] == 2
 
 
 @pytest.mark.slow
-def test_removing_and_updating_by_ids_as_they_are_shown(run: Run, here: Path):
+def test_removing_and_updating_by_ids_as_they_are_shown(command: Run, here: Path):
     index = Path(shutil.copytree(REFERENCE, here / "index"))
     opened = IndexStore.open(index)
     rows, fingerprint = len(opened), next(iter(opened.architectures))
     first, second = opened.table(fingerprint, ["id"])["id"][:2]
-    code, out, _ = run("remove", first[:8], "--dry-run", "--index", index)
+    code, out, _ = command("remove", first[:8], "--dry-run", "--index", index)
     assert (code, out) == (0, f"1 checkpoint of {rows:,} would be removed\n")
     assert len(opened) == rows
-    code, out, _ = run("remove", first[:8], "--index", index)
+    code, out, _ = command("remove", first[:8], "--index", index)
     assert (code, out, len(opened)) == (0, "1 checkpoint removed\n", rows - 1)
-    code, out, err = run("update", "--set", "tst_accuracy=0.5", "--id", second[:8], "--index", index)
+    code, out, err = command("update", "--set", "tst_accuracy=0.5", "--id", second[:8], "--index", index)
     assert (code, out) == (0, "1 checkpoint changed, 1 cell\n")
     assert "new column: tst_accuracy; did you mean test_accuracy?" in err
-    code, _, err = run("remove", "--where", "epoch < 2", "--index", index, "--yes")
+    code, _, err = command("remove", "--where", "epoch < 2", "--index", index, "--yes")
     assert code == 0
     assert "good is now" in err
-    code, _, err = run("remove", "--where", "test_acuracy < 2", "--index", index)
+    code, _, err = command("remove", "--where", "test_acuracy < 2", "--index", index)
     assert code == 2
     assert "there is no column test_acuracy; did you mean test_accuracy?" in err
     assert "Binder" not in err
     assert "candidate" not in err.lower()
 
 
-def test_help_is_in_groups_and_flags_have_no_type(run: Run):
-    _, out, _ = run("--help")
+def test_help_is_in_groups_and_flags_have_no_type(command: Run):
+    _, out, _ = command("--help")
     for group in ("Search", "Your checkpoints", "Keep an index", "Pictures", "Research"):
         assert group in out
     assert "Other" not in out
-    _, out, _ = run("query", "--help")
+    _, out, _ = command("query", "--help")
     assert "<bool>" not in out
     assert "-k" in out
