@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
 from tests.index.test_store import DENSE, make_index, make_rows
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import IndexStore, matching, update_table, update_values
+from weightsearch.index import IndexStore, export, matching, update_table, update_values
 
 FINGERPRINT = DENSE.fingerprint
 
@@ -98,6 +99,10 @@ def test_whole_numbers_are_compared_exactly(index: Path):
     jobs = [9007199254740992, 9007199254740993, 9007199254740994]
     update_values(index, {id: {"job": job, "part": job} for id, job in zip(ids[:3], jobs, strict=True)})
     assert matching(index, where=f"job = {jobs[1]}") == [ids[1]]
+    assert column(index, "job") == [*jobs, None, None, None]
+    export(index, index.parent / "rows.parquet")
+    exported = duckdb.sql(f"SELECT job FROM '{index.parent / 'rows.parquet'}' ORDER BY number").fetchall()
+    assert exported == [(job,) for job in (*jobs, None, None, None)]
     assert matching(index, where=f"job > {jobs[1]} or job < 0.5") == [ids[2]]
     assert update_values(index, {ids[0]: {"job": jobs[0] + 7}}).cells == 1
     update_values(index, {ids[4]: {"part": 0.5}})

@@ -233,7 +233,8 @@ def table(
 ) -> dict[str, np.ndarray]:
     """Columns by name, each `(n,)`, ordered by number: of one architecture's rows, or of those in `numbers`.
 
-    Numbers come as float64 with NaN, texts as objects with None. `types` are those of recipe keys and user columns.
+    Numbers come as float64 with NaN, texts as objects with None, and so do whole numbers that float64 cannot hold.
+    `types` are those of recipe keys and user columns.
     """
     expressions: list[str] = []
     for name in names:
@@ -261,6 +262,8 @@ def _plain(column: Any, users: bool = False) -> np.ndarray:
         texts[np.ma.getmaskarray(column)] = None
         return texts
     if isinstance(column, np.ma.MaskedArray):
+        if column.dtype == np.int64 and (np.abs(column.compressed()) > EXACT).any():
+            return np.array(column.tolist(), object)  # None where nothing is
         return np.ma.filled(column.astype(np.float64), np.nan)
     if users and column.dtype == np.int64 and not (np.abs(column) > EXACT).any():
         return column.astype(np.float64)

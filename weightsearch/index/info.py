@@ -127,10 +127,12 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None, overw
             target.register("part", renamed | values)
             array = ", ".join(values)
             # A text that no row of this architecture has is no value without a type.
-            texts = {i for i, name in enumerate(names) if columns[name].dtype.kind == "O"}
-            selected = ", ".join(
-                f'column_{i}{"::VARCHAR" if i in texts else ""} AS "{name}"' for i, name in enumerate(names)
-            )
+            casts = {
+                name: f"::VARCHAR{'::BIGINT' if types.get(name) == 'BIGINT' else ''}"
+                for name in names
+                if columns[name].dtype.kind == "O"
+            }
+            selected = ", ".join(f'column_{i}{casts.get(name, "")} AS "{name}"' for i, name in enumerate(names))
             statement = (
                 f"SELECT ? AS architecture, {selected}, array_value({array})::FLOAT[] AS embedding "
                 "FROM part ORDER BY column_0"
