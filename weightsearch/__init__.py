@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from weightsearch.search.answer import Novelty as Novelty
     from weightsearch.search.index import Index as Index
     from weightsearch.search.index import query as query
+    from weightsearch.search.shards import EmbedReport as EmbedReport
+    from weightsearch.search.shards import collect as collect
+    from weightsearch.search.shards import embed as embed
     from weightsearch.training.options import TrainOptions as TrainOptions
     from weightsearch.training.summary import TrainSummary as TrainSummary
     from weightsearch.training.train import train as train
@@ -72,6 +75,9 @@ _PUBLIC = {
     "Activation": "weightsearch.types",
     "add": "weightsearch.search.add",
     "AddReport": "weightsearch.search.add",
+    "EmbedReport": "weightsearch.search.shards",
+    "collect": "weightsearch.search.shards",
+    "embed": "weightsearch.search.shards",
     "Answer": "weightsearch.search.answer",
     "Architecture": "weightsearch.types",
     "Baseline": "weightsearch.types",

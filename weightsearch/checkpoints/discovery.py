@@ -79,6 +79,7 @@ class Sources:
     run_column: str | None = None
     run_pattern: re.Pattern[str] | None = None
     weights: str | None = None
+    given_path: Path | None = None  # of that table, or of the study
     study: Finder | None = None  # of an Optuna study that was given as the table
     trackers: Trackers = field(default_factory=Trackers)
     unread: dict[str, str] = field(default_factory=dict)  # sidecars that cannot be read, and why
@@ -101,7 +102,7 @@ class Sources:
             raise UsageError(f"--run-pattern {run_pattern} is no regular expression: {error}") from None
         study = None if metadata is None else _study(Path(metadata))
         table = None if metadata is None or study is not None else MetadataTable.read(metadata, key)
-        return cls(table, run_column, pattern, weights, study)
+        return cls(table, run_column, pattern, weights, None if metadata is None else Path(metadata), study)
 
     @property
     def name_runs(self) -> bool:

@@ -16,6 +16,7 @@ from weightsearch.cli import index as upkeep
 from weightsearch.cli import query as asking
 from weightsearch.cli import relations as relating
 from weightsearch.cli import serve as serving
+from weightsearch.cli import shards as sharing
 from weightsearch.cli import train as making
 from weightsearch.cli import viz as pictures
 from weightsearch.cli import zoo as zoos
@@ -28,7 +29,7 @@ PANELS = {
     name: panel
     for panel, names in {
         "Search": ("query", "sweep", "get", "diff", "serve"),
-        "Your checkpoints": ("import", "add", "duplicates", "lineage", "tidy", "pack", "unpack"),
+        "Your checkpoints": ("import", "add", "embed", "collect", "duplicates", "lineage", "tidy", "pack", "unpack"),
         "Keep an index": ("train", "info", "update", "remove", "export", "rebuild", "doctor"),
         "Pictures": ("viz", "report"),
         "Research": ("build-zoo", "zoo", "tables", "evaluate", "demo"),
@@ -48,6 +49,7 @@ for part in (
     zoos,
     making,
     adding,
+    sharing,
     asking,
     serving,
     relating,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weightsearch.metrics import Prediction
     from weightsearch.search.add import AddReport
     from weightsearch.search.answer import Answer
+    from weightsearch.search.shards import EmbedReport
     from weightsearch.training.summary import TrainSummary, UniversalSummary
     from weightsearch.uncertainty.calibration import Calibration
     from weightsearch.zoo.build_zoo import BuildSummary
@@ -101,6 +102,16 @@ def add_report(report: AddReport) -> RenderableType:
         f"{report.index}: {counted(report.added, 'checkpoint')} added{already}"
         + (f", {counted(report.signed, 'signature')}" if report.signed else "")
         + (f", {left:,} left out" if left else "")
+    )
+
+
+def embed_report(report: EmbedReport) -> RenderableType:
+    already = f", {report.already:,} were in parts already" if report.already else ""
+    left = len(report.quarantined) + sum(report.unknown.values())
+    return Text(
+        f"{report.out}: {counted(report.read, 'file')} of this shard read into {counted(len(report.parts), 'part')}"
+        + already
+        + (f", {left:,} without a row" if left else "")
     )
 
 

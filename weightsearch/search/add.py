@@ -61,8 +61,8 @@ def add(
     given = find_given(paths)
     store = open_or_create(index)
     sources = sources or Sources()
-    reader = FileReader(store, sources)
-    writer = RecordWriter(store, name_runs=sources.name_runs, dataset=dataset, given_name=sources.given_name)
+    reader = FileReader(store, sources, dataset)
+    writer = RecordWriter(store, sources.given_name)
     writer.quarantined += given.missing
     try:
         total = len(given.files) + sum(len(zoo.table()) for zoo in given.zoos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -45,6 +45,7 @@ class FileRecord:
     predicted: float = float("nan")
     layers: np.ndarray | None = None  # (F,) float32, what its layers are like
     sketch: np.ndarray | None = None  # of a file that may be one run with its neighbours (see `checkpoints.runs`)
+    run_told: bool = False  # whether the user said how runs are told apart
     given: Metadata | None = None  # what the user's own table or study says of it
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -71,9 +72,10 @@ class FileReader:
     No more weights than a batch of them are in memory.
     """
 
-    def __init__(self, index: IndexStore | None, sources: Sources) -> None:
+    def __init__(self, index: IndexStore | None, sources: Sources, dataset: str | None = None) -> None:
         self.index = index
         self.sources = sources
+        self.dataset = dataset  # what the networks were trained on, where the files do not say
         self.architectures = {} if index is None else index.architectures
         self._encoders: dict[str, AnyEncoder] = {}
         self._pending: dict[str, _Pending] = {}
@@ -87,7 +89,7 @@ class FileReader:
                 are not signed again while these are the same.
         """
         source = file.path.resolve()
-        record = FileRecord(file, str(source))
+        record = FileRecord(file, str(source), run_told=self.sources.name_runs)
         weights = self.sources.weights
         try:
             with one_line(str(file.path)):
@@ -100,7 +102,8 @@ class FileReader:
         try:
             with one_line(str(file.path)):
                 checkpoint = align(assemble(network, str(file.path)), self.architectures.values())
-            record.metadata = self.sources.describe(file, checkpoint.metadata)
+            metadata = self.sources.describe(file, checkpoint.metadata)
+            record.metadata = replace(metadata, dataset=metadata.dataset or self.dataset)
             self._take(record, checkpoint)
         except WeightsearchError as error:
             record.refusal = reason_of(error, file.path)

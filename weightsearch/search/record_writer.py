@@ -48,13 +48,9 @@ class AddReport:
 class RecordWriter:
     """Makes rows of what was read of files and of zoos, and writes them. Each call of `add_records` is one chunk."""
 
-    def __init__(
-        self, index: IndexStore, *, name_runs: bool = False, dataset: str | None = None, given_name: str = ""
-    ) -> None:
+    def __init__(self, index: IndexStore, given_name: str = "the table") -> None:
         self.index = index
         self.identity = index.identity  # rows are embedded for this index, and for no other one that takes its place
-        self.name_runs = name_runs  # whether the user said how runs are told apart
-        self.dataset = dataset
         self.given_name = given_name  # of the table or study that the user gave
         self.added = self.already = self.signed = self.unsigned = self.seen = 0
         self.unknown: Counter[str] = Counter()
@@ -87,7 +83,10 @@ class RecordWriter:
             if record.refusal is not None:
                 self.quarantined.append(Quarantined(place, record.refusal))
                 continue
-            if record.space is None:
+            if record.space is None and self._has_encoder(record):
+                reason = "it was read before the index had an encoder for it; run `embed` again with this index"
+                self.quarantined.append(Quarantined(place, reason))
+            elif record.space is None:
                 self.unknown[record.described] += 1
             else:
                 groups.setdefault(record.fingerprint, []).append(record)
@@ -113,14 +112,16 @@ class RecordWriter:
             self._repair(space, kept)
             self.write(space, self._rows(space, kept), [record.file.path for record in kept])
 
+    def _has_encoder(self, record: FileRecord) -> bool:
+        return not {record.fingerprint, ANY.fingerprint}.isdisjoint(self.index.architectures)
+
     def _name_runs(self, group: Sequence[FileRecord]) -> None:
         """Tells the runs of files of one architecture where each file by itself does not."""
         nameless = [record for record in group if not known(record).run]  # in the ComVeX layout
         names = comvex_runs([record.file.path.name for record in nameless], [known(record) for record in nameless])
         for record, run in zip(nameless, names, strict=True):
             record.metadata = replace(known(record), run=below(record.file.path.parent, run))
-        if self.name_runs:
-            return
+        group = [record for record in group if not record.run_told]
         self._join_held_runs(group)
         sketches = {record.file.path: record.sketch for record in group if record.sketch is not None}
         metadata, joined = one_run([known(record) for record in group], [record.file for record in group], sketches)
@@ -130,7 +131,7 @@ class RecordWriter:
 
     def _join_held_runs(self, group: Sequence[FileRecord]) -> None:
         """Later epochs of a folder are of the run that the index holds of it."""
-        space = group[0].space
+        space = group[0].space if group else None
         late = [record for record in group if by_time(record.file.path) and known(record).run == record.file.run]
         if not late or space is None or space not in self.index.architectures:
             return
@@ -161,7 +162,7 @@ class RecordWriter:
             split=_objects(None for _ in records),
             recipe=_objects(json.dumps(metadata.recipe) for metadata in of_files),
             embedding=np.stack([record.embedding for record in records if record.embedding is not None]),
-            dataset=_objects(metadata.dataset or self.dataset for metadata in of_files),
+            dataset=_objects(metadata.dataset for metadata in of_files),
             source=_objects(record.source for record in records),
             metadata=_objects(
                 json.dumps({**(record.network if space == ANY.fingerprint else {}), **known(record).extras})
