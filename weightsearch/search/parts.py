@@ -23,6 +23,7 @@ import numpy as np
 
 from weightsearch.checkpoints.discovery import CheckpointFile
 from weightsearch.checkpoints.metadata import Measured, Metadata
+from weightsearch.checkpoints.remote.paths import as_path
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, clean_text, is_disk_full, replacing
 from weightsearch.relations.hashes import ValueHashes
@@ -156,7 +157,7 @@ def _row(record: FileRecord, listed: Listed, settings: str, encoders: Mapping[st
 
 def _record(row: Mapping[str, Any]) -> FileRecord:
     metadata, given = _metadata(row["metadata"]), _metadata(row["given"])
-    path, root = Path(row["path"]), Path(row["root"])
+    path, root = as_path(row["path"]), as_path(row["root"])
     signed = None
     if row["tensors"] is not None:
         tensors = tuple(_tensor(values) for values in json.loads(row["tensors"]))

@@ -162,12 +162,12 @@ class ShardReader:
 
 def encoders_of(store: IndexStore) -> dict[str, str]:
     """What names the encoder of each space of an index: a hash of its files."""
-    names: dict[str, str] = {}
-    for space in store.architectures:
-        files = {name: about for name, about in store.manifest["files"].items() if name.startswith(f"{space}/encoder.")}
-        listed = repr(sorted((name, about["sha256"]) for name, about in files.items()))
-        names[space] = hashlib.sha256(listed.encode()).hexdigest()[:16]
-    return names
+    return {
+        space: hashlib.sha256(
+            "".join(map(sha256, sorted(store.encoder_directory(space).glob("encoder.*")))).encode()
+        ).hexdigest()[:16]
+        for space in store.architectures
+    }
 
 
 def _settings(sources: Sources, dataset: str | None, encoders: dict[str, str]) -> str:
