@@ -339,6 +339,14 @@ def epoch_number(epoch: float | None) -> int | float | None:
     return int(epoch) if epoch == int(epoch) else epoch
 
 
+class Scaling(StrEnum):
+    """What numbers images are given in: from -1 to 1, from 0 to 1, or with mean 0 and deviation 1."""
+
+    SYMMETRIC = "symmetric"
+    UNIT = "unit"
+    STANDARD = "standard"
+
+
 class Activation(StrEnum):
     """What stands between a network's layers. Zoos of our own are trained with the first two.
 

@@ -24,6 +24,7 @@ from tests.datasets.samples import (
     write_mnist,
 )
 from weightsearch.datasets.load import OFFICIAL, DatasetName, load_dataset
+from weightsearch.types import Scaling
 
 
 def test_digits_are_stratified_and_enlarged() -> None:
@@ -205,3 +206,15 @@ def test_import_is_cheap() -> None:
     code = "import weightsearch.datasets.load, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "sklearn", "scipy", "pooch", "requests", "PIL"} & set(modules)
+
+
+def test_images_are_given_in_other_numbers():
+    data = load_dataset("digits")
+    assert data.scaled(Scaling.SYMMETRIC) is data
+    np.testing.assert_allclose(data.scaled(Scaling.UNIT).x_test, (data.x_test + 1) / 2, atol=1e-6)
+    standard = data.scaled(Scaling.STANDARD)
+    assert standard.x_train.dtype == np.float32
+    assert standard.x_train.mean() == pytest.approx(0, abs=1e-5)
+    assert standard.x_train.std() == pytest.approx(1, abs=1e-5)
+    slope, intercept = np.polyfit(data.x_train.ravel(), standard.x_train.ravel(), 1)
+    np.testing.assert_allclose(standard.x_test, slope * data.x_test + intercept, atol=1e-4)  # as the training images

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import Scaling
 from weightsearch.zoo.recipes import V1, V2, Initializer, Optimizer, Recipe, load_preset, sample
 
 
@@ -92,11 +93,13 @@ def test_flags_override_the_file_which_overrides_the_preset(tmp_path):
     path = tmp_path / "space.toml"
     path.write_text(
         'filters = 8\nepochs = 5\nmomentum = 0.5\ncheckpoint_epochs = "every"\nruns_per_part = 3\n'
+        'scaling = "standard"\n'
         'learning_rate = [1e-3, 1e-2]\ndropout = 0\ninitializer = ["he-uniform", "normal"]\ntrain_fraction = [1]\n'
     )
     preset = load_preset("v1", recipes=path, filters=12, layers=2, batch_size=64)
     assert (preset.filters, preset.layers, preset.epochs, preset.batch_size) == (12, 2, 5, 64)
     assert (preset.momentum, preset.runs_per_part, preset.schedule) == (0.5, 3, (1, 2, 3, 4, 5))
+    assert (preset.scaling, V1.scaling) == (Scaling.STANDARD, Scaling.SYMMETRIC)
     space = preset.space
     assert space.learning_rate == (1e-3, 1e-2)
     assert space.dropout == (0.0, 0.0)

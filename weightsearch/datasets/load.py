@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from weightsearch.datasets import parsers as image_files
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import Scaling
 
 log = logging.getLogger("weightsearch")
 
@@ -40,8 +41,8 @@ class DatasetName(StrEnum):
 class ImageDataset:
     """Labelled grayscale images in two splits.
 
-    `x_train` and `x_test` are `(N, 1, H, W)` float32 in [-1, 1]; `y_train` and `y_test` are `(N,)` int64,
-    from 0 to `classes` - 1.
+    `x_train` and `x_test` are `(N, 1, H, W)` float32 in [-1, 1] unless `scaled`; `y_train` and `y_test` are
+    `(N,)` int64, from 0 to `classes` - 1.
     """
 
     name: str
@@ -50,6 +51,31 @@ class ImageDataset:
     x_test: np.ndarray
     y_test: np.ndarray
     classes: int
+
+    def scaled(self, scaling: Scaling) -> ImageDataset:
+        """The same images in other numbers.
+
+        Example:
+            >>> data = load_dataset("digits").scaled(Scaling.STANDARD)
+            >>> round(float(data.x_train.mean()), 3), round(float(data.x_train.std()), 3)
+            (0.0, 1.0)
+        """
+        if scaling is Scaling.SYMMETRIC:
+            return self
+        centre, spread = centre_and_spread(scaling, self.x_train)
+        x_train, x_test = (((x - centre) / spread).astype(np.float32) for x in (self.x_train, self.x_test))
+        return replace(self, x_train=x_train, x_test=x_test)
+
+
+def centre_and_spread(scaling: Scaling, x_train: np.ndarray) -> tuple[float, float]:
+    """What to take from images in [-1, 1] and what to divide them by; `standard` goes by the training images."""
+    match scaling:
+        case Scaling.SYMMETRIC:
+            return 0.0, 1.0
+        case Scaling.UNIT:
+            return -1.0, 2.0
+        case Scaling.STANDARD:
+            return float(x_train.mean()), float(x_train.std())
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from weightsearch.datasets.load import ImageDataset, load_dataset
 from weightsearch.errors import WeightsearchError
+from weightsearch.types import Scaling
 from weightsearch.zoo.build_runs import train_missing
 from weightsearch.zoo.options import WILD, BuildOptions
 from weightsearch.zoo.recipes import Preset, RecipeSpace, load_preset, sample
@@ -99,7 +100,7 @@ def _build(
         from weightsearch.devices import TRAINING_DEVICES, check_device  # which imports torch
 
         check_device(options.device, TRAINING_DEVICES)
-    data = load_dataset(options.dataset, options.data_dir)
+    data = load_dataset(options.dataset, options.data_dir).scaled(settings.scaling)
     shape = _shape(settings, data)
     per_part = settings.runs_per_part or _runs_per_part(settings, shape, data, options.device)
     info = _info(settings, shape, data, options, per_part)
@@ -159,6 +160,7 @@ def _info(settings: Preset, shape: CnnShape, data: ImageDataset, options: BuildO
         "momentum": settings.momentum,
         "checkpoint_epochs": list(settings.schedule),
         "runs_per_part": per_part,
+        **({"scaling": settings.scaling.value} if settings.scaling is not Scaling.SYMMETRIC else {}),
         "device": options.device.split(":")[0],
         **asdict(settings.space),
     }

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.types import Activation
+from weightsearch.types import Activation, Scaling
 
 
 class Optimizer(StrEnum):
@@ -87,6 +87,7 @@ class Preset:
     batch_size: int
     momentum: float  # of SGD
     checkpoint_epochs: tuple[int, ...] | None  # 0 is the initial weights; None is every epoch from 1 on
+    scaling: Scaling = Scaling.SYMMETRIC  # of the images
     layers: int = 3
     runs_per_part: int | None = None  # networks that train together and share a part file; None: by their cost
 
@@ -227,7 +228,7 @@ def load_preset(
 
 
 _COUNTS = ("filters", "layers", "epochs", "batch_size", "runs_per_part")
-_ENUMS: dict[str, type[StrEnum]] = {
+_ENUMS: dict[str, type[StrEnum]] = {  # of the space
     "optimizer": Optimizer,
     "initializer": Initializer,
     "activation": Activation,
@@ -238,7 +239,7 @@ _RANGES = {  # lowest and highest value that makes sense
     "dropout": (0.0, 0.99),
     "init_std": (1e-12, 1e6),
 }
-_KEYS = (*_COUNTS, "momentum", "checkpoint_epochs", *(field.name for field in fields(RecipeSpace)))
+_KEYS = (*_COUNTS, "momentum", "scaling", "checkpoint_epochs", *(field.name for field in fields(RecipeSpace)))
 
 
 def _overridden(preset: Preset, path: Path) -> Preset:
@@ -256,6 +257,8 @@ def _overridden(preset: Preset, path: Path) -> Preset:
                 outer[key] = _count(value)
             elif key == "momentum":
                 outer[key] = _within(value, 0.0, 0.9999)
+            elif key == "scaling":
+                outer[key] = _member(Scaling, value)
             elif key == "checkpoint_epochs":
                 outer[key] = None if value == "every" else _epochs(value)
             elif key in _RANGES:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightsearch.datasets.load import ImageDataset
+from weightsearch.datasets.load import ImageDataset, centre_and_spread
+from weightsearch.types import Scaling
 from weightsearch.zoo.wild.networks import build
 from weightsearch.zoo.wild.recipes import CHECKPOINTS, GROWTH, WildRecipe
 
@@ -93,9 +94,7 @@ def _images(recipe: WildRecipe, data: ImageDataset, rng: np.random.Generator) ->
     labels = data.y_train[train].copy()
     noisy = rng.random(len(labels)) < recipe.label_noise
     labels[noisy] = rng.integers(recipe.classes, size=int(noisy.sum()))
-    centre, spread = {"symmetric": (0.0, 1.0), "unit": (-1.0, 2.0)}.get(
-        recipe.scaling, (float(data.x_train.mean()), float(data.x_train.std()))
-    )
+    centre, spread = centre_and_spread(Scaling(recipe.scaling), data.x_train)
     x_train, x_test = (torch.from_numpy((x - centre) / spread) for x in (data.x_train[train], data.x_test[test]))
     return x_train.float(), torch.from_numpy(labels), x_test.float(), torch.from_numpy(data.y_test[test])
 
