@@ -49,7 +49,7 @@ def derived_cases(lineage: Lineage, rng: np.random.Generator) -> Iterator[Case]:
     yield Case("renamed", Kind.SAME_WEIGHTS, base, derive.renamed(base))
     yield Case("layout", Kind.SAME_WEIGHTS, base, derive.transposed(base))
     yield Case("layout, renamed", Kind.SAME_WEIGHTS, base, derive.renamed(derive.transposed(base)))
-    half = {name: v.astype(np.float16) if v.dtype.kind == "f" else v for name, v in base.items()}
+    half = derive.half_precision(base)
     brain = {name: derive.bfloat16(v) if v.dtype.kind == "f" else v for name, v in base.items()}
     yield Case("precision", Kind.SAME_WEIGHTS, base, half, FORWARD)
     yield Case("precision", Kind.SAME_WEIGHTS, base, brain, FORWARD)
@@ -73,7 +73,7 @@ def derived_cases(lineage: Lineage, rng: np.random.Generator) -> Iterator[Case]:
         for scheme in ("tensor", "row", "asymmetric", "group"):
             copy = derive.quantised(base, bits, scheme)
             if scheme == "row" and rng.random() < 0.5:
-                copy = {name: v.astype(np.float16) if v.dtype.kind == "f" else v for name, v in copy.items()}
+                copy = derive.half_precision(copy)
             yield Case(f"quantised, {bits} bits, by {scheme}", Kind.QUANTISED, base, copy, FORWARD)
     for scheme in ("magnitude", "global"):
         for share in (float(rng.uniform(0.1, 0.4)), float(rng.uniform(0.5, 0.9))):
@@ -97,6 +97,12 @@ def derived_cases(lineage: Lineage, rng: np.random.Generator) -> Iterator[Case]:
         only_head = all(np.array_equal(final[tensor], states[name][tensor]) for tensor in body)
         kind, truth = ("fine-tune of the head", Kind.NEW_HEAD) if only_head else ("fine-tune", Kind.RELATIVE)
         yield Case(kind, truth, final, states[name], FORWARD, True)
+    tuned = states["tuned-hard"]
+    brain = {name: derive.bfloat16(v) if v.dtype.kind == "f" else v for name, v in tuned.items()}
+    half, both_half = derive.half_precision(tuned), "fine-tune, both in half precision"
+    yield Case("fine-tune in half precision", Kind.RELATIVE, final, half, None, True)
+    yield Case("fine-tune in bfloat16", Kind.RELATIVE, final, brain, None, True)
+    yield Case(both_half, Kind.RELATIVE, derive.half_precision(final), half, None, True)
     for one, other in (("epoch1", "epoch3"), ("epoch3", "final"), ("epoch1", "final"), ("epoch6", "final")):
         yield Case("later epoch", Kind.RELATIVE, states[one], states[other], FORWARD, True)
     yield Case("trained from this start", Kind.RELATIVE, states["init"], final, FORWARD, True)
@@ -105,9 +111,7 @@ def derived_cases(lineage: Lineage, rng: np.random.Generator) -> Iterator[Case]:
     yield Case("siblings", Kind.RELATIVE, states["tuned-new-data"], states["tuned-other-task"], None, True)
     soup = derive.merged([(0.5, states["tuned-new-data"]), (0.5, states["tuned-hard"])])
     yield Case("soup and its base", Kind.RELATIVE, final, soup, FORWARD, True)
-    twin = {
-        n: v.astype(np.float16) if v.dtype.kind == "f" else v for n, v in derive.permuted(base, groups, rng).items()
-    }
+    twin = derive.half_precision(derive.permuted(base, groups, rng))
     yield Case("permuted, half precision", Kind.SAME_FUNCTION, base, twin)
     for name in ("tuned-new-data", "tuned-hard", "epoch6"):
         yield Case("permuted fine-tune", Kind.PERMUTED_RELATIVE, final, derive.permuted(states[name], groups, rng))
@@ -150,7 +154,7 @@ def _copy(tensors: Tensors, rng: np.random.Generator) -> Tensors:
     if chance < 0.2:
         return derive.pruned(tensors, 0.5, "magnitude")
     if chance < 0.3:
-        return {name: v.astype(np.float16) if v.dtype.kind == "f" else v for name, v in tensors.items()}
+        return derive.half_precision(tensors)
     return tensors
 
 

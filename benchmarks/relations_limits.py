@@ -41,7 +41,7 @@ def merges(lineage: Lineage, rng: np.random.Generator) -> Iterator[Row]:
     linear = derive.merged([(share, one), (1 - share, other)])
     children = {
         "linear": linear,
-        "linear, half precision": {n: v.astype(np.float16) if v.dtype.kind == "f" else v for n, v in linear.items()},
+        "linear, half precision": derive.half_precision(linear),
         "task arithmetic": derive.merged([(share, one), (0.9 - share, other), (0.1, base)]),
         "SLERP": derive.slerp(one, other, share),
         "TIES": derive.ties(base, [one, other], float(rng.uniform(0.1, 0.4))),
@@ -144,7 +144,7 @@ def recall(lineages: list[Lineage], rng: np.random.Generator) -> dict[str, Any]:
         queries = {
             **{f"fine-tune ({n.removeprefix('tuned-')})": states[n] for n in states if n.startswith("tuned-")},
             **{n: states[n] for n in ("epoch1", "epoch3", "epoch6", "same-init", "init", "head5-tuned")},
-            "half precision": {n: v.astype(np.float16) if v.dtype.kind == "f" else v for n, v in base.items()},
+            "half precision": derive.half_precision(base),
             "quantised, 4 bits": derive.quantised(base, 4, "row"), "pruned, 80 %": derive.pruned(base, 0.8, "global"),
             "LoRA merged": derive.lora_merged(base, 2, 0.2, rng), "layout": derive.transposed(base),
             "merge with a stranger": _half_of_a_stranger(lineages, row),

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from weightsearch.viz.style import Format as Format
     from weightsearch.zoo.build_zoo import BuildSummary as BuildSummary
     from weightsearch.zoo.build_zoo import build_zoo as build_zoo
+    from weightsearch.zoo.derive import DeriveSummary as DeriveSummary
+    from weightsearch.zoo.derive import derive_zoo as derive_zoo
     from weightsearch.zoo.import_zoo import ImportOptions as ImportOptions
     from weightsearch.zoo.import_zoo import ImportSummary as ImportSummary
     from weightsearch.zoo.import_zoo import import_zoo as import_zoo
@@ -86,6 +88,8 @@ _PUBLIC = {
     "BuildSummary": "weightsearch.zoo.build_zoo",
     "Checkpoint": "weightsearch.types",
     "Comparison": "weightsearch.relations",
+    "derive_zoo": "weightsearch.zoo.derive",
+    "DeriveSummary": "weightsearch.zoo.derive",
     "diff": "weightsearch.relations",
     "draw": "weightsearch.viz.drawing",
     "draw_map": "weightsearch.viz.drawing",

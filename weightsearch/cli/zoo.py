@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,15 +21,25 @@ from weightsearch.cli.common import (
     example,
     say,
     show,
+    tell,
 )
+from weightsearch.errors import UsageError
+from weightsearch.text_table import counted
 from weightsearch.types import choose
+
+if TYPE_CHECKING:
+    from weightsearch.zoo.options import BuildOptions
 
 app = typer.Typer()
 zoo_app = typer.Typer(help="Look at a zoo.", no_args_is_help=True)
 
 
 @app.command(
-    epilog=example("weightsearch build-zoo", "weightsearch build-zoo --dataset usps --preset v2 --runs 300 --seed 7")
+    epilog=example(
+        "weightsearch build-zoo",
+        "weightsearch build-zoo --dataset usps --preset v2 --runs 300 --seed 7",
+        "weightsearch build-zoo --derive runs/zoos/digits-v1 --out runs/derived/digits-v1 --runs 20",
+    )
 )
 def build_zoo(
     dataset: Annotated[
@@ -55,9 +66,16 @@ def build_zoo(
     dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored weights.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, ... (not run on one yet).")] = "cpu",
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
+    derive: Annotated[
+        Path | None,
+        typer.Option(help="A zoo whose networks to copy in every way that people do, with the truth beside them."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a population of small networks by random recipes and keep their checkpoints. Resumes where it was."""
+    """Train a population of small networks by random recipes and keep their checkpoints. Resumes where it was.
+
+    With --derive nothing is trained: --out, --runs and --seed say which copies of a zoo's networks are made, and where.
+    """
     from weightsearch.zoo.build_zoo import build_zoo as run
     from weightsearch.zoo.options import BuildOptions, Dtype
 
@@ -76,10 +94,30 @@ def build_zoo(
         device=device,
         workers=workers,
     )
+    if derive is not None:
+        _derive(derive, out, options, quiet)
+        return
     summary = run(out or runs.default_zoo(dataset, preset), options, quiet=quiet)
     from weightsearch.cli import render
 
     show(render.build_summary(summary))
+
+
+def _derive(zoo: Path, out: Path | None, options: BuildOptions, quiet: bool) -> None:
+    from weightsearch.zoo.derive import derive_zoo
+    from weightsearch.zoo.options import BuildOptions
+
+    others = replace(options, runs=BuildOptions.runs, seed=BuildOptions.seed)
+    changed = [one.name for one in fields(others) if getattr(others, one.name) != one.default]
+    if changed:
+        raise UsageError(f"--{changed[0].replace('_', '-')} does not go with --derive, which trains nothing")
+    if out is None:
+        raise UsageError("--derive makes a folder of files: name it with --out")
+    summary = derive_zoo(zoo, out, seed=options.seed, runs=options.runs, quiet=quiet)
+    tell(
+        f"{summary.path}: {counted(summary.networks, 'network')} and their copies in {counted(summary.files, 'file')}; "
+        f"what {counted(summary.pairs, 'pair')} of them are to each other is in truth.json"
+    )
 
 
 @app.command(

@@ -302,10 +302,11 @@ def _from_zoo(path: Path, place: str) -> OpenFile | None:
         return None
     zoo = Zoo.open(path)
     table = zoo.table()
-    position = np.flatnonzero((table.run.astype(str) == run) & (table.epoch == int(epoch)))
+    position = np.flatnonzero((table.run.astype(str) == run) & (table.epoch == float(epoch)))
     if len(position) != 1:
         return None
-    return OpenFile(None, to_state_dict(zoo.weights(position)[0], zoo.architecture))
+    architecture = zoo.architectures[str(zoo.fingerprints[position[0]])]
+    return OpenFile(None, to_state_dict(zoo.weights(position)[0], architecture))
 
 
 def by_signature(a: Signature, b: Signature, cosine: float) -> Comparison:

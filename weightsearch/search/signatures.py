@@ -21,7 +21,7 @@ def sign_zoo(index: str | Path, zoo: Zoo, advance: Callable[[], object] = lambda
     """Keeps the signatures of a zoo's checkpoints; returns how many are new."""
     table = zoo.table()
     before = {str(source) for source in read_known(index)["source"]}
-    positions = np.arange(len(table))
+    positions, fingerprints = np.arange(len(table)), zoo.fingerprints
     if len(positions) > ZOO_LIMIT:
         last = {run: position for position, run in enumerate(table.run.tolist())}
         positions = np.array(sorted(last.values()))
@@ -34,7 +34,7 @@ def sign_zoo(index: str | Path, zoo: Zoo, advance: Callable[[], object] = lambda
                 continue
             weights = zoo.weights(np.array([position]))[0]
             if np.isfinite(weights).all():
-                tensors = to_state_dict(weights, zoo.architecture)
+                tensors = to_state_dict(weights, zoo.architectures[str(fingerprints[position])])
                 run = run_name(zoo, int(table.run[position]))
                 yield Signed(source, sign(tensors), run, float(table.epoch[position]))
 
