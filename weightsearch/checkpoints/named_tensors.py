@@ -114,7 +114,8 @@ def one_line(source: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except WeightsearchError as error:
-        raise WeightsearchError(f"{shown(source)}: {error}") from error
+        reason = str(error).removeprefix(f"{source}: ")  # a store's errors name the address themselves
+        raise WeightsearchError(f"{shown(source)}: {reason}") from error
     except OSError as error:
         raise WeightsearchError(f"{shown(source)}: cannot be read ({error.strerror or error})") from error
     except MemoryError as error:

@@ -10,6 +10,7 @@ import typer
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
     Dataset,
+    Inventory,
     Key,
     Metadata,
     OwnIndexOption,
@@ -30,11 +31,14 @@ app = typer.Typer()
     epilog=example(
         "weightsearch add sweep/ 'more/**/*.ckpt' --index runs/indexes/usps-v1",
         "weightsearch add sweep/ --metadata runs.csv --key file --run-column run_id",
+        "weightsearch add s3://bucket/sweeps/ --inventory inventory.parquet",
         "weightsearch add runs/zoos/usps-v2",
     )
 )
 def add(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, zoos.", metavar="PATH")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Files, folders, glob patterns, zoos; on this machine or URLs.", metavar="PATH")
+    ],
     index: OwnIndexOption = None,
     metadata: Metadata = None,
     key: Key = "path",
@@ -42,6 +46,7 @@ def add(
     run_pattern: RunPattern = None,
     weights: Weights = None,
     dataset: Dataset = None,
+    inventory: Inventory = None,
     quarantine: Annotated[
         Path | None, typer.Option(help="Write the files left out and why to this .csv.", show_default="none")
     ] = None,
@@ -52,14 +57,14 @@ def add(
 
     Adding twice adds once.
     """
-    path = index or runs.own_or_new_index(paths[0])
+    path = index or runs.own_or_new_index(Path(paths[0]))
     say(f"index: {path}")
 
     from weightsearch.checkpoints.discovery import Sources, write_quarantine
     from weightsearch.search.add import add as run
 
     sources = Sources.make(metadata, key, run_column, run_pattern, weights)
-    report = run(paths, path, sources=sources, dataset=dataset, quiet=quiet)
+    report = run(paths, path, sources=sources, dataset=dataset, inventory=inventory, quiet=quiet)
     from weightsearch.cli import render
 
     for line in render.left_out(report.quarantined, report.unknown, report.notes):

@@ -14,6 +14,20 @@ from weightsearch import paths as runs
 from weightsearch.errors import UsageError
 from weightsearch.text_table import printable
 
+
+def as_given(text: str) -> Path:
+    """An argument that is a path or a URL."""
+    from weightsearch.checkpoints.remote.paths import as_path
+
+    return as_path(text)
+
+
+def _on_this_disk(path: Path | None) -> Path | None:
+    from weightsearch.checkpoints.remote.paths import local
+
+    return None if path is None else local(path, "an index lies")
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Device = Annotated[
     str, typer.Option(help="cpu, or a graphics card: cuda, cuda:1 (not run on one yet).", metavar="DEVICE")
@@ -24,22 +38,33 @@ IndexOption = Annotated[
     typer.Option(
         "--index",
         help="Index directory.",
+        callback=_on_this_disk,
         show_default="$WEIGHTSEARCH_INDEX, configured, newest in runs/, else the reference index",
     ),
 ]
 OwnIndexOption = Annotated[
     Path | None,
     typer.Option(
-        "--index", help="Index directory.", show_default="$WEIGHTSEARCH_INDEX, configured, the only one in runs/indexes"
+        "--index",
+        help="Index directory.",
+        callback=_on_this_disk,
+        show_default="$WEIGHTSEARCH_INDEX, configured, the only one in runs/indexes",
     ),
 ]
 
 IndexArgument = Annotated[
-    Path | None, typer.Argument(help="Index directory, as --index.", metavar="INDEX", show_default=False)
+    Path | None,
+    typer.Argument(help="Index directory, as --index.", metavar="INDEX", show_default=False, callback=_on_this_disk),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
 
+Inventory = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of remote files' path, size and etag (.parquet, .csv), in place of listing.", show_default="none"
+    ),
+]
 Metadata = Annotated[
     Path | None,
     typer.Option(help="Table of accuracies and other columns: .csv, .json or .parquet.", show_default="none"),

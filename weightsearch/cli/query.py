@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsearch import paths as runs
-from weightsearch.cli.common import Escaped, Force, IndexOption, Quiet, Weights, complain, example, say, tell
+from weightsearch.cli.common import (
+    Escaped,
+    Force,
+    IndexOption,
+    Inventory,
+    Quiet,
+    Weights,
+    as_given,
+    complain,
+    example,
+    say,
+    tell,
+)
 from weightsearch.errors import UsageError, WeightsearchError
 
 if TYPE_CHECKING:
@@ -25,12 +37,13 @@ app = typer.Typer()
     epilog=example(
         "weightsearch query index/examples/good.pt --k 5",
         "weightsearch query sweep/ --where \"optimizer = 'adam'\" --per-run 1 --json",
+        "weightsearch query s3://bucket/run-7/model.safetensors",
         "weightsearch query --id 1f00c94a --not-run",
     )
 )
 def query(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Checkpoint files, or folders of them.", metavar="MODEL.pt")
+        list[str] | None, typer.Argument(help="Checkpoint files, folders of them, or URLs.", metavar="MODEL.pt")
     ] = None,
     id_: Annotated[
         list[str] | None, typer.Option("--id", help="Of an indexed checkpoint, or how it begins; repeatable.")
@@ -55,6 +68,7 @@ def query(
         str | None, typer.Option(help="The network's: relu, tanh, ...", show_default="what its file says")
     ] = None,
     weights: Weights = None,
+    inventory: Inventory = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Its layers beside those of the nearest good and bad one.")
     ] = False,
@@ -67,8 +81,11 @@ def query(
         raise UsageError(f"--k {k}: choose at least 1")
     if not models and not id_:
         raise UsageError("query needs a MODEL file or folder, or the --id of an indexed checkpoint")
-    if models and not id_ and not (as_json or layers or lists or explain) and all(Path(m).is_dir() for m in models):
-        sweep([Path(model) for model in models], index=index)  # a table; --json, --all and --layers ask about each
+    from weightsearch.checkpoints.remote.paths import located
+
+    given = located(models or (), inventory)
+    if given and not id_ and not (as_json or layers or lists or explain) and all(path.is_dir() for path in given):
+        sweep(given, index=index)  # a table; --json, --all and --layers ask about each
         return
     path = index or runs.newest_index()
     say(f"index: {path}")
@@ -82,7 +99,7 @@ def query(
     if models:
         from weightsearch.checkpoints.discovery import find_files
 
-        files, missing = find_files(models)
+        files, missing = find_files(given)
         if not files and not asked and len(missing) == 1:
             raise WeightsearchError(f"{missing[0].path}: {missing[0].reason}")
         for bad_file in missing:
@@ -134,17 +151,21 @@ def query(
 
 @app.command(epilog=example("weightsearch sweep lightning_logs", "weightsearch sweep runs/ --csv runs.csv --all"))
 def sweep(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or files.", metavar="FOLDER")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, or files; or URLs.", metavar="FOLDER", parser=as_given)
+    ],
     csv: Annotated[
         Path | None, typer.Option(help="Write the table to this .csv, recipes as columns.", show_default="none")
     ] = None,
     lists: Annotated[bool, typer.Option("--all", help="All runs, not the best twenty alone.")] = False,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    inventory: Inventory = None,
     index: IndexOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Rank the runs of a folder: accuracy or prediction, forecast, what to do with each, and which settings matter."""
+    from weightsearch.checkpoints.remote.paths import located
     from weightsearch.files import refuse_to_overwrite, write_whole
     from weightsearch.progress import progress_bar
     from weightsearch.search import sweep as library
@@ -152,13 +173,14 @@ def sweep(
 
     if csv is not None:
         refuse_to_overwrite(csv, force)
-    missing = [folder for folder in folders if not folder.exists()]
+    given = located(folders, inventory)
+    missing = [folder for folder in given if not folder.exists()]
     if missing:
         raise WeightsearchError(f"{missing[0]} does not exist")
     path = index or runs.newest_index()
     say(f"index: {path}")
     with progress_bar("reading", None, unit="files", quiet=quiet) as advance:
-        table = library.sweep(folders, Index.open(path), advance=advance)
+        table = library.sweep(given, Index.open(path), advance=advance)
     for name, reason in table.failures:
         complain(f"{name}: {reason}")
     if csv is not None:

@@ -26,12 +26,13 @@ UNCHANGED = ("identical", "same-weights", "same-function")
 @app.command(
     epilog=example(
         "weightsearch diff base.safetensors tuned.safetensors",
+        "weightsearch diff hf://org/base/model.safetensors tuned.safetensors",
         "weightsearch diff last-release.onnx this-release.onnx --expect changed",
     )
 )
 def diff(
-    a: Annotated[Path, typer.Argument(help="A checkpoint file.", metavar="A")],
-    b: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
+    a: Annotated[str, typer.Argument(help="A checkpoint file, or its URL.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="Another.", metavar="B")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     expect: Annotated[
         str | None,

@@ -11,6 +11,7 @@ import typer
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
     Dataset,
+    Inventory,
     Json,
     Key,
     Metadata,
@@ -129,7 +130,7 @@ def _derive(zoo: Path, out: Path | None, options: BuildOptions, quiet: bool) -> 
 )
 def import_zoo(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints.", metavar="FOLDER")
+        str, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints; or a URL.", metavar="FOLDER")
     ],
     out: Annotated[
         Path | None, typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/FOLDER")
@@ -143,6 +144,7 @@ def import_zoo(
     run_pattern: RunPattern = None,
     weights: Weights = None,
     dataset: Dataset = None,
+    inventory: Inventory = None,
     architecture: Annotated[
         str | None, typer.Option(help="Fingerprint of the one to import.", show_default="all")
     ] = None,
@@ -162,8 +164,9 @@ def import_zoo(
         dataset=dataset,
         architecture=architecture,
         runs=runs_,
+        inventory=inventory,
     )
-    summary = run(folder, out or runs.imported_zoo(folder), options, quiet=quiet)
+    summary = run(folder, out or runs.imported_zoo(Path(folder)), options, quiet=quiet)
     from weightsearch.cli import render
 
     show(render.import_summary(summary))

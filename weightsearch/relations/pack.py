@@ -71,8 +71,9 @@ def pack(
     command goes on, and a pack without a manifest is none. Raises WeightsearchError where `out` holds something else.
     """
     from weightsearch.checkpoints.discovery import walk
+    from weightsearch.checkpoints.remote.paths import local
 
-    folder, out = Path(folder), Path(out)
+    folder, out = local(folder, "pack keeps files"), local(out, "a pack lies")
     if not folder.is_dir():
         raise WeightsearchError(f"{folder}: there is no such folder")
     if lossy_bits is not None and not FEWEST <= lossy_bits <= MOST:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from weightsearch.checkpoints.remote.paths import as_path
 from weightsearch.errors import WeightsearchError
 from weightsearch.relations.adapters import is_adapter, merged_pair, modules_of, weights_for
 from weightsearch.relations.compare import compare
@@ -285,9 +286,10 @@ def open_source(source: str) -> OpenFile | None:
     """An indexed checkpoint's tensors, from its file or its zoo; None where that is gone or cannot be read."""
     try:
         path, mark, place = source.rpartition("#")
-        if mark and not Path(source).exists():
+        is_there = as_path(source).exists()
+        if mark and not is_there:
             return _from_zoo(Path(path), place)
-        return open_file(source) if Path(source).exists() else None
+        return open_file(source) if is_there else None
     except WeightsearchError as error:
         log.warning("%s", error)
         return None

@@ -72,8 +72,9 @@ def plan(folder: str | Path, advance: Callable[[], None] = lambda: None) -> Plan
     layout or precision. Of each group the most precise stays. Nothing is moved.
     """
     from weightsearch.checkpoints.discovery import walk
+    from weightsearch.checkpoints.remote.paths import local
 
-    folder = Path(folder)
+    folder = local(folder, "tidy moves files")
     if not folder.is_dir():
         raise WeightsearchError(f"{folder}: there is no such folder")
     signed: list[tuple[Path, Signature]] = []

@@ -10,6 +10,8 @@ import numpy as np
 
 from weightsearch.checkpoints.discovery import CheckpointFile, Quarantined, Sources, discover
 from weightsearch.checkpoints.folder_layouts import Layout, find, recognise
+from weightsearch.checkpoints.remote.paths import RemotePath, located
+from weightsearch.checkpoints.remote.reading import fetched_ahead
 from weightsearch.checkpoints.walk import Account
 from weightsearch.encoders import Encoder
 from weightsearch.errors import Interrupted
@@ -36,9 +38,12 @@ def add(
     *,
     sources: Sources | None = None,
     dataset: str | None = None,
+    inventory: str | Path | None = None,
     quiet: bool = False,
 ) -> AddReport:
     """Adds checkpoint files, all those below folders, what glob patterns match, and whole zoos to an index.
+
+    Files and folders may be URLs (s3://, gs://, az://, hf://, https://).
 
     An index that is not there is made, without an encoder: every file's signature is kept, whatever its architecture.
 
@@ -49,6 +54,7 @@ def add(
     Args:
         sources: where metadata and runs' names come from; see `checkpoints.discovery`.
         dataset: what the networks were trained on, where the files do not say.
+        inventory: a table (.parquet, .csv) of remote files' path, size and etag, in place of listing their folders.
 
     Raises:
         WeightsearchError: the index cannot be used, or a metadata table cannot be read.
@@ -58,7 +64,7 @@ def add(
         >>> add(['index/examples'], 'index', dataset='usps', quiet=True).added
         4
     """
-    given = find_given(paths)
+    given = find_given(paths, inventory)
     store = open_or_create(index)
     sources = sources or Sources()
     reader = FileReader(store, sources, dataset)
@@ -71,7 +77,7 @@ def add(
                 files = given.files[start : start + CHUNK]
                 signed = signed_files(store.path, [str(file.path.resolve()) for file in files])
                 records = []
-                for file in files:
+                for file in fetched_ahead(files):
                     advance()
                     records.append(writer.sign(reader.read(file, signed)))
                 reader.embed()
@@ -108,12 +114,17 @@ class Given:
     account: Account = field(default_factory=Account)
 
 
-def find_given(paths: Iterable[str | Path]) -> Given:
+def find_given(paths: Iterable[str | Path], inventory: str | Path | None = None) -> Given:
     """Zoos, and files; a folder in the layout of a public zoo is read as that zoo's project writes it."""
     given = Given()
     files: dict[Path, CheckpointFile] = {}
-    for path in map(Path, paths):
+    for path in located(paths, inventory):
         if (path / "zoo.json").is_file():
+            if isinstance(path, RemotePath):
+                given.missing.append(
+                    Quarantined(str(path), "it is a zoo; copy its folder to this machine and add that")
+                )
+                continue
             given.zoos.append(Zoo.open(path))
             continue
         layout = recognise(path) if path.is_dir() else Layout.FOLDER

@@ -16,6 +16,7 @@ import numpy as np
 
 from weightsearch.checkpoints.discovery import CheckpointFile, Sources, find_files, reason_of
 from weightsearch.checkpoints.metadata import Metadata, as_fractions
+from weightsearch.checkpoints.remote.reading import fetched_ahead
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
 from weightsearch.search.answer import SCHEMA, Answer
@@ -144,7 +145,7 @@ def sweep(
     files, failures = _files(paths)
     sources = sources or Sources()
     seen: list[Seen] = []
-    for file in files:
+    for file in fetched_ahead(files):
         try:
             record = sources.read(file)
         except WeightsearchError as error:

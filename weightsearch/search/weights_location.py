@@ -14,6 +14,7 @@ import numpy as np
 from weightsearch.checkpoints.formats import read_content
 from weightsearch.checkpoints.named_tensors import one_line
 from weightsearch.checkpoints.networks import network_keys
+from weightsearch.checkpoints.remote.paths import RemotePath, as_path
 from weightsearch.checkpoints.state_dict import align, read_checkpoint
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Architecture, Checkpoint
@@ -33,9 +34,8 @@ def read_source(id: str, source: str | None, index: Path, architecture: Architec
             f"{id}: the index does not say where its weights came from, so they cannot be found again"
         )
     path, run, epoch = _parse(source)
-    place_of_file = next(
-        (place / path for place in (Path(), *index.resolve().parents) if (place / path).exists()), None
-    )
+    places = [path] if isinstance(path, RemotePath) else [p / path for p in (Path(), *index.resolve().parents)]
+    place_of_file = next((place for place in places if place.exists()), None)
     if place_of_file is None:
         where = f"{path} (run {run}, epoch {epoch})" if run else str(path)
         raise WeightsearchError(f"{id}: its weights should be in {where}, which is not here; put it back there")
@@ -69,9 +69,9 @@ def _from_file(path: Path, id: str, architectures: Sequence[Architecture]) -> Ch
 def _parse(source: str) -> tuple[Path, str | None, str | None]:
     path, mark, place = source.rpartition("#")
     run, slash, epoch = place.rpartition("/")
-    if mark and slash and re.fullmatch(r"-?\d+(\.\d+)?", epoch) and not Path(source).exists():
+    if mark and slash and re.fullmatch(r"-?\d+(\.\d+)?", epoch) and not as_path(source).exists():
         return Path(path), run, epoch
-    return Path(source), None, None
+    return as_path(source), None, None
 
 
 def _from_zoo(path: Path, id: str, run: str, epoch: str | None) -> Checkpoint:

@@ -307,6 +307,7 @@ def networks_in(sources: Sequence[Source], paths: Sequence[str | Path]) -> list[
 
     Raises WeightsearchError for a file that is no checkpoint, and for one that no source holds networks like.
     """
+    from weightsearch.checkpoints.remote.paths import as_path
     from weightsearch.checkpoints.state_dict import align, read_checkpoint
 
     drawn: list[list[tuple[Path, Checkpoint]]] = [[] for _ in sources]
@@ -324,7 +325,7 @@ def networks_in(sources: Sequence[Source], paths: Sequence[str | Path]) -> list[
                 f"{sources[0].path}, {sources[0].architecture.describe()}; draw it into networks like it"
             )
         for number in fitting:
-            drawn[number].append((Path(path), aligned[number]))
+            drawn[number].append((as_path(path), aligned[number]))
     return drawn
 
 

@@ -13,6 +13,7 @@ from weightsearch.checkpoints.discovery import CheckpointFile, Quarantined, Skip
 from weightsearch.checkpoints.folder_layouts import Layout, comvex_runs, find
 from weightsearch.checkpoints.formats import natural
 from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins, told, unread, vary
+from weightsearch.checkpoints.remote.reading import fetched_ahead
 from weightsearch.checkpoints.runs import in_one_unit, one_run, sketch, without_copies
 from weightsearch.checkpoints.state_dict import align
 from weightsearch.checkpoints.walk import Account
@@ -73,7 +74,7 @@ def survey_folder(folder: Path, layout: Layout, sources: Sources, quiet: bool = 
     kept = 0
     with progress_bar("reading", len(files), unit="files", quiet=quiet) as advance:
         try:
-            for file in files:
+            for file in fetched_ahead(files):
                 advance()
                 try:
                     described = sources.read(file)

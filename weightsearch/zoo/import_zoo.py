@@ -11,6 +11,7 @@ import numpy as np
 
 from weightsearch.checkpoints.discovery import Quarantined, Sources
 from weightsearch.checkpoints.folder_layouts import Layout, metrics_file, recognise
+from weightsearch.checkpoints.remote.paths import RemotePath, located
 from weightsearch.checkpoints.state_dict import align, read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.zoo.import_rows import RunToWrite
@@ -43,6 +44,7 @@ class ImportOptions:
     dataset: str | None = None
     architecture: str | None = None
     runs: int | None = None
+    inventory: str | Path | None = None  # of remote files: their path, size and etag, in place of a listing
 
     def __post_init__(self) -> None:
         if self.runs is not None and self.runs < 1:
@@ -71,10 +73,12 @@ def import_zoo(
         4
     """
     options = replace(options or ImportOptions(), **changes)
-    folder, out = Path(path), Path(out)
+    (folder,), out = located([path], options.inventory), Path(out)
     _check(folder)
     layout = options.layout or recognise(folder)
     if layout is Layout.SMALL_CNN_ZOO:
+        if isinstance(folder, RemotePath):
+            raise UsageError(f"{folder} is a Small CNN Zoo; copy its folder to this machine and import that")
         return _import_small_cnn(folder, out, options, quiet)
     sources = options.sources or Sources()
     survey = survey_folder(folder, layout, sources, quiet)

@@ -72,6 +72,11 @@ class RemotePath(_System):
             raise IsADirectoryError(errno.EISDIR, "it is a folder; give one of the files in it", str(self))
         return bound
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether its folder was listed, so that it is no question to a store whether it is there."""
+        return listing.is_listed(str(self))
+
     def matching(self) -> list[RemotePath]:
         """What a path with wildcards means, in natural order."""
         at = _first_wildcard(self)
@@ -223,6 +228,13 @@ def as_path(given: str | Path) -> Path:
         _queries.pop(str(path), None)
     path.forget()
     return path
+
+
+def local(given: str | Path, what: str) -> Path:
+    """A path for what works on this machine's disk alone. Raises UsageError for a URL."""
+    if stores.is_url(str(given)):
+        raise UsageError(f"{as_path(given)}: {what} on this machine's disk alone; copy it here, or name a place here")
+    return Path(given)
 
 
 def located(paths: Iterable[str | Path], inventory: str | Path | None = None) -> list[Path]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from weightsearch.checkpoints.readers.limits import file_size
-from weightsearch.checkpoints.remote import cache, stores
+from weightsearch.checkpoints.remote import cache, listing, stores
 from weightsearch.checkpoints.remote.paths import RemotePath
 from weightsearch.checkpoints.remote.stores import ChangedError, NoRangesError
 from weightsearch.errors import WeightsearchError
@@ -22,6 +22,7 @@ BLOCK = 4 * 2**20  # the others
 PART = 2**26  # of a file that is fetched in whole
 FETCHERS = 16  # files fetched ahead at a time
 AHEAD_BYTES = 2**28  # that these may have in all
+MISSING = "there is no such file"
 T = TypeVar("T")
 
 
@@ -43,11 +44,16 @@ def read_one_version(path: RemotePath, read: Callable[[RemotePath], T]) -> T:
     """
     if path.entry is not None:
         return read(path)
+    was_listed = path.is_listed
     try:
+        try:
+            return read(path.pinned())
+        except ChangedError:
+            path.forget()
         return read(path.pinned())
-    except ChangedError:
-        path.forget()
-    return read(path.pinned())
+    except FileNotFoundError:
+        gone = "it is gone since its folder was listed; run the same command again" if was_listed else MISSING
+        raise WeightsearchError(f"{path}: {gone}") from None
 
 
 def _whole_place(path: RemotePath) -> Path:
@@ -171,44 +177,50 @@ def _part(path: Path, start: int, stop: int) -> bytes:
         return file.read(stop - start)
 
 
-def fetched_ahead(items: Iterable[T], path_of: Callable[[T], Path]) -> Iterator[T]:
-    """The same items; the small remote files among the next ones are fetched meanwhile, many at a time."""
-    waiting: deque[tuple[T, Future[None] | None, int]] = deque()
+class HasPath(Protocol):
+    """A file to read, however it is described."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+F = TypeVar("F", bound=HasPath)
+
+
+def fetched_ahead(files: Iterable[F]) -> Iterator[F]:
+    """The same files in turn; the small remote ones among the next are fetched meanwhile, many at a time."""
+    waiting: deque[tuple[F, Future[None] | None, int]] = deque()
     ahead = 0
+
+    def first() -> F:
+        nonlocal ahead
+        file, future, size = waiting.popleft()
+        ahead -= size
+        if future is not None:
+            future.result()
+        return file
+
     with ThreadPoolExecutor(FETCHERS) as pool:
         try:
-            for item in items:
-                path = path_of(item)
-                size = _size_ahead(path)
-                future = pool.submit(_try_to_fetch, path) if size else None
-                waiting.append((item, future, size))
+            for file in files:
+                size = _size_ahead(file.path)
+                waiting.append((file, pool.submit(_try_to_fetch, file.path) if size else None, size))
                 ahead += size
                 while len(waiting) > 2 * FETCHERS or ahead > AHEAD_BYTES:
-                    ready, future, size = waiting.popleft()
-                    ahead -= size
-                    if future is not None:
-                        future.result()
-                    yield ready
+                    yield first()
             while waiting:
-                ready, future, size = waiting.popleft()
-                if future is not None:
-                    future.result()
-                yield ready
+                yield first()
         finally:
-            for _, future, _ in waiting:
-                if future is not None:
-                    future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _size_ahead(path: Path) -> int:
-    """Bytes of a remote file that is worth fetching ahead: it is of a known size, and read in whole in any case."""
-    if not isinstance(path, RemotePath):
+    """Bytes of a remote file that is worth fetching ahead, which is read in whole in any case; 0 of any other."""
+    known = listing.known(path.url) if isinstance(path, RemotePath) else None
+    if known is None:
         return 0
-    from weightsearch.checkpoints.remote import listing
-
-    known = listing.known(str(path))
-    if known is None or known.size is None:
-        return SMALL if known is not None else 0
+    if known.size is None:  # a web server's page does not tell
+        return SMALL
     return known.size if known.size <= SMALL or (path.suffix != ".safetensors" and known.size <= BLOCK) else 0
 
 
