@@ -89,20 +89,21 @@ def keep(place: Path, size: int, write: Callable[[BinaryIO], None]) -> None:
         raise WeightsearchError(
             f"its {size:,} bytes are more than the cache may hold ({most:,}); raise {LIMIT_VARIABLE}"
         )
-    place.parent.mkdir(mode=0o700, exist_ok=True)
-    temporary = place.with_name(f".{secrets.token_hex(8)}.tmp")
     make_room(size, most)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    # Not in that folder, which whoever makes room removes when it is empty.
+    temporary = folder() / f".{secrets.token_hex(8)}.tmp"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             if file.tell() != size:
                 raise ConnectionError(f"{file.tell():,} of {size:,} bytes came")
-        temporary.replace(place)
-    except FileNotFoundError:  # another process emptied the cache
-        raise WeightsearchError(
-            f"{place.parent}: the cache was removed meanwhile; run the same command again"
-        ) from None
+        try:
+            temporary.replace(place)
+        except FileNotFoundError:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -129,5 +130,6 @@ def make_room(size: int, most: int) -> None:
             with suppress(OSError):
                 path.unlink()
                 total -= length
+            with suppress(OSError):  # it holds other parts
                 path.parent.rmdir()
         _unmeasured[root] = 0

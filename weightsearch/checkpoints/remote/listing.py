@@ -5,6 +5,8 @@ A listing holds until its folder is given to a command, or to a function of this
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,8 @@ _entries: dict[str, Entry | None] = {}  # by URL; None: there is no such file
 _folders: dict[str, dict[str, bool]] = {}  # by URL, the names in it, and whether each is a folder
 _listed: set[str] = set()  # URLs below which all is known
 _lock = threading.RLock()
+_NO_PATH = re.compile(r"//|/\.{1,2}(/|$)")
+log = logging.getLogger("weightsearch")
 
 
 def is_listed(url: str) -> bool:
@@ -127,10 +131,14 @@ def _walk_pages(url: str, pool: ThreadPoolExecutor) -> None:
 
 
 def keep(url: str, files: Iterable[tuple[str, Entry]]) -> None:
-    """Takes `files` for all that lies below the folder `url`."""
+    """Takes `files` for all that lies below the folder `url`; those whose names are no paths are left out."""
+    left_out = 0
     with _lock:
         _folders.setdefault(url, {})
         for file, entry in files:
+            if _NO_PATH.search(file[len(url) :]):
+                left_out += 1
+                continue
             _entries[file] = entry
             place, is_folder = file, False
             while place != url:
@@ -141,3 +149,5 @@ def keep(url: str, files: Iterable[tuple[str, Entry]]) -> None:
                 names[name] = is_folder
                 place, is_folder = folder, True
         _listed.add(url)
+    if left_out:
+        log.warning("%s: %d files are left out, whose names have empty parts, . or .. between slashes", url, left_out)

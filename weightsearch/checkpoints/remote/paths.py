@@ -220,8 +220,8 @@ def as_path(given: str | Path) -> Path:
         query = f"?{split.query}" if split.query else ""
         address = f"{scheme}://{split.netloc}{split.path}"
     path = RemotePath(address)
-    if ".." in path.parts:
-        raise UsageError(f"{path}: give a URL without ..")
+    if ".." in path.parts or str(path) != address.rstrip("/"):
+        raise UsageError(f"{address}: give a URL without empty parts, . and .. between its slashes")
     if query:
         _queries[str(path)] = query
     else:

@@ -256,8 +256,8 @@ def _explained(url: str, error: Exception) -> tuple[Exception, bool]:
         return WeightsearchError(f"{url}: there is no bucket {place}; check its name, and the store's endpoint"), False
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "there is no such file", url), False
-    if "redirect" in type(error).__name__.lower():
-        return WeightsearchError(f"{url}: {text}"), False
+    if type(error).__name__ == "TooManyRedirects":
+        return WeightsearchError(f"{url}: it is redirected again and again; check the address"), False
     if "credentials" in text.lower() or type(error).__name__ == "DefaultCredentialsError":
         anonymous = "; of a public one, set FSSPEC_S3_ANON=true" if store is _S3 else ""
         return WeightsearchError(f"{url}: there are no credentials for it; {store.credentials}{anonymous}"), False
