@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from weightsearch.checkpoints.metadata import Metadata, interpret, merge, number
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json
 from weightsearch.checkpoints.readers.limits import natural
-from weightsearch.checkpoints.remote.paths import RemotePath, located
+from weightsearch.checkpoints.remote.paths import RemotePath, as_path, located
+from weightsearch.checkpoints.remote.reading import localize
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
 from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk
@@ -100,9 +101,10 @@ class Sources:
             pattern = None if run_pattern is None else re.compile(run_pattern)
         except re.error as error:
             raise UsageError(f"--run-pattern {run_pattern} is no regular expression: {error}") from None
-        study = None if metadata is None else _study(Path(metadata))
-        table = None if metadata is None or study is not None else MetadataTable.read(metadata, key)
-        return cls(table, run_column, pattern, weights, None if metadata is None else Path(metadata), study)
+        given = None if metadata is None else localize(as_path(metadata))
+        study = None if given is None else _study(given)
+        table = None if given is None or study is not None else MetadataTable.read(given, key)
+        return cls(table, run_column, pattern, weights, given, study)
 
     @property
     def name_runs(self) -> bool:

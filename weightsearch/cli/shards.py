@@ -10,6 +10,7 @@ import typer
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
     Dataset,
+    Inventory,
     Key,
     Metadata,
     OwnIndexOption,
@@ -32,12 +33,13 @@ app = typer.Typer()
     )
 )
 def embed(
-    paths: Annotated[list[Path], typer.Argument(help="Files, folders, glob patterns, as for add.", metavar="SRC")],
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, glob patterns, URLs, as for add.", metavar="SRC")],
     out: Annotated[Path, typer.Option(help="Folder of the parts, which shards share.", metavar="PARTS")],
     index: Annotated[
         Path | None,
         typer.Option("--index", help="Index whose encoders embed.", show_default="none: signatures alone"),
     ] = None,
+    inventory: Inventory = None,
     shard: Annotated[str, typer.Option(help="Share i of n, from 0.", metavar="I/N")] = "0/1",
     metadata: Metadata = None,
     key: Key = "path",
@@ -56,7 +58,9 @@ def embed(
     from weightsearch.search.shards import embed as run
 
     sources = Sources.make(metadata, key, run_column, run_pattern, weights)
-    report = run(paths, out, index=index, shard=shard, sources=sources, dataset=dataset, quiet=quiet)
+    report = run(
+        paths, out, index=index, inventory=inventory, shard=shard, sources=sources, dataset=dataset, quiet=quiet
+    )
     for line in render.left_out(report.quarantined, report.unknown, report.notes):
         say(line)
     show(render.embed_report(report))

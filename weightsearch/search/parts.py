@@ -54,6 +54,10 @@ class Listed:
     listing: str
     rank: int
 
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
     @functools.cached_property
     def stat(self) -> tuple[int, int]:
         """Bytes, and time of change in nanoseconds, when this was first asked for; -1 of a file that is gone."""
@@ -241,7 +245,10 @@ def read_records(folder: Path) -> Iterator[FileRecord]:
         connection.execute(f"""
             CREATE TEMP TABLE wanted AS
             SELECT filename, file_row_number, row_number() OVER (ORDER BY listing, rank, file) AS place FROM {source}
-            QUALIFY row_number() OVER (PARTITION BY file ORDER BY modified DESC, written DESC, filename) = 1
+            QUALIFY row_number() OVER (
+                PARTITION BY file -- a URL's `modified` stands for its ETag, and tells no time
+                ORDER BY CASE WHEN contains(source, '://') THEN 0 ELSE modified END DESC, written DESC, filename
+            ) = 1
         """)
         result = connection.execute(
             f"SELECT p.* FROM {source} p JOIN wanted USING (filename, file_row_number) ORDER BY place"

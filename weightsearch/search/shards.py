@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 
 from weightsearch.checkpoints.discovery import Quarantined, Skipped, Sources
+from weightsearch.checkpoints.remote.paths import located
+from weightsearch.checkpoints.remote.reading import fetched_ahead
 from weightsearch.errors import Interrupted, UsageError
 from weightsearch.files import sha256
 from weightsearch.index import IndexStore
@@ -55,6 +57,7 @@ def embed(
     out: str | Path,
     *,
     index: str | Path | None = None,
+    inventory: str | Path | None = None,
     shard: str = "0/1",
     sources: Sources | None = None,
     dataset: str | None = None,
@@ -64,6 +67,7 @@ def embed(
 
     Args:
         index: whose encoders embed; without one files are signed alone.
+        inventory: a table of remote files' path, size and etag, in place of listing their folders, as for `add`.
         shard: `i/n`, the share `i` of `n`, counted from 0.
         sources: where metadata and runs' names come from, as for `add`.
         dataset: what the networks were trained on, where the files do not say.
@@ -79,7 +83,7 @@ def embed(
         4
     """
     number, of = parse_shard(shard)
-    listed, missing, notes = list_files(paths)
+    listed, missing, notes = list_files(paths, inventory)
     listed = [one for one in listed if one.share % of == number]
     shard_of = ShardReader(out, index, sources or Sources(), dataset)
     before = finished(shard_of.out, (number, of), shard_of.settings)
@@ -111,9 +115,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def list_files(paths: Iterable[str | Path]) -> tuple[list[Listed], list[Quarantined], list[str]]:
+def list_files(
+    paths: Iterable[str | Path], inventory: str | Path | None = None
+) -> tuple[list[Listed], list[Quarantined], list[str]]:
     """The files that `add` would read in its order, what is missing, and notes on what was passed over."""
-    places = [Path(path) for path in paths]
+    places = located(paths, inventory)
     given = find_given(places)
     if given.zoos:
         raise UsageError(f"{given.zoos[0].path} is a zoo, whose weights lie together: add it with `weightsearch add`")
@@ -139,7 +145,7 @@ class ShardReader:
         """Reads, signs and embeds files, and writes a part whenever there is enough for one."""
         waiting: list[tuple[FileRecord, Listed]] = []
         started = time.monotonic()
-        for listed in files:
+        for listed in fetched_ahead(files):
             advance()
             waiting.append((self.reader.read(listed.file), listed))
             if len(waiting) >= PART_FILES or time.monotonic() - started > PART_SECONDS:

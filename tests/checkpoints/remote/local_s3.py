@@ -86,10 +86,10 @@ class LocalS3:
         if is_object:
             self.before_get(len(self.gets))
         if self.forbidden(request):
-            return refuse(start_response, "403 Forbidden", b"AccessDenied", b"Access Denied")
+            return refuse(request, start_response, "403 Forbidden", b"AccessDenied", b"Access Denied")
         if is_object and self.throttled:
             self.throttled -= 1
-            return refuse(start_response, "503 Slow Down", b"SlowDown", b"Please reduce your request rate.")
+            return refuse(request, start_response, "503 Slow Down", b"SlowDown", b"Please reduce your request rate.")
         body = self.moto(environ, start_response)
         if not is_object:
             return body
@@ -101,8 +101,10 @@ class LocalS3:
         return [content]
 
 
-def refuse(start_response: Callable[..., Any], status: str, code: bytes, message: bytes) -> list[bytes]:
-    body = REFUSED % (code, message)
+def refuse(
+    request: Request, start_response: Callable[..., Any], status: str, code: bytes, message: bytes
+) -> list[bytes]:
+    body = b"" if request.method == "HEAD" else REFUSED % (code, message)
     start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
     return [body]
 

@@ -9,13 +9,15 @@ import pytest
 from safetensors.numpy import save
 
 from tests.checkpoints.remote.local_s3 import LocalS3
-from weightsearch.checkpoints.discovery import discover
+from weightsearch.checkpoints.discovery import discover, find_files
 from weightsearch.checkpoints.formats import read_content
-from weightsearch.checkpoints.listed import list_files
 from weightsearch.checkpoints.readers import limits
 from weightsearch.checkpoints.remote.paths import as_path
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import WeightsearchError
+from weightsearch.relations.store import read_known
+from weightsearch.search.add import add
+from weightsearch.search.shards import collect, embed
 
 EXAMPLES = Path(__file__).parents[3] / "index" / "examples"
 GOOD, BAD = (EXAMPLES / name for name in ("good.pt", "bad.pt"))
@@ -43,11 +45,11 @@ def test_a_folder_is_listed_once_and_its_files_are_those_of_the_disk(s3: LocalS3
     s3.put("models", Key="sweep/notes.txt", Body=b"no weights")
     s3.put("models", Key="sweeping/other.pt", Body=GOOD.read_bytes())  # in another folder
     s3.forget()
-    files, missing = list_files(["s3://models/sweep"])
+    files, missing = find_files(["s3://models/sweep"])
     assert not missing
     assert [file.path.name for file in files] == sorted(file.name for file in EXAMPLES.glob("*.pt"))
-    assert [file.file.run for file in files] == [f"sweep/run-{number}" for number in range(4)]
-    assert {file.size for file in files} == {GOOD.stat().st_size}
+    assert [file.run for file in files] == [f"sweep/run-{number}" for number in range(4)]
+    assert {file.path.stat().st_size for file in files} == {GOOD.stat().st_size}
     listings = len(s3.listings)
     for file in files:
         assert read_checkpoint(file.path).id == read_checkpoint(EXAMPLES / file.path.name).id
@@ -96,9 +98,12 @@ def test_a_file_that_changes_while_it_is_read_is_no_mixture(s3: LocalS3):
 @pytest.mark.slow
 def test_throttled_requests_are_tried_again(s3: LocalS3):
     s3.put("models", Key="model.pt", Body=GOOD.read_bytes())
-    s3.throttled = 3
+    s3.throttled = 6
     assert read_checkpoint("s3://models/model.pt").id == read_checkpoint(GOOD).id
-    assert len(s3.gets) == 4
+    assert len(s3.gets) == 7
+    s3.put("models", Key="model.pt", Body=BAD.read_bytes())
+    s3.throttled = 10**6
+    assert "the store asks for fewer requests; run the same command again later" in error_of("s3://models/model.pt")
 
 
 def test_cut_connections_are_made_again(s3: LocalS3):
@@ -139,6 +144,33 @@ def test_a_file_over_the_limit_is_not_fetched(s3: LocalS3, monkeypatch: pytest.M
     assert not s3.gets
 
 
+def test_shards_of_urls_make_the_same_index_as_add_and_read_what_changed(s3: LocalS3, tmp_path: Path):
+    for number in range(3):
+        s3.put("models", Key=f"sweep/run-{number}/model.safetensors", Body=save(tensors(number)))
+    parts, collected, added = tmp_path / "parts", tmp_path / "collected", tmp_path / "added"
+
+    def share() -> int:
+        return sum(embed(["s3://models/sweep"], parts, shard=f"{i}/2", quiet=True).read for i in range(2))
+
+    def contents(index: Path) -> dict[str, str]:
+        rows = read_known(index)
+        return dict(zip(rows["source"], rows["content"], strict=True))
+
+    assert share() == 3
+    assert share() == 0
+    collect(parts, collected, quiet=True)
+    assert add(["s3://models/sweep"], added, quiet=True).signed == 3
+    assert contents(collected) == contents(added)
+    before = contents(added)
+    assert list(before) == [f"s3://models/sweep/run-{number}/model.safetensors" for number in range(3)]
+    s3.put("models", Key="sweep/run-1/model.safetensors", Body=save(tensors(7)))
+    assert share() == 1
+    collect(parts, collected, quiet=True)
+    again = add(["s3://models/sweep"], added, quiet=True)
+    assert (again.signed, again.signed_already) == (1, 2)
+    assert contents(collected) == contents(added) != before
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_an_inventory_takes_the_place_of_the_listing(s3: LocalS3, suffix: str, tmp_path: Path):
     import duckdb
@@ -151,8 +183,7 @@ def test_an_inventory_takes_the_place_of_the_listing(s3: LocalS3, suffix: str, t
     duckdb.execute(f"COPY (SELECT * FROM (VALUES {rows}) AS t(path, size, etag)) TO '{table}'")
     s3.forbidden = lambda request: request.is_listing
     s3.forget()
-    files, missing = list_files(["s3://models/sweep"], inventory=table)
-    assert not missing
+    files = discover(["s3://models/sweep"], table).files
     assert [file.path.name for file in files] == ["bad.pt", "good.pt"]
     assert [read_checkpoint(file.path).id for file in files] == [read_checkpoint(path).id for path in (BAD, GOOD)]
     assert len(s3.requests) == 2

@@ -23,7 +23,8 @@ from weightsearch.errors import UsageError, WeightsearchError
 TRIES = 4  # of a request, beside what a store's own library tries
 FIRST_PAUSE_SECONDS = 0.2  # before the second try; each later one is three times as long
 CONNECT_SECONDS, READ_SECONDS = 10, 60
-S3_TRIES = 8  # of s3fs, which waits for up to ten seconds in all where S3 asks for fewer requests
+PATIENCE = 5  # times as long, where a store asks for fewer requests
+S3_TRIES = 4  # of s3fs itself, within each of these
 
 
 @dataclass(frozen=True)
@@ -237,39 +238,41 @@ def _tried(url: str, attempt: Callable[[], T]) -> T:
         except (WeightsearchError, NoRangesError, KeyboardInterrupt):
             raise
         except Exception as error:
-            explained, may_pass = _explained(url, error)
-            if not left or not may_pass:
+            explained, patience = _explained(url, error)
+            if not left or not patience:
                 raise explained from None
-        time.sleep(pause * random.uniform(0.5, 1.5))
+        time.sleep(patience * pause * random.uniform(0.5, 1.5))
         pause *= 3
     raise AssertionError("the last try raises")
 
 
-def _explained(url: str, error: Exception) -> tuple[Exception, bool]:
-    """One line that names the thing and the fix, and whether another try may end better."""
+def _explained(url: str, error: Exception) -> tuple[Exception, float]:
+    """One line that names the thing and the fix, and how many times the usual pause another try is worth; 0: none."""
     store, text = STORES[scheme_of(url)], str(error) or type(error).__name__
     status = getattr(error, "status", None)
     place = url.split("/")[2]
     if "PreconditionFailed" in text or "pre-conditions" in text or status == 412:
-        return ChangedError("it changed while it was read; run the same command again"), False
+        return ChangedError("it changed while it was read; run the same command again"), 0
     if "bucket does not exist" in text or "NoSuchBucket" in text or "container does not exist" in text:
-        return WeightsearchError(f"{url}: there is no bucket {place}; check its name, and the store's endpoint"), False
+        return WeightsearchError(f"{url}: there is no bucket {place}; check its name, and the store's endpoint"), 0
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return FileNotFoundError(errno.ENOENT, "there is no such file", url), False
+        return FileNotFoundError(errno.ENOENT, "there is no such file", url), 0
     if type(error).__name__ == "TooManyRedirects":
-        return WeightsearchError(f"{url}: it is redirected again and again; check the address"), False
+        return WeightsearchError(f"{url}: it is redirected again and again; check the address"), 0
     if "credentials" in text.lower() or type(error).__name__ == "DefaultCredentialsError":
         anonymous = "; of a public one, set FSSPEC_S3_ANON=true" if store is _S3 else ""
-        return WeightsearchError(f"{url}: there are no credentials for it; {store.credentials}{anonymous}"), False
+        return WeightsearchError(f"{url}: there are no credentials for it; {store.credentials}{anonymous}"), 0
     if isinstance(error, PermissionError) or status in (401, 403) or "Forbidden" in text:
-        return WeightsearchError(f"{url}: no permission to read it; {store.credentials}"), False
+        return WeightsearchError(f"{url}: no permission to read it; {store.credentials}"), 0
     if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
-        return WeightsearchError(f"{url}: the server refuses it ({status}); check the address"), False
+        return WeightsearchError(f"{url}: the server refuses it ({status}); check the address"), 0
     if isinstance(error, ValueError | TypeError | NotADirectoryError | IsADirectoryError):
-        return WeightsearchError(f"{url}: it cannot be read ({_first_line(text)}); check the address"), False
+        return WeightsearchError(f"{url}: it cannot be read ({_first_line(text)}); check the address"), 0
     if "SlowDown" in text or "reduce your request rate" in text or status in (429, 503):
-        return WeightsearchError(f"{url}: the store asks for fewer requests; run the same command again later"), True
-    return WeightsearchError(f"{url}: {place} cannot be reached ({_first_line(text)}); check the network"), True
+        return WeightsearchError(
+            f"{url}: the store asks for fewer requests; run the same command again later"
+        ), PATIENCE
+    return WeightsearchError(f"{url}: {place} cannot be reached ({_first_line(text)}); check the network"), 1
 
 
 def _first_line(text: str) -> str:
