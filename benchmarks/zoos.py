@@ -2,7 +2,8 @@
 
     python benchmarks/zoos.py [NAME ...]   # by default all
 
-The dataset files are found in $WEIGHTSEARCH_DATA. Writes benchmarks/results/zoos.json; `seconds` is
+The dataset files are found in $WEIGHTSEARCH_DATA. `-tenth` is every tenth image of a dataset; `svhn-part` is for files
+that hold a part of SVHN, in splits of their own. Writes benchmarks/results/zoos.json; `seconds` is
 the time that building took, the parts of a resumed build added up.
 """
 
@@ -12,9 +13,12 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
 from weightsearch import build_zoo
 from weightsearch.cli import render
 from weightsearch.cli.common import show
+from weightsearch.datasets.load import load_dataset
 from weightsearch.zoo.summary import render_summary, zoo_summary
 
 ROOT = Path(__file__).parent.parent
@@ -24,15 +28,46 @@ ZOOS = {
     "usps-v2": {"dataset": "usps", "preset": "v2", "runs": 300, "epochs": 20},
     "mnist-v1": {"dataset": "mnist", "preset": "v1", "runs": 100, "epochs": 20},
     "fashion-mnist-v1": {"dataset": "fashion-mnist", "preset": "v1", "runs": 100, "epochs": 20},
+    "mnist-v1-large": {"dataset": "mnist", "preset": "v1", "runs": 1000, "epochs": 20},
+    "fashion-mnist-v1-large": {"dataset": "fashion-mnist", "preset": "v1", "runs": 1000, "epochs": 20},
+    "cifar10-v1-large": {"dataset": "cifar10", "preset": "v1", "runs": 1000, "epochs": 20},
+    "svhn-part-v1": {"dataset": "svhn-part", "preset": "v1", "runs": 1000, "epochs": 20},
+    "usps-v2-large": {"dataset": "usps", "preset": "v2", "runs": 1000, "dtype": "float16"},
+    "mnist-tenth-v2": {"dataset": "mnist-tenth", "preset": "v2", "runs": 1000, "dtype": "float16"},
+    "fashion-mnist-tenth-v2": {"dataset": "fashion-mnist-tenth", "preset": "v2", "runs": 1000, "dtype": "float16"},
+    "cifar10-tenth-v2": {"dataset": "cifar10-tenth", "preset": "v2", "runs": 1000, "dtype": "float16"},
+    "svhn-part-v2": {"dataset": "svhn-part", "preset": "v2", "runs": 300},
+}
+PARTS = {  # of which dataset, and every which image of it
+    "svhn-part": ("svhn", 1),
+    **{f"{name}-tenth": (name, 10) for name in ("mnist", "fashion-mnist", "cifar10")},
 }
 RESULT = ROOT / "benchmarks" / "results" / "zoos.json"
+
+
+def dataset(name: str) -> str:
+    """What `build_zoo` takes: a name it knows, or a file of a part, named for it."""
+    if name not in PARTS:
+        return name
+    path = ROOT / "runs" / "data" / f"{name}.npz"
+    if not path.exists():
+        whole, step = PARTS[name]
+        data = load_dataset(whole)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            kind: np.rint((part[::step] + 1) * 127.5).astype(np.uint8) if kind.startswith("x") else part[::step]
+            for kind in ("x_train", "y_train", "x_test", "y_test")
+            for part in [getattr(data, kind)]
+        }
+        np.savez(path, **arrays)
+    return str(path)
 
 
 def main(names: list[str]) -> None:
     results = {zoo["name"]: zoo for zoo in json.loads(RESULT.read_text())} if RESULT.exists() else {}
     for name in names:
         path = ROOT / "runs" / "zoos" / name
-        built = build_zoo(out=path, seed=0, **ZOOS[name])  # type: ignore[arg-type]
+        built = build_zoo(**{**ZOOS[name], "out": path, "seed": 0, "dataset": dataset(str(ZOOS[name]["dataset"]))})  # type: ignore[arg-type]
         show(render.build_summary(built))
         summary = zoo_summary(path)
         show(render_summary(summary))
