@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE := # compiled tests are kept: half of what collecting them takes
 
-.PHONY: help setup demo test test-all test-fast test-lowest attack lint docs bench zoos reference-index
+.PHONY: help setup demo test test-all test-fast test-lowest attack lint docs bench zoos tables reference-index
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -61,6 +61,9 @@ bench: .venv/ready ## Measure anew what the documentation says of speed (USPS fi
 
 zoos: .venv/ready ## Build the benchmarks' zoos into runs/zoos, or go on with them
 	$(BIN)/python benchmarks/zoos.py
+
+tables: .venv/ready ## The paper's tables of each zoo in runs/zoos into benchmarks/results/tables-NAME, or go on with them
+	for zoo in runs/zoos/*; do $(BIN)/weightsearch tables $$zoo --out benchmarks/results/tables-$${zoo##*/} || exit 1; done
 
 reference-index: .venv/ready ## Make index/ anew from the USPS files in WEIGHTSEARCH_DATA
 	$(BIN)/python benchmarks/reference_index.py build
