@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from weightsearch.relations.measures import as_units, equilibrated
 
@@ -60,6 +59,8 @@ def _align_one(
     a: np.ndarray, b: np.ndarray, orders: dict[int, list[np.ndarray]]
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """The best cosine with a's outputs in the order `rows` and its inputs in the order `columns`."""
+    from scipy.optimize import linear_sum_assignment  # half as long to import as torch
+
     units, inputs = a.shape[:2]
     candidates = [np.arange(inputs), *orders.get(inputs, [])]
     for size, of_size in orders.items():  # a flattened map: several inputs a unit
@@ -80,6 +81,8 @@ def _align_one(
 
 def _by_sorted_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The order of a's units that brings their sorted values nearest to b's."""
+    from scipy.optimize import linear_sum_assignment  # half as long to import as torch
+
     a, b = np.sort(a, axis=1), np.sort(b, axis=1)
     distance = np.sum(a**2, axis=1)[None] + np.sum(b**2, axis=1)[:, None] - 2 * b @ a.T
     return linear_sum_assignment(distance)[1]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from weightsearch.relations.measures import equilibrated
 from weightsearch.relations.roles import Role
@@ -125,6 +124,8 @@ def _pair_by_likeness(
     arrays_b: Mapping[str, np.ndarray],
     take: Callable[..., None],
 ) -> None:
+    from scipy.optimize import linear_sum_assignment  # half as long to import as torch
+
     groups: dict[tuple[int, ...], tuple[list[TensorSignature], list[TensorSignature]]] = defaultdict(lambda: ([], []))
     for tensors, place in ((open_a, 0), (open_b, 1)):
         for tensor in tensors.values():
