@@ -76,7 +76,7 @@ RunColumn = Annotated[
 RunPattern = Annotated[
     str | None,
     typer.Option(
-        help="Regular expression for the path that tells runs apart; its first group counts.", show_default=""
+        help="Regular expression for the path that tells runs apart; its first group counts.", show_default="by folder"
     ),
 ]
 Dataset = Annotated[
