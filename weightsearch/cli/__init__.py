@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full
 from weightsearch.text_table import printable
 
+WRITTEN = ("--out", "--csv", "--plan", "--quarantine")  # options that name files and folders to write
 PANELS = {
     name: panel
     for panel, names in {
@@ -97,6 +99,15 @@ def _flags_without_type() -> None:
         TyperOption.display_type_rich = lambda self, ctx: None if self.is_flag else shown(self, ctx=ctx)  # type: ignore[method-assign]
 
 
+def _refuse_to_write_elsewhere(arguments: list[str]) -> None:
+    """Raises UsageError for a result that is to be written to a URL."""
+    from weightsearch.checkpoints.remote.stores import is_url
+
+    for option, value in pairwise([part for argument in arguments for part in argument.split("=", 1)]):
+        if option in WRITTEN and is_url(value):
+            raise UsageError(f"{option} {value}: results are written to this machine's disk; name a place here")
+
+
 def main() -> None:
     """The console script: whatever goes wrong ends in one line on stderr and a non-zero exit code."""
     _flags_without_type()
@@ -108,6 +119,7 @@ def main() -> None:
         handler.setFormatter(_Escaping("%(levelname)s: %(message)s"))
     logging.addLevelName(logging.WARNING, "warning")
     try:
+        _refuse_to_write_elsewhere(sys.argv[1:])
         code = app(prog_name="weightsearch", standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this
             print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)

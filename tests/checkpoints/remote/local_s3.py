@@ -32,7 +32,7 @@ class LocalS3:
 
     requests: list[Request] = field(default_factory=list)
     sent_bytes: int = 0  # of objects
-    throttled: int = 0  # the next so many GETs of objects are answered with 503 SlowDown
+    throttled: int = 0  # the next so many listings and GETs of objects are answered with 503 SlowDown
     cut: int = 0  # and so many end in the middle
     forbidden: Callable[[Request], bool] = lambda request: False
     before_get: Callable[[int], None] = lambda number: None  # called with the number of the GET of an object
@@ -87,7 +87,7 @@ class LocalS3:
             self.before_get(len(self.gets))
         if self.forbidden(request):
             return refuse(request, start_response, "403 Forbidden", b"AccessDenied", b"Access Denied")
-        if is_object and self.throttled:
+        if (is_object or request.is_listing) and self.throttled:
             self.throttled -= 1
             return refuse(request, start_response, "503 Slow Down", b"SlowDown", b"Please reduce your request rate.")
         body = self.moto(environ, start_response)

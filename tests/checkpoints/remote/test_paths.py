@@ -106,6 +106,22 @@ def test_urls_with_passwords_or_ways_up_are_refused(url: str):
     assert "password" not in str(caught.value).partition(":")[0]
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 2, 2), (20, 3), (600, 1)])
+def test_a_listing_has_every_file_whatever_the_folders_are_like(shape: tuple[int, ...]):
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    folders = [""]
+    names = []
+    for level, count in enumerate(shape):
+        folders = [f"{folder}{level}-{number}/" for folder in folders for number in range(count)]
+        names += [f"{folder}{letter}.pt" for folder in folders for letter in "ab"]
+    for name in ("top.pt", *names):
+        memory.pipe(f"/store/{name}", b"x")
+    memory.pipe("/store-2/other.pt", b"x")
+    (remote,) = located(["memory://store"])
+    assert sorted(path.relative_to(remote).as_posix() for path in remote.rglob("*.pt")) == sorted(["top.pt", *names])
+
+
 def test_names_that_are_no_paths_are_left_out_and_said(caplog: pytest.LogCaptureFixture):
     memory = fsspec.filesystem("memory")
     memory.store.clear()

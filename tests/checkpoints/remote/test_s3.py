@@ -102,6 +102,9 @@ def test_throttled_requests_are_tried_again(s3: LocalS3):
     assert read_checkpoint("s3://models/model.pt").id == read_checkpoint(GOOD).id
     assert len(s3.gets) == 7
     s3.put("models", Key="model.pt", Body=BAD.read_bytes())
+    s3.put("models", Key="run/model.pt", Body=GOOD.read_bytes())
+    s3.throttled = 2
+    assert [file.path.name for file in discover(["s3://models/run"]).files] == ["model.pt"]
     s3.throttled = 10**6
     assert "the store asks for fewer requests; run the same command again later" in error_of("s3://models/model.pt")
 

@@ -17,9 +17,10 @@ from weightsearch.errors import WeightsearchError
 
 LISTERS = 16  # requests for folders at a time
 ENOUGH_FOLDERS = 8  # from which on each is listed as a stream of its own
+MOST_FOLDERS = 512  # beyond which there are not more streams, but one for what lies above
 DEEPEST_SPLIT = 3  # levels of folders that are looked into for so many
-MAX_FILES = 50_000_000  # of one listing; a web server's pages may link to new folders without end
-MAX_DEPTH = 32  # of folders on a web server
+MAX_LINKS = 1_000_000  # of a web server's pages, which may link to new folders without end
+MAX_DEPTH = 32  # of folders there
 
 _entries: dict[str, Entry | None] = {}  # by URL; None: there is no such file
 _folders: dict[str, dict[str, bool]] = {}  # by URL, the names in it, and whether each is a folder
@@ -103,15 +104,24 @@ def list_below(url: str) -> None:
         for _ in range(DEEPEST_SPLIT):
             if len(folders) >= ENOUGH_FOLDERS:
                 break
-            listings = list(pool.map(stores.list_folder, folders))
-            for folder, (files, _names) in zip(folders, listings, strict=True):
-                found += [(f"{folder}/{name}", entry) for name, entry in files.items()]
-            folders = [
-                f"{folder}/{name}" for folder, (_files, names) in zip(folders, listings, strict=True) for name in names
-            ]
+            files, below_them = _one_level(folders, pool)
+            if len(below_them) > MOST_FOLDERS:  # fewer requests list all below as it comes
+                break
+            found += files
+            folders = below_them
         for folder, below in zip(folders, pool.map(stores.list_below, folders), strict=True):
             found += [(f"{folder}/{place}", entry) for place, entry in below.items()]
     keep(url, found)
+
+
+def _one_level(folders: list[str], pool: ThreadPoolExecutor) -> tuple[list[tuple[str, Entry]], list[str]]:
+    """The files of folders, and the folders in them."""
+    files: list[tuple[str, Entry]] = []
+    below: list[str] = []
+    for folder, (entries, names) in zip(folders, pool.map(stores.list_folder, folders), strict=True):
+        files += [(f"{folder}/{name}", entry) for name, entry in entries.items()]
+        below += [f"{folder}/{name}" for name in names]
+    return files, below
 
 
 def _walk_pages(url: str, pool: ThreadPoolExecutor) -> None:
@@ -119,12 +129,12 @@ def _walk_pages(url: str, pool: ThreadPoolExecutor) -> None:
     found: list[tuple[str, Entry]] = []
     level = [url]
     for _ in range(MAX_DEPTH):
-        if not level or len(found) > MAX_FILES:
+        if not level:
             break
-        pages = list(pool.map(stores.list_folder, level))
-        for folder, (files, _names) in zip(level, pages, strict=True):
-            found += [(f"{folder}/{name}", entry) for name, entry in files.items()]
-        level = [f"{folder}/{name}" for folder, (_files, names) in zip(level, pages, strict=True) for name in names]
+        if len(found) + len(level) > MAX_LINKS:
+            raise WeightsearchError(f"{url}: its pages have over {MAX_LINKS:,} links; give one of its folders")
+        files, level = _one_level(level, pool)
+        found += files
     if level:
         raise WeightsearchError(f"{url}: its folders are nested over {MAX_DEPTH} deep; give one of them")
     keep(url, found)

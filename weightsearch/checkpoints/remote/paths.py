@@ -9,7 +9,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -61,7 +61,7 @@ class RemotePath(_System):
     def absolute(self) -> RemotePath:
         return self
 
-    def relative_to(self, *other: Any, **options: Any) -> Path:
+    def relative_to(self, *other: Any, **options: Any) -> Path:  # type: ignore[override]
         return Path(*super().relative_to(*other, **options).parts)
 
     def pinned(self) -> RemotePath:
@@ -124,15 +124,15 @@ class RemotePath(_System):
     def is_symlink(self) -> bool:
         return False
 
-    def iterdir(self) -> Iterator[RemotePath]:
+    def iterdir(self) -> Generator[RemotePath, None, None]:
         for name in _names(self):
             yield self / name
 
-    def glob(self, pattern: str, **options: Any) -> Iterator[RemotePath]:
+    def glob(self, pattern: str, **options: Any) -> Iterator[RemotePath]:  # type: ignore[override]
         """As `Path.glob`; a `**` lists all that lies below."""
         return self._matches(pattern.rstrip("/").split("/"), folders_alone=pattern.endswith("/"))
 
-    def rglob(self, pattern: str, **options: Any) -> Iterator[RemotePath]:
+    def rglob(self, pattern: str, **options: Any) -> Iterator[RemotePath]:  # type: ignore[override]
         return self.glob(f"**/{pattern}")
 
     def _matches(self, parts: list[str], folders_alone: bool) -> Iterator[RemotePath]:
@@ -159,7 +159,7 @@ class RemotePath(_System):
         for name in folders:
             yield from (self / name).walk_folders()
 
-    def open(
+    def open(  # type: ignore[override]
         self, mode: str = "r", buffering: int = -1, encoding: str | None = None, *rest: Any, **options: Any
     ) -> IO[Any]:
         """For reading alone, by parts as they are asked for."""

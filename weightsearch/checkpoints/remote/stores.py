@@ -249,7 +249,7 @@ def _tried(url: str, attempt: Callable[[], T]) -> T:
 def _explained(url: str, error: Exception) -> tuple[Exception, float]:
     """One line that names the thing and the fix, and how many times the usual pause another try is worth; 0: none."""
     store, text = STORES[scheme_of(url)], str(error) or type(error).__name__
-    status = getattr(error, "status", None)
+    status = _status(error)
     place = url.split("/")[2]
     if "PreconditionFailed" in text or "pre-conditions" in text or status == 412:
         return ChangedError("it changed while it was read; run the same command again"), 0
@@ -273,6 +273,15 @@ def _explained(url: str, error: Exception) -> tuple[Exception, float]:
             f"{url}: the store asks for fewer requests; run the same command again later"
         ), PATIENCE
     return WeightsearchError(f"{url}: {place} cannot be reached ({_first_line(text)}); check the network"), 1
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of an error, which each store's library keeps elsewhere."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            if isinstance(status := getattr(holder, name, None), int):
+                return status
+    return None
 
 
 def _first_line(text: str) -> str:
