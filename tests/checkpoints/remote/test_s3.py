@@ -12,6 +12,7 @@ from tests.checkpoints.remote.local_s3 import LocalS3
 from weightsearch.checkpoints.discovery import discover, find_files
 from weightsearch.checkpoints.formats import read_content
 from weightsearch.checkpoints.readers import limits
+from weightsearch.checkpoints.remote import stores
 from weightsearch.checkpoints.remote.paths import as_path
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import WeightsearchError
@@ -96,7 +97,8 @@ def test_a_file_that_changes_while_it_is_read_is_no_mixture(s3: LocalS3):
 
 
 @pytest.mark.slow
-def test_throttled_requests_are_tried_again(s3: LocalS3):
+def test_throttled_requests_are_tried_again(s3: LocalS3, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stores._filesystem("s3://models"), "retries", 2)  # which s3fs waits for, too
     s3.put("models", Key="model.pt", Body=GOOD.read_bytes())
     s3.throttled = 6
     assert read_checkpoint("s3://models/model.pt").id == read_checkpoint(GOOD).id
@@ -147,6 +149,7 @@ def test_a_file_over_the_limit_is_not_fetched(s3: LocalS3, monkeypatch: pytest.M
     assert not s3.gets
 
 
+@pytest.mark.slow
 def test_shards_of_urls_make_the_same_index_as_add_and_read_what_changed(s3: LocalS3, tmp_path: Path):
     for number in range(3):
         s3.put("models", Key=f"sweep/run-{number}/model.safetensors", Body=save(tensors(number)))

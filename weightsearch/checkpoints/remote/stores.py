@@ -88,7 +88,7 @@ def info(url: str) -> Entry | None:
         from weightsearch.checkpoints.remote import web
 
         return _tried(url, lambda: web.info(_filesystem(url), url))
-    described = _tried(url, lambda: _filesystem(url).info(url))
+    described = _tried(url, lambda: _filesystem(url).info(url, **_anew(url)))
     return None if described["type"] == "directory" else _entry(described)
 
 
@@ -98,7 +98,7 @@ def list_folder(url: str) -> tuple[dict[str, Entry], list[str]]:
         from weightsearch.checkpoints.remote import web
 
         return _tried(url, lambda: web.links(_filesystem(url), url))
-    described = _tried(url, lambda: _filesystem(url).ls(url, detail=True))
+    described = _tried(url, lambda: _filesystem(url).ls(url, detail=True, **_anew(url)))
     files, folders = {}, []
     for item in described:
         name = str(item["name"]).rstrip("/").rpartition("/")[2]
@@ -111,9 +111,8 @@ def list_folder(url: str) -> tuple[dict[str, Entry], list[str]]:
 
 def list_below(url: str) -> dict[str, Entry]:
     """All files below a folder, by their place in it, as one stream of pages. Raises as `info` does."""
-    filesystem = _filesystem(url)
-    described = _tried(url, lambda: filesystem.find(url, detail=True))
-    start = len(str(filesystem._strip_protocol(url)).rstrip("/")) + 1
+    described = _tried(url, lambda: _filesystem(url).find(url, detail=True, **_anew(url)))
+    start = len(str(_filesystem(url)._strip_protocol(url)).rstrip("/")) + 1
     return {name[start:]: _entry(item) for name, item in described.items() if name[start:] and name[-1] != "/"}
 
 
@@ -134,7 +133,7 @@ def fetch(url: str, start: int, stop: int, version: str) -> bytes:
             content = _fetch_from_s3(filesystem, url, start, stop, version)
         else:
             content = filesystem.cat_file(url, start=start, end=stop)
-            now = _entry(filesystem.info(url))
+            now = _entry(filesystem.info(url, **_anew(url)))
             if now.version != version:
                 raise ChangedError("it changed while it was read; run the same command again")
         if len(content) != stop - start:
@@ -224,6 +223,11 @@ def _options(scheme: str) -> dict[str, Any]:
 
         return web.options(CONNECT_SECONDS, READ_SECONDS)
     return {} if scheme == "memory" else {"use_listings_cache": False}
+
+
+def _anew(url: str) -> dict[str, bool]:
+    """What makes a library ask its store rather than what it remembers, where no option of it does so for good."""
+    return {"refresh": True} if STORES[scheme_of(url)] is _HF else {}
 
 
 T = TypeVar("T")
