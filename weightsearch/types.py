@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,11 +112,11 @@ class Layer:
     def rows(self) -> int:
         return self.shape[0]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         return self.weight_columns + len(self.extras)
 
-    @property
+    @cached_property
     def weight_columns(self) -> int:
         """How many of the columns hold the weight tensor; the others hold the extras."""
         return math.prod(self.shape[1:])
@@ -139,17 +140,17 @@ class Architecture:
 
     layers: tuple[Layer, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """P, the number of parameters."""
         return sum(layer.size for layer in self.layers)
 
-    @property
+    @cached_property
     def slices(self) -> tuple[slice, ...]:
         ends = accumulate(layer.size for layer in self.layers)
         return tuple(slice(end - layer.size, end) for end, layer in zip(ends, self.layers, strict=True))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits over kinds, shapes and extras in order; names do not count."""
         content = [[layer.kind.value, list(layer.shape), list(layer.extras)] for layer in self.layers]

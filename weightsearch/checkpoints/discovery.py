@@ -385,6 +385,10 @@ class Skipped:
         self._files.update({re.sub(r"^[^:]*\.(?=[^:]*: )", "", text) for text in checkpoint.skipped})
         self._notes.update(set(checkpoint.notes))
 
+    def add(self, other: Skipped) -> None:
+        self._files.update(other._files)
+        self._notes.update(other._notes)
+
     @property
     def notes(self) -> list[str]:
         notes = [f"{text} (in {count:,} files)" for text, count in self._notes.most_common(SKIPPED_LISTED)]

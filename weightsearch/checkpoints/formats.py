@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,12 +34,13 @@ from weightsearch.checkpoints.readers.torch_files import (
 )
 from weightsearch.checkpoints.remote.paths import RemotePath
 from weightsearch.checkpoints.remote.reading import localize, read_one_version
-from weightsearch.checkpoints.tensors import Content, FileBytes
+from weightsearch.checkpoints.tensors import Content, FileBytes, MemoryBytes, Source
 from weightsearch.errors import WeightsearchError
 
 # Of the formats that need a library of their own, which `weightsearch[formats]` installs.
 FORMAT_SUFFIXES = (".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".tflite", ".msgpack", ".jit", ".pt2")
 HDF5 = b"\x89HDF\r\n\x1a\n"
+READ_WHOLE = 2**22  # bytes of a file that is read into memory at once
 _SNIFFED = 1 << 16  # bytes of a file with an unknown name that are looked at
 
 
@@ -73,7 +75,12 @@ def read_content(path: Path) -> Content:
 
 def _read_file(path: Path) -> Content:
     size = file_size(path)
-    with path.open("rb") as file:
+    source: Source = FileBytes(path)
+    with path.open("rb") as opened:
+        file: BinaryIO = opened
+        if size <= READ_WHOLE and not isinstance(path, RemotePath):  # by one call instead of one a tensor
+            content = opened.read()
+            file, source, size = BytesIO(content), MemoryBytes(content), len(content)
         start = file.read(4096)
         file.seek(0)
         if path.name.endswith(".index.json"):
@@ -83,11 +90,11 @@ def _read_file(path: Path) -> Content:
         if not is_safetensors:
             localize(path)  # all of a remote file is needed: it is read from this machine's disk from now on
         if start.startswith(b"PK\x03\x04"):
-            return joined(path, _with_adapter(path, _read_zip(path, file, size)), read_content)
+            return joined(path, _with_adapter(path, _read_zip(path, file, source, size)), read_content)
         if start.startswith(LEGACY_START):
-            return joined(path, read_legacy(file, FileBytes(path), size), read_content)
+            return joined(path, read_legacy(file, source, size), read_content)
         if is_safetensors:
-            return _with_adapter(path, read_safetensors(path, file, size))
+            return _with_adapter(path, read_safetensors(file, source, size))
         if start[257:262] == b"ustar":
             return read_tar(localize(path))
         if start.startswith(HDF5):
@@ -148,7 +155,7 @@ def _not_a_checkpoint(start: bytes) -> str:
     )
 
 
-def _read_zip(path: Path, file: BinaryIO, size: int) -> Content:
+def _read_zip(path: Path, file: BinaryIO, source: Source, size: int) -> Content:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
@@ -174,7 +181,7 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Content:
             return _apart("keras", path)
         if members and all(member.filename.endswith(".npy") for member in members):
             return read_npz(archive)
-        return read_torch_zip(archive, FileBytes(path), size)
+        return read_torch_zip(archive, source, size)
 
 
 __all__ = ["MAX_FILE_BYTES", "ORDER_KEY", "natural", "read_content"]

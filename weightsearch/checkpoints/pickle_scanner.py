@@ -122,7 +122,9 @@ class PickleReader:
         opcode: Any
         argument: Any
         for opcode, argument, _ in pickletools.genops(stream):
-            self.spend(1)
+            self._budget -= 1
+            if self._budget < 0:
+                self.spend(0)
             name, stack = opcode.name, stacks[-1]
             if name in _VALUES:
                 stack.append(argument)

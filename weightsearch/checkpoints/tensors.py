@@ -69,6 +69,13 @@ class MemoryBytes:
         return memoryview(self.content)[start : start + length]
 
 
+def within(source: Source, start: int, length: int) -> Source:
+    """A part of a source's bytes, unread where they are a file's."""
+    if isinstance(source, FileBytes):
+        return FileBytes(source.path, source.start + start)
+    return MemoryBytes(source.read(start, length))
+
+
 @dataclass(eq=False)
 class Storage:
     """One block of stored values. `source` may become known only after those who refer to it."""

@@ -82,6 +82,12 @@ RunPattern = Annotated[
 Dataset = Annotated[
     str | None, typer.Option(help="What the networks were trained on.", show_default="what the files say")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Run as tasks on a Ray cluster: local, auto, or its address.", metavar="ADDRESS", show_default="none"
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

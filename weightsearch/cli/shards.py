@@ -15,6 +15,7 @@ from weightsearch.cli.common import (
     Metadata,
     OwnIndexOption,
     Quiet,
+    Ray,
     RunColumn,
     RunPattern,
     Weights,
@@ -47,6 +48,7 @@ def embed(
     run_pattern: RunPattern = None,
     weights: Weights = None,
     dataset: Dataset = None,
+    ray: Ray = None,
     quiet: Quiet = False,
 ) -> None:
     """Read, sign and embed a share of many checkpoints into Parquet parts, for collect.
@@ -59,8 +61,9 @@ def embed(
 
     sources = Sources.make(metadata, key, run_column, run_pattern, weights)
     report = run(
-        paths, out, index=index, inventory=inventory, shard=shard, sources=sources, dataset=dataset, quiet=quiet
-    )
+        paths, out,
+        index=index, inventory=inventory, shard=shard, sources=sources, dataset=dataset, ray=ray, quiet=quiet,
+    )  # fmt: skip
     for line in render.left_out(report.quarantined, report.unknown, report.notes):
         say(line)
     show(render.embed_report(report))

@@ -20,6 +20,7 @@ from weightsearch.relations.roles import Role, role_of
 SKETCH_WIDTH = 512  # a power of two, so that a sketch can be folded to a narrower one
 _SIGN_SEED = 5_121_127
 COMPILED_FROM = 20_000_000  # numbers from which compiled code pays for the start of its compiler
+TENSOR_COST = 3_000  # numbers that take as long as what NumPy needs for a tensor of any size
 _TURN = 977  # places by which the signs move on from chunk to chunk
 
 
@@ -184,7 +185,7 @@ _seen = 0  # numbers signed by this process so far
 def _adder(numbers: int) -> Adder:
     """What adds a chunk: compiled once the process has enough numbers to sign to be worth the compiler's start."""
     global _seen
-    _seen += numbers
+    _seen += numbers + TENSOR_COST
     return add_in_numpy if _seen < COMPILED_FROM else compiled()
 
 

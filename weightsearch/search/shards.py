@@ -7,18 +7,19 @@ parts hold is not read again: so a worker may be killed, restarted or run twice.
 from __future__ import annotations
 
 import hashlib
+import platform
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from weightsearch.checkpoints.discovery import Quarantined, Skipped, Sources
 from weightsearch.checkpoints.remote.paths import located
 from weightsearch.checkpoints.remote.reading import fetched_ahead
-from weightsearch.errors import Interrupted, UsageError
+from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import sha256
 from weightsearch.index import IndexStore
 from weightsearch.progress import progress_bar
@@ -26,9 +27,11 @@ from weightsearch.relations.store import signed_files
 from weightsearch.search.add import find_given, open_or_create
 from weightsearch.search.file_records import FileReader, FileRecord
 from weightsearch.search.parts import Listed, finished, read_records, summarise, write_part
+from weightsearch.search.ray_tasks import on_ray
 from weightsearch.search.record_writer import CHUNK, SIGNED_TOGETHER, AddReport, RecordWriter
 
 PART_FILES = 5_000  # of a part at most
+TASK_FILES = 1_000  # of a task on a cluster, which writes a part of its own
 PART_SECONDS = 60.0  # a part is written after as long, so that a kill loses no more work
 
 
@@ -61,6 +64,7 @@ def embed(
     shard: str = "0/1",
     sources: Sources | None = None,
     dataset: str | None = None,
+    ray: str | None = None,
     quiet: bool = False,
 ) -> EmbedReport:
     """Reads, signs and embeds one share of what `add` would read into Parquet parts in the folder `out`.
@@ -71,9 +75,10 @@ def embed(
         shard: `i/n`, the share `i` of `n`, counted from 0.
         sources: where metadata and runs' names come from, as for `add`.
         dataset: what the networks were trained on, where the files do not say.
+        ray: a Ray cluster's address, on which the share is read in tasks (see `ray_tasks.on_ray`).
 
     Raises:
-        UsageError: a shard that is none, or a zoo among `paths`.
+        UsageError: a shard that is none, a zoo among `paths`, or no Ray.
         WeightsearchError: the index cannot be read or a part not be written.
         Interrupted: after Ctrl-C; finished parts stay.
 
@@ -85,20 +90,28 @@ def embed(
     number, of = parse_shard(shard)
     listed, missing, notes = list_files(paths, inventory)
     listed = [one for one in listed if one.share % of == number]
-    shard_of = ShardReader(out, index, sources or Sources(), dataset)
-    before = finished(shard_of.out, (number, of), shard_of.settings)
+    place = None if index is None else Path(index).absolute()
+    work = ShardWork(Path(out).absolute(), place, sources or Sources(), dataset)
+    reader = ShardReader(work)
+    before = finished(work.out, (number, of), reader.settings)
     wanted = [one for one in listed if (one.key, *one.stat) not in before]
+    done: list[ShardDone] = []
     try:
         with progress_bar(f"shard {shard}", len(wanted), unit="checkpoints", quiet=quiet) as advance:
-            shard_of.read(wanted, advance)
+            if ray is None:
+                done.append(reader.read(wanted, advance))
+            else:
+                tasks = [wanted[start : start + TASK_FILES] for start in range(0, len(wanted), TASK_FILES)]
+                for files, result in on_ray(ray, read_task, tasks, (work, reader.settings)):
+                    done.append(result)
+                    advance(len(files))
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped: {len(shard_of.parts):,} parts were written; run the same command again to go on"
-        ) from None
+        parts = sum(len(one.parts) for one in done) or len(reader.done.parts)
+        raise Interrupted(f"stopped: {parts:,} parts were written; run the same command again to go on") from None
+    whole = ShardDone.joined(done)
     return EmbedReport(
-        shard_of.out, len(listed), len(wanted), len(listed) - len(wanted), tuple(shard_of.parts),
-        dict(shard_of.unknown), tuple([*missing, *shard_of.quarantined]),
-        (*notes, *shard_of.skipped.notes, *shard_of.reader.sources.notes),
+        Path(out), len(listed), len(wanted), len(listed) - len(wanted), tuple(whole.parts), dict(whole.unknown),
+        tuple([*missing, *whole.quarantined]), tuple(dict.fromkeys([*notes, *whole.skipped.notes, *whole.notes])),
     )  # fmt: skip
 
 
@@ -127,22 +140,52 @@ def list_files(
     return [Listed(file, name, rank) for rank, file in enumerate(given.files)], given.missing, given.account.notes
 
 
+@dataclass(frozen=True)
+class ShardWork:
+    """How files are read into parts, the same for all workers."""
+
+    out: Path
+    index: Path | None
+    sources: Sources
+    dataset: str | None
+
+
+@dataclass
+class ShardDone:
+    """What became of files that were read into parts."""
+
+    parts: list[Path] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, several: Sequence[ShardDone]) -> ShardDone:
+        whole = cls()
+        for one in several:
+            whole.parts += one.parts
+            whole.unknown.update(one.unknown)
+            whole.quarantined += one.quarantined
+            whole.skipped.add(one.skipped)
+            whole.notes += one.notes
+        return whole
+
+
 class ShardReader:
     """Reads files into parts."""
 
-    def __init__(self, out: str | Path, index: str | Path | None, sources: Sources, dataset: str | None) -> None:
-        store = None if index is None else IndexStore.open(index)
-        self.out = Path(out)
-        self.reader = FileReader(store, sources, dataset)
+    def __init__(self, work: ShardWork) -> None:
+        store = None if work.index is None else IndexStore.open(work.index)
+        self.out = work.out
+        self.reader = FileReader(store, work.sources, work.dataset)
         self.encoders = {} if store is None else encoders_of(store)
-        self.settings = _settings(sources, dataset, self.encoders)
-        self.parts: list[Path] = []
-        self.unknown: Counter[str] = Counter()
-        self.quarantined: list[Quarantined] = []
-        self.skipped = Skipped()
+        self.settings = _settings(work.sources, work.dataset, self.encoders)
+        self.done = ShardDone()
 
-    def read(self, files: Sequence[Listed], advance: Callable[[], object] = lambda: None) -> None:
+    def read(self, files: Sequence[Listed], advance: Callable[[], object] = lambda: None) -> ShardDone:
         """Reads, signs and embeds files, and writes a part whenever there is enough for one."""
+        self.done = ShardDone()
         waiting: list[tuple[FileRecord, Listed]] = []
         started = time.monotonic()
         for listed in fetched_ahead(files):
@@ -153,17 +196,35 @@ class ShardReader:
                 waiting, started = [], time.monotonic()
         if waiting:
             self._write(waiting)
+        self.done.notes = self.reader.sources.notes
+        return self.done
 
     def _write(self, waiting: Sequence[tuple[FileRecord, Listed]]) -> None:
         self.reader.embed()
         records, listed = zip(*waiting, strict=True)
-        self.parts.append(write_part(self.out, records, listed, self.settings, self.encoders))
+        self.done.parts.append(write_part(self.out, records, listed, self.settings, self.encoders))
         for record in records:
             if (reason := record.refusal or record.unsigned) is not None:
-                self.quarantined.append(Quarantined(str(record.file.path), reason))
+                self.done.quarantined.append(Quarantined(str(record.file.path), reason))
             elif record.space is None:
-                self.unknown[record.described] += 1
-            self.skipped.count(record)
+                self.done.unknown[record.described] += 1
+            self.done.skipped.count(record)
+
+
+_readers: dict[str, ShardReader] = {}  # of this process, by settings, so that tasks load the encoder once
+
+
+def read_task(files: Sequence[Listed], work: ShardWork, settings: str) -> ShardDone:
+    """What a worker on a cluster does: `ShardReader.read`, with the reader of these settings kept for its next task."""
+    if settings not in _readers:
+        reader = ShardReader(work)
+        if reader.settings != settings:
+            raise WeightsearchError(
+                f"{work.index} is another index on {platform.node()}; put it where all nodes see it"
+            )
+        _readers.clear()
+        _readers[settings] = reader
+    return _readers[settings].read(files)
 
 
 def encoders_of(store: IndexStore) -> dict[str, str]:

@@ -22,7 +22,7 @@ from weightsearch.checkpoints.readers.limits import (
     parse_json,
     plain_member,
 )
-from weightsearch.checkpoints.tensors import Content, FileBytes, Storage, StoredTensor
+from weightsearch.checkpoints.tensors import Content, Source, Storage, StoredTensor, within
 from weightsearch.errors import WeightsearchError
 
 ORDER_KEY = "weightsearch.order"  # safetensors sorts its tensors; this keeps the order of the layers
@@ -49,7 +49,7 @@ _TYPES = {
 }
 
 
-def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
+def read_safetensors(file: BinaryIO, source: Source, size: int) -> Content:
     """The format of https://huggingface.co/docs/safetensors: a JSON header, then the values without gaps."""
     try:
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -57,7 +57,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
             raise ValueError("its header is longer than the file")
         header = parse_json(file.read(header_bytes), "header")
         metadata = header.pop("__metadata__", None) or {}
-        tensors = {name: _safetensor(path, 8 + header_bytes, entry) for name, entry in header.items()}
+        tensors = {name: _safetensor(source, 8 + header_bytes, entry) for name, entry in header.items()}
         _check_gapless([entry["data_offsets"] for entry in header.values()], size - 8 - header_bytes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsearchError(
@@ -75,14 +75,14 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
     return Content(tree, ordered=ordered or len(tensors) < 2)
 
 
-def _safetensor(path: Path, start: int, entry: dict[str, Any]) -> StoredTensor:
+def _safetensor(source: Source, start: int, entry: dict[str, Any]) -> StoredTensor:
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, begin, end)) or end < begin:
         raise ValueError("a tensor's place is impossible")
     dtype = _TYPES.get(entry["dtype"])
     if dtype is None:
         return StoredTensor(str(entry["dtype"]), shape, problem=f"is of type {shown(str(entry['dtype']))}")
-    tensor = StoredTensor(dtype, shape, Storage(end - begin, FileBytes(path, start + begin)))
+    tensor = StoredTensor(dtype, shape, Storage(end - begin, within(source, start + begin, end - begin)))
     if tensor.size * tensor.item_bytes != end - begin:
         raise ValueError("a tensor's shape does not fit its place")
     return tensor

@@ -22,6 +22,7 @@ from weightsearch.checkpoints.tensors import (
     Source,
     Storage,
     StoredTensor,
+    within,
 )
 from weightsearch.errors import WeightsearchError
 
@@ -149,15 +150,9 @@ def read_legacy(file: BinaryIO, source: Source, size: int, depth: int = 0) -> Co
             raise WeightsearchError(
                 f"its storage {shown(key)} is not the {storage.nbytes:,} bytes it claims; copy or save it again"
             )
-        storage.source = _from(source, at, storage.nbytes)
+        storage.source = within(source, at, storage.nbytes)
         file.seek(storage.nbytes, os.SEEK_CUR)
     return Content(tree, globals=tuple(reader.names))
-
-
-def _from(source: Source, start: int, length: int) -> Source:
-    if isinstance(source, FileBytes):
-        return FileBytes(source.path, source.start + start)
-    return MemoryBytes(source.read(start, length))
 
 
 def read_bare_pickle(file: BinaryIO, size: int, depth: int = 0) -> Content:
@@ -220,7 +215,7 @@ def _tar_storages(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path)
         start, nbytes = offset * ITEM_BYTES[dtype], numel * ITEM_BYTES[dtype]
         if not is_size((offset, numel)) or start + nbytes > storage.nbytes or storage.source is None:
             raise WeightsearchError("a view of a storage is larger than the storage; save it again")
-        storages[str(target)] = dtype, Storage(nbytes, _from(storage.source, start, nbytes))
+        storages[str(target)] = dtype, Storage(nbytes, within(storage.source, start, nbytes))
     return storages
 
 
