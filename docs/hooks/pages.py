@@ -25,6 +25,7 @@ import commands  # noqa: E402
 import presets  # noqa: E402
 import rooms  # noqa: E402
 import scripts  # noqa: E402
+import shards  # noqa: E402
 
 # Files of the repository that are pages or pictures of the site, by their places there.
 TAKEN_IN = {
@@ -41,6 +42,7 @@ DRAWN = {
     "rooms": rooms.picture,
     "scripts": scripts.table,
     "presets": presets.table,
+    "shards": shards.picture,
 }  # where a page says <!-- drawn: NAME -->
 SHIM = (
     "https://unpkg.com/iframe-worker/shim"  # that Material's offline plugin would fetch; ours lies in docs/javascripts

@@ -49,7 +49,7 @@ class CheckpointFile:
     path: Path
     root: Path
     run: str
-    metadata: Metadata = field(default_factory=Metadata)
+    metadata: Metadata = Metadata()  # noqa: RUF009 - frozen, and one for all saves much of a long list
     prefix: str = ""
 
 

@@ -1,0 +1,152 @@
+"""Two workers against one, what an engine adds, and what more workers would do: computed from the measured parts.
+
+    OMP_NUM_THREADS=1 python benchmarks/shards.py            # a few minutes on an idle machine with two cores
+    OMP_NUM_THREADS=1 python benchmarks/shards.py --no-ray
+
+Writes benchmarks/results/shards.json. Workers are processes of `weightsearch embed --shard i/n` that start together; a
+worker's start (Python and its libraries, the encoder) is measured on an empty folder and told apart, since a long job
+pays it once. The engine's overhead is Ray's: files of a megabyte as tasks on a local cluster of one processor, less the
+same files by one process without Ray, both without their starts. The table of many workers takes what was measured of
+the parts: listing and collecting, which one process does, and reading, which is shared; its files' bytes come from a
+store that gives all workers together a given rate. Nothing of it was run on more than this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reading_many import ROOT, write_files
+
+from weightsearch.search.add import find_given
+from weightsearch.search.shards import collect, embed
+
+RESULT = ROOT / "benchmarks" / "results" / "shards.json"
+FILES, BIG_FILES, REPEATS = 4_000, 300, 2
+STORE_BYTES_A_SECOND = 5e9  # what a store gives all workers together, in the table
+TABLE_FILES, TABLE_WORKERS = 10_000_000, (1, 2, 8, 64, 512)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def workers(folder: Path, place: Path, count: int) -> float:
+    """Seconds of `count` processes that share the files, from their common start to the last one's end."""
+    shutil.rmtree(place / "parts", ignore_errors=True)
+    command = [sys.executable, "-m", "weightsearch", "embed", str(folder), "--out", str(place / "parts")]
+    command += ["--index", str(ROOT / "index"), "--quiet", "--shard"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run() -> None:
+        running = [
+            subprocess.Popen([*command, f"{i}/{count}"], env=environment, stdout=subprocess.DEVNULL)
+            for i in range(count)
+        ]
+        if any([one.wait() for one in running]):
+            raise SystemExit("a worker failed")
+
+    return seconds(run)
+
+
+def write_big(folder: Path, count: int) -> None:
+    """Files of a megabyte, of no known architecture: they are read and signed."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        tensors = {f"layers.{k}.weight": rng.standard_normal((256, 256), np.float32) for k in range(4)}
+        save_file(tensors, folder / f"{number:05d}.safetensors")
+
+
+def engine(folder: Path, place: Path) -> dict[str, float]:
+    """The same files by one process and by tasks on a Ray cluster of one processor that has started."""
+    import ray
+
+    from weightsearch.search import shards
+    from weightsearch.search.ray_tasks import connect
+
+    shards.TASK_FILES = 50
+    embed([folder], place / "warm", quiet=True)  # compiles, and fills the system's cache of files
+    alone, on_ray = [], []
+    connect(ray, "local", 1)
+    embed([folder], place / "warm-ray", ray="local", quiet=True)
+    for number in range(REPEATS):
+        alone.append(seconds(lambda n=number: embed([folder], place / f"alone-{n}", quiet=True)))
+        on_ray.append(seconds(lambda n=number: embed([folder], place / f"ray-{n}", ray="local", quiet=True)))
+    ray.shutdown()
+    return {"alone": min(alone), "ray": min(on_ray), "overhead": min(on_ray) / min(alone) - 1}
+
+
+def table(listing: float, reading: float, collecting: float, bytes_a_file: float) -> list[dict[str, Any]]:
+    """What `TABLE_FILES` files would take, from seconds a file of each part; reads wait for a store that is shared."""
+    rows = []
+    for count in TABLE_WORKERS:
+        store = TABLE_FILES * bytes_a_file / STORE_BYTES_A_SECOND
+        shared = {"reading and embedding": TABLE_FILES * reading / count, "the store": store}
+        hours = {
+            "listing, by every worker": TABLE_FILES * listing / 3600,
+            "reading and embedding": max(shared.values()) / 3600,
+            "collecting, by one": TABLE_FILES * collecting / 3600,
+        }
+        limit = max(hours, key=lambda name: hours[name])
+        if limit == "reading and embedding" and shared["the store"] > shared["reading and embedding"]:
+            limit = "the store"
+        rows.append({"workers": count, "hours": sum(hours.values()), **hours, "limit": limit})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=FILES)
+    parser.add_argument("--big-files", type=int, default=BIG_FILES)
+    parser.add_argument("--no-ray", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        write_files(place / "files", arguments.files)
+        (place / "empty").mkdir()
+        size = sum(path.stat().st_size for path in (place / "files").rglob("*.pt")) / arguments.files
+        start = min(workers(place / "empty", place, 1) for _ in range(REPEATS))
+        one = min(workers(place / "files", place, 1) for _ in range(REPEATS))
+        two = min(workers(place / "files", place, 2) for _ in range(REPEATS))
+        shutil.copytree(ROOT / "index", place / "index")
+        listing = seconds(lambda: find_given([place / "files"]))
+        collecting = seconds(lambda: collect(place / "parts", place / "index", quiet=True))
+        result: dict[str, Any] = {
+            "files": arguments.files,
+            "bytes a file": size,
+            "start of a worker": start,
+            "one worker": one,
+            "two workers": two,
+            "speed-up": one / two,
+            "speed-up without the start": (one - start) / (two - start),
+            "listing": listing,
+            "collecting": collecting,
+        }
+        reading = (one - start - listing) / arguments.files
+        result["table"] = table(listing / arguments.files, reading, collecting / arguments.files, size)
+        result["table's files"], result["table's store"] = TABLE_FILES, STORE_BYTES_A_SECOND
+        if not arguments.no_ray:
+            write_big(place / "big", arguments.big_files)
+            result["a megabyte a file"] = engine(place / "big", place)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
