@@ -20,7 +20,7 @@ import numpy as np
 import relations_real
 import torch
 import zstandard
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save, save_file
 
 from weightsearch import load_dataset
 from weightsearch.checkpoints.state_dict import to_state_dict
@@ -78,8 +78,12 @@ def sizes(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         summary = pack(folder, Path(place) / "exact")
         lossy = pack(folder, Path(place) / "lossy", lossy_bits=8)
+    half = {}
+    if all(path.suffix == ".safetensors" for path in files):
+        bytes_ = sum(len(save({n: v.astype(np.float16) for n, v in load_file(path).items()})) for path in files)
+        half["float16"] = round(bytes_ / total, 4)
     return {
-        "files": len(files), "bytes": total,
+        "files": len(files), "bytes": total, **half,
         "zstd": round(sum(len(compress(path.read_bytes())) for path in files) / total, 4),
         "pack": round(summary.ratio, 4), "pack --lossy 8": round(lossy.ratio, 4),
         "kept whole": len(summary.left_out),

@@ -66,6 +66,18 @@ def relations_large() -> str:
     return "\n".join(lines)
 
 
+def relations_memory() -> str:
+    """Commands on networks of 100 and 500 million numbers, from benchmarks/results/relations_large.json."""
+    rows = json.loads((RESULTS / "relations_large.json").read_text())
+    lines = ["| numbers | file | command | told | seconds | memory of its own |", "|---:|---:|---|---|---:|---:|"]
+    for row in rows:
+        file, memory = f"{row['file_mb'] / 1e3:.1f} GB", f"{row['memory_mb'] / 1e3:.2f} GB"
+        lines.append(
+            f"| {row['numbers']:,} | {file} | {row['command']} | {row['told']} | {row['seconds']:.1f} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
 def relations_search() -> str:
     """Recall of the sketches, from benchmarks/results/relations_limits.json."""
     result = json.loads((RESULTS / "relations_limits.json").read_text())["search"]
@@ -82,14 +94,15 @@ def relations_packs() -> str:
     """What packs save, from benchmarks/results/relations_packs.json."""
     result = json.loads((RESULTS / "relations_packs.json").read_text())
     lines = [
-        "| left of the bytes | files | zstd alone | pack | pack --lossy 8 |",
-        "|---|---:|---:|---:|---:|",
+        "| left of the bytes | files | zstd alone | float16 | pack | pack --lossy 8 |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     costs = []
     for name, row in result.items():
         if name == "tidy":
             continue
-        shares = " | ".join(f"{row[column]:.0%}" for column in ("zstd", "pack", "pack --lossy 8"))
+        columns = ("zstd", "float16", "pack", "pack --lossy 8")
+        shares = " | ".join(f"{row[column]:.0%}" if column in row else "" for column in columns)
         lines.append(f"| {name} ({row['bytes'] / 1e6:.1f} MB) | {row['files']} | {shares} |")
         if "rounding" in row:
             changes = ", ".join(
@@ -114,6 +127,7 @@ BLOCKS = {
     "relations-cost": relations_cost,
     "relations-told": relations_told,
     "relations-large": relations_large,
+    "relations-memory": relations_memory,
     "relations-search": relations_search,
     "relations-packs": relations_packs,
     "relations-tidy": relations_tidy,
