@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -67,13 +67,24 @@ def from_state_dict(state_dict: Mapping[Any, Any], source: str = "", weights: st
         return assemble(find_tensors(Content(state_dict), weights), source)
 
 
-def assemble(network: Network, source: str) -> Checkpoint:
-    """A network's tensors, read and checked, as a checkpoint. To be called within `one_line`."""
+def assemble(
+    network: Network, source: str, needed: Callable[[Architecture], bool] = lambda architecture: True
+) -> Checkpoint:
+    """A network's tensors, read and checked, as a checkpoint. To be called within `one_line`.
+
+    Of an architecture that is not `needed` no more than a tensor is in memory, and the checkpoint has no weights.
+    """
     tensors = network.tensors
     architecture = Architecture(_layers({name: tuple(value.shape) for name, value in tensors.items()}))
     if architecture.size > MAX_SHARING * sum(dict(map(stored_values, tensors.values())).values()):
         raise WeightsearchError(f"its tensors share the stored values over {MAX_SHARING} times; save it without ties")
-    flat = _flatten(tensors, architecture)
+    if needed(architecture):
+        flat = _flatten(tensors, architecture)
+    else:
+        flat = np.empty(0, np.float32)
+        for name, value in tensors.items():
+            with np.errstate(over="ignore"):
+                _check_finite(name, np.asarray(array_of(value), np.float32))
     return Checkpoint(
         source, architecture, flat, network.metadata, network.skipped, network.notes, ordered=network.ordered
     )
@@ -222,10 +233,12 @@ def _flatten(tensors: Mapping[str, Any], architecture: Architecture) -> np.ndarr
         for name, part in parts.items():
             with np.errstate(over="ignore"):
                 part[...] = array_of(tensors[name]).reshape(part.shape)
-            finite = np.isfinite(part)
-            if not finite.all():
-                count = part.size - np.count_nonzero(finite)
-                raise WeightsearchError(
-                    f"tensor '{name}' holds {count:,} NaN or infinite values; give an earlier checkpoint"
-                )
+            _check_finite(name, part)
     return weights
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        count = values.size - np.count_nonzero(finite)
+        raise WeightsearchError(f"tensor '{name}' holds {count:,} NaN or infinite values; give an earlier checkpoint")

@@ -101,7 +101,8 @@ class FileReader:
             return record
         try:
             with one_line(str(file.path)):
-                checkpoint = align(assemble(network, str(file.path)), self.architectures.values())
+                checkpoint = assemble(network, str(file.path), self._may_embed)
+                checkpoint = align(checkpoint, self.architectures.values())
             metadata = self.sources.describe(file, checkpoint.metadata)
             record.metadata = replace(metadata, dataset=metadata.dataset or self.dataset)
             self._take(record, checkpoint)
@@ -119,6 +120,11 @@ class FileReader:
             run, epoch = (file.run, None) if about is None else (about.run or file.run, about.epoch)
             record.signed = Signed(record.source, signature, run, epoch, status.st_mtime_ns)
         return record
+
+    def _may_embed(self, architecture: Architecture) -> bool:
+        """Whether the index may have an encoder for it, whatever the order of its layers."""
+        sizes = {other.size for other in self.architectures.values()}
+        return ANY.fingerprint in self.architectures or architecture.size in sizes
 
     def _take(self, record: FileRecord, checkpoint: Checkpoint) -> None:
         """Keeps of a checkpoint what a row needs, and its weights until they are embedded."""

@@ -1,0 +1,40 @@
+"""A file that no encoder can take is signed without its weights being in memory as a whole."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from weightsearch.checkpoints.discovery import CheckpointFile, Sources
+from weightsearch.search.file_records import FileReader
+
+WIDTH, LAYERS = 512, 16  # a megabyte a layer
+
+
+def record_of(path: Path, layers: dict[str, np.ndarray]):
+    save_file(layers, path)
+    return FileReader(None, Sources()).read(CheckpointFile(path, path.parent, run=""))
+
+
+def test_memory_grows_with_the_largest_tensor_and_not_with_the_file(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    layers = {f"layers.{k}.weight": rng.standard_normal((WIDTH, WIDTH), np.float32) for k in range(LAYERS)}
+    record_of(tmp_path / "one.safetensors", {"layers.0.weight": layers["layers.0.weight"]})  # what is made once
+    tracemalloc.start()
+    record = record_of(tmp_path / "all.safetensors", layers)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert record.signed is not None
+    assert record.signed.signature.numbers == LAYERS * WIDTH**2
+    assert record.space is None
+    assert peak < 8 * WIDTH**2 * 4  # a few tensors, of sixteen
+
+
+def test_values_that_are_not_finite_are_still_seen(tmp_path: Path):
+    bad = np.ones((8, 8), np.float32)
+    bad[2, 3] = np.nan
+    record = record_of(tmp_path / "bad.safetensors", {"a.weight": bad})
+    assert "NaN or infinite" in str(record.refusal)
