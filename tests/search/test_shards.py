@@ -132,10 +132,15 @@ def test_finished_parts_are_not_read_again_and_changed_files_are(sweep: Path, tm
     parts = tmp_path / "parts"
     first = [embed([folder], parts, shard=f"{i}/2", quiet=True) for i in range(2)]
     names = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    old, fresh = parts / ".part-old.parquet.1.tmp", parts / ".part-fresh.parquet.2.tmp"  # of killed workers
+    for left in (old, fresh):
+        left.touch()
+    os.utime(old, (0, 0))
     again = [embed([folder], parts, shard=f"{i}/3", quiet=True) for i in range(3)]  # another n, the same parts
     assert [report.read for report in again] == [0, 0, 0]
     assert sum(report.already for report in again) == sum(report.read for report in first) == 5
-    assert {path: path.stat().st_mtime_ns for path in parts.iterdir()} == names
+    assert {path: path.stat().st_mtime_ns for path in parts.iterdir() if path != fresh} == names
+    assert fresh.exists()
     other = embed([folder], parts, sources=Sources.make(run_pattern="run-."), quiet=True)
     assert other.read == 5  # read otherwise, so read again
     shutil.rmtree(parts)

@@ -6,6 +6,7 @@ which encoder and settings, so that parts of any number of shards, runs and mach
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -35,6 +36,7 @@ from weightsearch.search.file_records import FileRecord
 FORMAT = 1
 FETCHED = 500  # rows that are taken from DuckDB together
 PATTERN = "part-*.parquet"
+LEFTOVER_SECONDS = 86_400.0
 MEMORY = "512MB"  # for DuckDB while parts are put in order; what is more goes to its temporary folder
 _TEXTS = (
     "file", "path", "root", "run", "prefix", "source", "listing", "metadata", "refusal", "described", "network",
@@ -212,6 +214,14 @@ def _tensor(values: Sequence[Any]) -> TensorSignature:
     return TensorSignature(
         name, tuple(shape), dtype, ValueHashes(*hashes), norm, mean, kurtosis, largest, zeros, Role(role)
     )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what workers that were killed while they wrote a part left, once no worker can be writing it still."""
+    for left in folder.glob(".part-*.tmp"):
+        with contextlib.suppress(OSError):  # another worker was faster
+            if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+                left.unlink()
 
 
 def finished(folder: Path, share: tuple[int, int], settings: str) -> set[tuple[str, int, int]]:

@@ -26,7 +26,7 @@ from weightsearch.progress import progress_bar
 from weightsearch.relations.store import signed_files
 from weightsearch.search.add import find_given, open_or_create
 from weightsearch.search.file_records import FileReader, FileRecord
-from weightsearch.search.parts import Listed, finished, read_records, summarise, write_part
+from weightsearch.search.parts import Listed, finished, read_records, remove_leftovers, summarise, write_part
 from weightsearch.search.ray_tasks import on_ray
 from weightsearch.search.record_writer import CHUNK, SIGNED_TOGETHER, AddReport, RecordWriter
 
@@ -93,6 +93,7 @@ def embed(
     place = None if index is None else Path(index).absolute()
     work = ShardWork(Path(out).absolute(), place, sources or Sources(), dataset)
     reader = ShardReader(work)
+    remove_leftovers(work.out)
     before = finished(work.out, (number, of), reader.settings)
     wanted = [one for one in listed if (one.key, *one.stat) not in before]
     done: list[ShardDone] = []
