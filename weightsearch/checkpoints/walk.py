@@ -13,6 +13,7 @@ from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, looks_like_weights
 from weightsearch.checkpoints.readers.deepspeed import is_later_part
 from weightsearch.checkpoints.readers.limits import natural
 from weightsearch.checkpoints.remote.paths import RemotePath
+from weightsearch.text_table import counted
 
 SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".pth.tar", ".pt.tar", ".th", ".pyth", ".t7"),
@@ -84,7 +85,7 @@ class Account:
         if not self.others:
             return []
         listed = ", ".join(f"{count:,} {what}" for what, count in self.others.most_common(8))
-        return [f"{self.seen:,} files seen, {self.weights:,} of them weights; passed over: {listed}"]
+        return [f"{counted(self.seen, 'file')} seen, {self.weights:,} of them weights; passed over: {listed}"]
 
 
 def walk(folder: Path, account: Account | None = None) -> Iterator[Path]:
