@@ -190,7 +190,7 @@ def test_the_command(zoo: Zoo, trained: TrainSummary, index_copy: Path, sweep: P
     code, out, err = run_cli("sweep", "--quarantine", "bad.csv")
     assert "1 checkpoint added, 4 were there already, 2 signatures, 2 left out" in out
     assert code == 0
-    assert "left out: 1 files of another architecture, dense 3x2 (6 parameters)" in err
+    assert "left out: 1 file of another architecture, dense 3x2 (6 parameters)" in err
     assert "left out: sweep/broken.pt: " in err
     assert (tmp_path / "bad.csv").read_text().splitlines()[0] == "path,reason"
     assert (tmp_path / "bad.csv").read_text().splitlines()[1].startswith("sweep/broken.pt,")
