@@ -84,9 +84,8 @@ def build_summary(summary: BuildSummary) -> RenderableType:
     if summary.seconds > 0 and summary.network_epochs:
         trained += f" ({summary.network_epochs / summary.seconds:,.0f} networks × epochs/s)"
     failed = f", {summary.failed} of them failed" if summary.failed else ""
-    return Text(
-        f"{summary.path}: {counted(summary.runs, 'run')}{failed}, {counted(summary.checkpoints, 'checkpoint')}; {trained}"
-    )
+    checkpoints = counted(summary.checkpoints, "checkpoint")
+    return Text(f"{summary.path}: {counted(summary.runs, 'run')}{failed}, {checkpoints}; {trained}")
 
 
 def import_summary(summary: ImportSummary) -> RenderableType:
@@ -124,7 +123,8 @@ def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], note
     """Lines for stderr: what was assumed, and which files were left out and why."""
     yield from (f"note: {note}" for note in notes)
     for name, count in others.items():
-        yield f"left out: {counted(count, 'file')} of another architecture, {name} (no encoder; relations can be asked for)"
+        files = counted(count, "file")
+        yield f"left out: {files} of another architecture, {name} (no encoder; relations can be asked for)"
     for bad in quarantined[:QUARANTINED_LINES]:
         yield f"left out: {bad.path}: {bad.reason}"
     if len(quarantined) > QUARANTINED_LINES:
