@@ -182,6 +182,7 @@ class Columns:
     datasets: np.ndarray  # uint64, hash of the dataset's name
     runs: np.ndarray  # uint64, hash of the run's name
     table: str  # the rows as SQL
+    only_dataset: str | None  # of all rows; None where they are of several, or of none that is known
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -199,7 +200,10 @@ def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Tar
     if not (numbers[1:] > numbers[:-1]).all():  # they mostly come sorted, and DuckDB's sorting takes long
         order = np.argsort(numbers)
         numbers, values, datasets, runs = numbers[order], values[order], datasets[order], runs[order]
-    return Columns(generation(connection), numbers, values, datasets, runs, table)
+    only = None
+    if len(datasets) and (datasets == datasets[0]).all():
+        (only,) = first(connection, f"SELECT dataset FROM {table} WHERE architecture = ? LIMIT 1", [fingerprint])
+    return Columns(generation(connection), numbers, values, datasets, runs, table, only)
 
 
 def row(connection: duckdb.DuckDBPyConnection, fingerprint: str, number: int) -> tuple[dict[str, Any], np.ndarray]:
@@ -288,26 +292,31 @@ def embeddings(
     return np.asarray(stored["number"], np.int64), vectors.reshape(count, -1 if count else 0)
 
 
+def places(values: Sequence[str]) -> str:
+    """For so many parameters of an IN: a list of them takes DuckDB half as long as `SELECT unnest(?)`."""
+    return ", ".join("?" * len(values)) or "NULL"
+
+
 def descriptions(connection: duckdb.DuckDBPyConnection, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Of the layers `(F,)` of the rows among `ids` that were made with one."""
     rows = connection.execute(
         f"SELECT id, description FROM {rows_sql(connection)} "
-        "WHERE architecture = ? AND id IN (SELECT unnest(?)) AND description IS NOT NULL",
-        [fingerprint, list(ids)],
+        f"WHERE architecture = ? AND id IN ({places(ids)}) AND description IS NOT NULL",
+        [fingerprint, *ids],
     ).fetchall()
     return {id: np.frombuffer(description, "<f4") for id, description in rows}
 
 
 def finals(
-    connection: duckdb.DuckDBPyConnection, fingerprint: str, runs: Sequence[str], target: Target
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, runs: Sequence[str], target: Target, table: str
 ) -> dict[str, tuple[int, float, int]]:
     """The last epoch of each of `runs` whose target is known, and that row's target and number."""
     rows = connection.execute(
-        f"WITH known AS (SELECT run, epoch, number, {target_sql(target)} AS value FROM {rows_sql(connection)} "
-        "WHERE architecture = ? AND run IN (SELECT unnest(?)) AND epoch IS NOT NULL) "
+        f"WITH known AS (SELECT run, epoch, number, {target_sql(target)} AS value FROM {table} "
+        f"WHERE architecture = ? AND run IN ({places(runs)}) AND epoch IS NOT NULL) "
         "SELECT run, max(epoch), arg_max(value, epoch), arg_max(number, epoch) FROM known "
         "WHERE value IS NOT NULL GROUP BY run",
-        [fingerprint, list(runs)],
+        [fingerprint, *runs],
     ).fetchall()
     return {run: tuple(last) for run, *last in rows}
 

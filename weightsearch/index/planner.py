@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import duckdb
 import numpy as np
 
-from weightsearch.index import vectors
+from weightsearch.distance import prepare
+from weightsearch.index import database, vectors
 from weightsearch.index.database import Columns
 from weightsearch.index.vectors import Cache
 from weightsearch.types import Metric
@@ -70,6 +72,24 @@ class Segment:
             nearest = np.concatenate([nearest, lacking])
             distances = np.concatenate([distances, self.distances(query, lacking)])
         return nearest, distances
+
+
+def place(
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns, cache: Cache, metric: Metric
+) -> Segment:
+    """Finds each row's vector in the cache; those that it lacks come from the database."""
+    width = cache.inner.d
+    if np.array_equal(cache.numbers, columns.numbers):
+        return Segment(columns, cache, metric, None, np.empty((0, width), np.float32))
+    at = np.searchsorted(cache.numbers, columns.numbers)
+    cached = np.zeros(len(columns), bool)
+    inside = at < len(cache.numbers)
+    cached[inside] = cache.numbers[at[inside]] == columns.numbers[inside]
+    extra = database.embeddings(connection, fingerprint, columns.numbers[~cached])[1]
+    places = np.where(cached, at, 0)
+    places[~cached] = -1 - np.arange(len(columns) - np.count_nonzero(cached))
+    prepared = prepare(extra, metric) if len(extra) else np.empty((0, width), np.float32)
+    return Segment(columns, cache, metric, places, prepared)
 
 
 def search(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,8 @@ from weightsearch.index.connection import Database, decoded
 from weightsearch.index.database import Columns
 from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.planner import Segment
+from weightsearch.index.thresholds import thresholds_among
 from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target, epoch_number
-
-GOOD, BAD = "q75", "q25"  # good are the top quarter, bad the bottom quarter
 
 REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
 
@@ -61,6 +61,7 @@ class IndexStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: tuple[int, duckdb.DuckDBPyConnection, int] | None = None  # thread, connection, generation
         self._take_whole(*self._verified(path))
 
     @classmethod
@@ -107,6 +108,7 @@ class IndexStore:
         self._segments: dict[str, Segment] = {}
         self._masks: dict[tuple[str, str | None, str | None], tuple[int, np.ndarray]] = {}
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
+        self._rows_of: tuple[Columns | None, dict[int, list[Any]]] = (None, {})
 
     @property
     def identity(self) -> str:
@@ -117,8 +119,11 @@ class IndexStore:
     def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """The database that the manifest is of: what is kept in memory of another one is let go first.
 
-        A caller that looked at what is kept before it opened this looks again.
+        A caller that looked at what is kept before it opened this looks again. Within `reading` it is open already.
         """
+        if self._held is not None and self._held[0] == threading.get_ident():
+            yield self._held[1]
+            return
         deadline = time.monotonic() + REPLACED_WAIT_SECONDS
         while True:
             self.refresh()
@@ -134,6 +139,26 @@ class IndexStore:
                 )
             self._manifest_stamp = None  # replaced between the two looks
             time.sleep(0.01)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What this thread asks within is asked of one attached database, which nobody writes meanwhile.
+
+        Attaching takes as long as a question. Writers wait, so that nothing slow but questions belongs here.
+        """
+        with self.connection() as connection:
+            if self._held is not None and self._held[0] == threading.get_ident():
+                yield
+                return
+            self._held = threading.get_ident(), connection, database.generation(connection)
+            try:
+                yield
+            finally:
+                self._held = None
+
+    def _generation(self, connection: duckdb.DuckDBPyConnection) -> int:
+        held = self._held
+        return held[2] if held is not None and held[1] is connection else database.generation(connection)
 
     def refresh(self) -> None:
         """Reads the manifest again where it has changed: for another index, or for one more architecture."""
@@ -188,12 +213,13 @@ class IndexStore:
         """The only row whose id begins so, of one architecture or of any; raises UsageError for none or several."""
         if not id or not all(letter in "0123456789abcdef" for letter in id):
             raise UsageError(f"{id!r} is no id; ids are 16 hexadecimal digits, as queries show them")
+        begins = "id = ?" if len(id) == ID_LETTERS else "starts_with(id, ?)"  # equality takes half as long
         with self.connection() as connection:
             among = list(self.architectures) if fingerprint is None else [fingerprint]
             rows = connection.execute(
                 "SELECT architecture, number, id FROM ix.checkpoints "
-                "WHERE starts_with(id, ?) AND architecture IN (SELECT unnest(?)) LIMIT 3",
-                [id, among],
+                f"WHERE {begins} AND architecture IN ({database.places(among)}) LIMIT 3",
+                [id, *among],
             ).fetchall()
             if len(rows) != 1:
                 several = ", ".join(f"{row[2]} of architecture {row[0]}" for row in rows)
@@ -213,7 +239,7 @@ class IndexStore:
         """How each of `runs` ended: the last epoch with a known accuracy (or other target), that, and its grade."""
         with self.connection() as connection:
             columns = self._fresh_columns(connection, fingerprint)
-            ends = database.finals(connection, fingerprint, runs, self.target)
+            ends = database.finals(connection, fingerprint, runs, self.target, columns.table)
         grades = self._grades(columns, good, bad)
         return {
             run: (epoch, value, int(grades[np.searchsorted(columns.numbers, number)]))
@@ -234,14 +260,7 @@ class IndexStore:
 
     def only_dataset(self, fingerprint: str) -> str | None:
         """The dataset of all rows of one architecture; None where they are of several, or of none that is known."""
-        if len(_distinct(self._columns(fingerprint).datasets)) != 1:
-            return None
-        with self.connection() as connection:
-            rows = database.rows_sql(connection)
-            row = database.first(
-                connection, f"SELECT dataset FROM {rows} WHERE architecture = ? LIMIT 1", [fingerprint]
-            )
-        return row[0] if row else None
+        return self._columns(fingerprint).only_dataset
 
     def search(
         self, fingerprint: str, vector: np.ndarray, k: int = 10, selection: Selection | None = None
@@ -260,7 +279,7 @@ class IndexStore:
         with self.connection() as connection:
             if segment is not self._segments.get(fingerprint):  # it was of an index that was replaced
                 segment = None
-            if result is None or segment is None or segment.columns.generation != database.generation(connection):
+            if result is None or segment is None or segment.columns.generation != self._generation(connection):
                 segment = self._segment(connection, fingerprint)
                 mask = self._mask(connection, segment, fingerprint, selection)
                 result = self._lists(segment, vector, k, selection, mask)
@@ -311,11 +330,7 @@ class IndexStore:
         numbers = segment.columns.numbers
         grades = self._grades(segment.columns, selection.good, selection.bad)
         wanted = _distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
-        rows = connection.execute(
-            "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
-            f"FROM {segment.columns.table} WHERE number IN ({','.join(map(str, wanted.tolist())) or 'NULL'})"
-        ).fetchall()
-        by_number = {number: rest for number, *rest in rows}
+        by_number = self._rows(connection, segment.columns, wanted.tolist())
 
         def neighbour(row: int, distance: float) -> Neighbour:
             id, accuracy, epoch, run, recipe, dataset, metadata, source = by_number[int(numbers[row])]
@@ -330,6 +345,23 @@ class IndexStore:
             for rows, distances in lists
         ]
 
+    def _rows(
+        self, connection: duckdb.DuckDBPyConnection, columns: Columns, numbers: list[int]
+    ) -> dict[int, list[Any]]:
+        """Rows by number: an answer's lists have many in common, and so have the answers of one day."""
+        of, kept = self._rows_of
+        if of is not columns or len(kept) > ROWS_KEPT:
+            kept = {}
+        lacking = ",".join(str(number) for number in numbers if number not in kept)
+        if lacking:
+            rows = connection.execute(
+                "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
+                f"FROM {columns.table} WHERE number IN ({lacking})"
+            ).fetchall()
+            kept |= {number: rest for number, *rest in rows}
+        self._rows_of = columns, kept
+        return kept
+
     def _known(self, fingerprint: str) -> None:
         if fingerprint not in self.architectures:
             names = ", ".join(self.architectures)
@@ -343,7 +375,7 @@ class IndexStore:
     def _fresh_columns(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Columns:
         self._known(fingerprint)
         columns = self._columns_of.get(fingerprint)
-        if columns is None or columns.generation != database.generation(connection):
+        if columns is None or columns.generation != self._generation(connection):
             columns = self._columns_of[fingerprint] = database.columns(connection, fingerprint, self.target)
         return columns
 
@@ -354,7 +386,7 @@ class IndexStore:
         segment = self._segments.get(fingerprint)
         if segment is None or segment.columns is not columns:
             cache = self._cache(connection, fingerprint, columns)
-            segment = self._segments[fingerprint] = _place(connection, fingerprint, columns, cache, self.metric)
+            segment = self._segments[fingerprint] = planner.place(connection, fingerprint, columns, cache, self.metric)
         return segment
 
     def _cache(self, connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns) -> vectors.Cache:
@@ -387,7 +419,7 @@ class IndexStore:
             if cache is None or cache.matrix is None:
                 numbers, embeddings = database.embeddings(connection, fingerprint)
                 return numbers, prepare(embeddings, self.metric)
-            segment = _place(connection, fingerprint, columns, cache, self.metric)
+            segment = planner.place(connection, fingerprint, columns, cache, self.metric)
         if segment.places is None:
             return columns.numbers, np.array(cache.matrix)
         return columns.numbers, np.concatenate([cache.matrix, segment.extra[::-1]])[segment.places]
@@ -429,6 +461,8 @@ class IndexStore:
         return mask
 
 
+ID_LETTERS = 16
+ROWS_KEPT = 2_000
 MASKS_KEPT = 16  # results of filters, a byte a row each
 
 
@@ -450,46 +484,6 @@ def _check(selection: Selection) -> None:
         raise UsageError(f"--within {selection.within}: choose a distance of at least 0")
     if selection.per_run is not None and selection.per_run < 1:
         raise UsageError(f"--per-run {selection.per_run}: choose at least 1")
-
-
-def _place(
-    connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns, cache: vectors.Cache, metric: Metric
-) -> Segment:
-    """Finds each row's vector in the cache; those that it lacks come from the database."""
-    width = cache.inner.d
-    if np.array_equal(cache.numbers, columns.numbers):
-        return Segment(columns, cache, metric, None, np.empty((0, width), np.float32))
-    at = np.searchsorted(cache.numbers, columns.numbers)
-    cached = np.zeros(len(columns), bool)
-    inside = at < len(cache.numbers)
-    cached[inside] = cache.numbers[at[inside]] == columns.numbers[inside]
-    extra = database.embeddings(connection, fingerprint, columns.numbers[~cached])[1]
-    places = np.where(cached, at, 0)
-    places[~cached] = -1 - np.arange(len(columns) - np.count_nonzero(cached))
-    prepared = prepare(extra, metric) if len(extra) else np.empty((0, width), np.float32)
-    return Segment(columns, cache, metric, places, prepared)
-
-
-def thresholds_among(target: Target, values: np.ndarray, good: str | None, bad: str | None) -> tuple[float, float]:
-    """As `IndexStore.thresholds`, of any rows' values."""
-    quality = np.sort(target.quality(values[~np.isnan(values)]))
-
-    def threshold(text: str, flag: str) -> float:
-        share = text[1:] if text.startswith("q") else None
-        try:
-            number = float(text if share is None else share)
-            if np.isnan(number) or (share is not None and not 0 <= number <= 100):
-                raise ValueError
-        except ValueError:
-            raise UsageError(f"{flag} {text}: give a value such as 0.9, or a quantile from q0 to q100") from None
-        if share is None:
-            return number
-        if not len(quality):
-            return float("nan")
-        place = number / 100 * (len(quality) - 1)
-        return float(target.quality(np.interp(place, np.arange(len(quality)), quality)))
-
-    return threshold(bad or BAD, "--bad"), threshold(good or GOOD, "--good")
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:

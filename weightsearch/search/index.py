@@ -22,7 +22,7 @@ from weightsearch.files import refuse_to_overwrite
 from weightsearch.index import IndexStore, Row
 from weightsearch.index.connection import decoded
 from weightsearch.index.manifest import DATABASE
-from weightsearch.index.store import thresholds_among
+from weightsearch.index.thresholds import thresholds_among
 from weightsearch.search import wording
 from weightsearch.search.answer import Answer, Forecast, Novelty
 from weightsearch.search.forecast import forecast_of
@@ -197,6 +197,7 @@ class Index:
                 if self.store.identity == identity:
                     raise
             else:
+                self.store.refresh()  # a file of another index may have been read beside this one's rows
                 if self.store.identity == identity:
                     return answer
         raise WeightsearchError(f"{self.path} was replaced again and again while it was asked; try again")
@@ -216,7 +217,8 @@ class Index:
             )
         if not_run:
             selection = replace(selection, not_run=subject.run)
-        return self._answer(subject, k, selection, itself=id is None)
+        with self.store.reading():
+            return self._answer(subject, k, selection, itself=id is None)
 
     def get(self, id: str, out: str | Path, *, overwrite: bool = False) -> Path:
         """Writes an indexed checkpoint's weights to `out`, as a state dict with the names that they had.
@@ -360,7 +362,8 @@ class Index:
         nearest_runs = self.store.search(
             fingerprint, subject.embedding, min(NEAREST_RUNS + 1, count), replace(selection, per_run=1)
         ).neighbours
-        novelty = self._novelty(subject, space, count)
+        unfiltered = selection == Selection(good=selection.good, bad=selection.bad) and k >= NEAREST
+        novelty = self._novelty(subject, space, count, result.neighbours[:NEAREST] if unfiltered else None)
         unlike = bool(subject.faults) or (novelty is not None and novelty.outside)
         percentile = 100 * float(np.mean(quality(values) < quality(subject.predicted))) if len(values) else None
         answer = Answer(
@@ -416,11 +419,17 @@ class Index:
                 values = same
         return values[~np.isnan(values)]
 
-    def _novelty(self, subject: Subject, space: _Space, count: int) -> Novelty | None:
-        """None for an indexed network, which is known, and where an index has nothing to compare with."""
+    def _novelty(
+        self, subject: Subject, space: _Space, count: int, nearest: Sequence[Neighbour] | None
+    ) -> Novelty | None:
+        """None for an indexed network, which is known, and where an index has nothing to compare with.
+
+        `nearest` are the five nearest of all rows, where they have been searched already.
+        """
         if subject.indexed or space.calibration is None:
             return None
-        nearest = self.store.search(subject.fingerprint, subject.embedding, min(NEAREST, count)).neighbours
+        if nearest is None:
+            nearest = self.store.search(subject.fingerprint, subject.embedding, min(NEAREST, count)).neighbours
         distance, limit = float(np.mean([row.distance for row in nearest])), space.calibration.distance_limit
         outside = distance > limit
         layers = layers_limit = None
