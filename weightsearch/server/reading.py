@@ -20,7 +20,10 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.server.options import ServeOptions
 from weightsearch.types import Architecture, Checkpoint
 
-PRELOADED = ["weightsearch.checkpoints.state_dict", "weightsearch.relations", "torch", "safetensors.numpy"]
+PRELOADED = [  # this module with its package, too: else each process spends on that five times what reading takes
+    *("weightsearch.server.reading", "weightsearch.checkpoints.state_dict", "weightsearch.checkpoints.readers.guard"),
+    *("weightsearch.relations", "safetensors.numpy", "resource"),
+]
 NAME = "uploaded file"
 
 
@@ -44,12 +47,12 @@ def read_apart(
     process = processes.Process(
         target=_read, args=(theirs, str(path), options.largest_memory, options.read_seconds, signatures), daemon=True
     )
+    ends = time.monotonic() + options.read_seconds
     process.start()
     theirs.close()
     relations = None
-    ends = time.monotonic() + options.read_seconds
     try:
-        if not ours.poll(options.read_seconds):
+        if not ours.poll(max(0.0, ends - time.monotonic())) or time.monotonic() > ends:
             raise WeightsearchError(f"reading it took more than {options.read_seconds:g} seconds")
         head = json.loads(ours.recv_bytes())
         if "error" in head:
