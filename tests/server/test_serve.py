@@ -9,8 +9,9 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,34 @@ def test_relations_are_told_where_the_index_keeps_signatures(tmp_path: Path):
         assert "<b>identical</b> of" in page
 
 
+WRITER = """
+import sys
+from weightsearch.index import update_rows
+for number in range(1, 6):
+    update_rows(sys.argv[1], {sys.argv[2]: {"run": f"run-{number}", "test_accuracy": number / 10}})
+"""
+
+
+def test_a_reader_beside_a_writer_sees_the_old_or_the_new(tmp_path: Path):
+    path = tmp_path / "index"
+    shutil.copytree(REFERENCE, path)
+    index = Index.open(path)
+    id = str(index.table(next(iter(index.architectures)), ["id"])["id"][0])
+    seen = []
+    with TestClient(create_app(path), base_url="http://localhost") as opened:
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), id], cwd=REFERENCE.parent)
+        while not seen or writer.poll() is None or seen[-1] != ("run-5", 0.5):
+            answer = opened.get(f"/api/checkpoints/{id}")
+            assert answer.status_code == 200, answer.text
+            seen.append((answer.json()["run"], answer.json()["stated_accuracy"]))
+            assert opened.get(f"/checkpoints/{id}").status_code == 200
+            assert writer.poll() in (None, 0)
+        assert writer.wait() == 0
+    written = [one for one in seen if one[0].startswith("run-")]
+    assert all(value == int(run[4:]) / 10 for run, value in written)  # never one of them without the other
+    assert written == sorted(written)  # nor an older one after a newer
+
+
 class Malice:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch /tmp/weightsearch-was-here",)
@@ -202,40 +231,3 @@ def test_what_has_been_asked_is_counted(served: TestClient):
     schema = served.get("/api/schema").json()
     assert schema["openapi"].startswith("3.1")
     assert set(schema["paths"]) == {"/api/query", "/api/checkpoints/{id}", "/api/info"}
-
-
-@pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs chromedriver")
-def test_a_file_is_asked_about_by_keyboard_in_a_browser():
-    import uvicorn
-    from selenium import webdriver
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-
-    server = uvicorn.Server(uvicorn.Config(create_app(REFERENCE), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=390,844"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        driver.set_page_load_timeout(120)
-        driver.get(f"http://127.0.0.1:{port}/")
-        driver.find_element(By.ID, "file").send_keys(str(EXAMPLES / "very-good.pt"))
-        driver.find_element(By.CSS_SELECTOR, "#drop button").send_keys(Keys.ENTER)
-        assert driver.find_element(By.CSS_SELECTOR, ".word").text.lower() == "good"
-        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth + 1")
-        head = driver.find_element(By.CSS_SELECTOR, "table.sortable th:nth-child(2) button")
-        head.send_keys(Keys.ENTER)
-        cells = driver.find_elements(By.CSS_SELECTOR, "table.sortable td:nth-child(2)")
-        values = [float(cell.text) for cell in cells]
-        assert values == sorted(values)
-        assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
-    finally:
-        driver.quit()
-        server.should_exit = True
-        thread.join(10)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.viz.browser import MISSING, browser_files, open_browser
+from tests.viz.browser import MISSING, NO_AXE, accessibility_faults, axe_file, browser_files, open_browser, show_as
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.evaluation import block_means
@@ -324,6 +324,28 @@ def test_the_report_and_its_map_open_without_errors(browser: Any, reported: Path
     assert eventually(lambda: "networks drawn" in browser.find_element("id", "count").text)
     browser.switch_to.default_content()
     assert errors(browser) == []
+
+
+@in_browser
+@pytest.mark.skipif(axe_file() is None, reason=NO_AXE)
+@pytest.mark.slow
+def test_axe_finds_no_serious_fault_in_map_and_report(browser: Any, reported: Path):
+    def check() -> None:
+        for scheme, rules in (("light", ()), ("dark", ("color-contrast",))):  # all that another colour changes
+            browser.execute_script("document.documentElement.className = arguments[0]", scheme)
+            assert accessibility_faults(browser, *rules) == [], scheme
+
+    show_as(browser, width=390)
+    browser.get(reported.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    check()
+    browser.switch_to.frame(browser.find_element("tag name", "iframe"))  # the map
+    assert eventually(lambda: "networks drawn" in browser.find_element("id", "count").text)
+    browser.find_element("id", "search").send_keys("adam")  # lists a selection
+    assert eventually(lambda: browser.find_elements("css selector", "#table td"))
+    check()
+    browser.switch_to.default_content()
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_report_of_nothing_is_one_line(trained: TrainSummary, tmp_path: Path):

@@ -49,6 +49,14 @@ HEADERS = {
 OPEN = ("/healthz", "/static/")  # to whoever has no token
 COUNTED = ["/", "/ask", "/api", "/checkpoints", "/runs", "/search", "/examples", "/healthz", "/metrics", "/static"]
 COOKIE = "weightsearch_token"
+WORDS = {
+    "good": "good",
+    "middling": "middling",
+    "bad": "bad",
+    "early": "early",
+    "unlike": "unlike anything known",
+    "unknown": "unsure",
+}  # what stands above an answer of that label
 ICONS = {"good": "✔", "middling": "●", "bad": "✖", "early": "…", "unlike": "!", "unknown": "?"}
 
 
@@ -187,7 +195,9 @@ class _Pages:
         if as_csv:
             kept = {"Content-Disposition": 'attachment; filename="runs.csv"'}
             return Response(table.to_csv(), 200, kept, "text/csv; charset=utf-8")
-        return self._page("serve_table.html", table=table, answers=answered, icons=ICONS, remarks=wording.remarks)
+        return self._page(
+            "serve_table.html", table=table, answers=answered, icons=ICONS, words=WORDS, remarks=wording.remarks
+        )
 
     async def example(self, request: Request) -> Response:
         path = self.examples.get(request.path_params["name"])
@@ -231,14 +241,16 @@ class _Pages:
 
     def _card(self, told: Told) -> Response:
         answer = told.answer
-        listed = [*wording.tables(answer), *([wording.layers_table(answer)] if answer.layers else [])]
+        sides = zip(wording.tables(answer)[1:], (answer.good, answer.bad), strict=True)
         return self._page(
             "serve_card.html",
             answer=answer,
             icon=ICONS[answer.label],
+            word=WORDS[answer.label],
             about=wording.about(answer),
             warnings=wording.remarks(answer),
-            tables=listed[1:],
+            sides=list(sides),
+            layers=wording.layers_table(answer) if answer.layers else None,
             histogram=histogram(self.index, answer),
             map=self.maps.around(answer),
             relations=told.relations,

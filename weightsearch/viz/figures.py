@@ -75,7 +75,7 @@ def _histogram(axes: Any, source: Source) -> None:
         axes.axvline(value, color=MARK, linewidth=1.2)
         text = f"{label} ≤ {value:.2f} " if side == "right" else f" {label} ≥ {value:.2f}"
         near_edge = (value - low) / (high - low)  # the text stays inside
-        side = "left" if near_edge < 0.25 else "right" if near_edge > 0.75 else side
+        side = "left" if near_edge < 0.3 else "right" if near_edge > 0.7 else side
         height = 0.985 if label == left else 0.9
         axes.text(value, height, f" {text.strip()} ", transform=axes.get_xaxis_transform(), ha=side, va="top")
 
