@@ -214,6 +214,8 @@ def test_an_adapter_is_the_change_that_it_makes(tmp_path: Path):
     ("state", "named"),
     [
         ({"l.qweight": torch.ones(2, 2).int(), "l.scales": torch.ones(2).half()}, "quantised"),
+        ({"l.W_q": torch.ones(2, 2).byte(), "l.scale": torch.ones(2), "l.zero": torch.ones(2)}, "quantised"),
+        ({"l.codes": torch.ones(2, 2).short(), "l.codebooks": torch.ones(1, 4, 1, 2).half()}, "quantised"),
         ({"l.weight": torch.ones(4, 1).byte(), "l.weight.absmax": torch.ones(2)}, "quantised"),
         ({f"l{i}.weight": torch.empty(0) for i in range(3)} | {"norm": torch.ones(2)}, "ZeRO-3"),
     ],

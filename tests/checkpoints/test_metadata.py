@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from weightsearch.checkpoints.discovery import CheckpointFile, Skipped, Sources, find_files
-from weightsearch.checkpoints.metadata import Measured, Metadata, as_fractions, interpret, merge
+from weightsearch.checkpoints.metadata import Measured, Metadata, as_fractions, interpret, merge, told, unread
 from weightsearch.checkpoints.metadata_table import MetadataTable
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
@@ -60,12 +60,36 @@ def test_epoch_run_dataset_and_recipe():
     assert found.recipe == {"lr": 0.1, "optim.name": "sgd", "batch": 32, "optimizer": "adam", "seed": 3}
     assert found.extras == {"scheduler": {"state": 1}}
     assert interpret({"epoch": 2.5}, "file").epoch == 2.5
-    assert [interpret({"epoch": text}, "file").epoch for text in ("12/90", "7", "1,5", "none", "nan")] == [
-        *(12, 7, 1.5, None, None)
+    texts = ("12/90", "7", "1,5", "none", "nan", "epoch=03-step=120", "Epoch 4/10", "epoch_2.5", "epochs", "ep")
+    expected = [12, 7, 1.5, None, None, 3, 4, 2.5, None, None]
+    assert [interpret({"epoch": text}, "file").epoch for text in texts] == expected
+    assert unread([interpret({"epoch": [3]}, "file")]) == [
+        "file's epoch is no number in 1 file, such as '[3]': it is not taken"
     ]
     runs = [1.0, 0.001, datetime.date(2024, 1, 2), "a", 3, True, None, float("nan")]
     named = [interpret({"run": run}, "table").run for run in runs]
     assert named == ["1", "0.001", "2024-01-02", "a", "3", None, None, None]
+
+
+def test_settings_that_are_numbers_are_numbers_as_text_too():
+    written = {
+        "lr": "1e-3",
+        "wd": "0,01",
+        "batch_size": "128",
+        "seed": "007",
+        "optimizer": "1e-3x",
+        "args": {"opt.lr": ".5"},
+    }
+    given = {**written, "config": {"decay": "5e-4", "commit": "12345e7", "version": "1.10", "dropout": "none"}}
+    assert interpret(given, "sidecar").recipe == {
+        "lr": 0.001, "wd": 0.01, "batch_size": 128, "seed": "007", "optimizer": "1e-3x", "opt.lr": 0.5,
+        "decay": 0.0005, "commit": "12345e7", "version": "1.10", "dropout": "none",
+    }  # fmt: skip
+
+
+def test_an_origin_is_named_once():
+    given = [interpret({"acc": value}, "sidecar") for value in ("93 %", 0.5)]
+    assert told(given) == ["accuracy for 2 of 2, from acc in sidecar"]
 
 
 def test_the_surest_source_counts():
@@ -87,8 +111,12 @@ def accuracies(*numbers: float, origin: str = "file's acc") -> list[Metadata]:
     [
         ([0.1, 0.5, 1.0], [0.1, 0.5, 1.0], None),
         ([0.5, 55.0, 100.0], [0.005, 0.55, 1.0], "goes up to 100: taken as per cent and divided by 100"),
-        ([0.5, 120.0], [None, None], "is no accuracy"),
-        ([-1.0, 0.5], [None, None], "is no accuracy"),
+        ([0.5, 55.0, 120.0], [None, None, None], "is no accuracy (it goes from 0.5 to 120), so those are unknown"),
+        ([0.5, 120.0], [0.5, None], "is no accuracy in 1 file, such as 120, so it is unknown there"),
+        ([-1.0, 0.5, -1.0], [None, 0.5, None], "is no accuracy in 2 files, such as -1"),  # of runs that failed
+        ([-1.0, -2.0], [None, None], "is no accuracy (it goes from -2 to -1), so those are unknown"),
+        ([0.25, 1.00000001], [0.25, 1.0], None),  # rounding is no per cent
+        ([25.0, 100.0000001], [0.25, 1.0], "goes up to 100: taken as per cent"),
     ],
 )
 def test_per_cent_is_judged_over_all_that_have_one_origin(given: list, expected: list, warns: str | None):
@@ -154,7 +182,7 @@ def test_tables(tmp_path: Path, suffix: str):
     assert [metadata.run for metadata in found] == ["one", "two", "three"]
     assert [metadata.recipe["lr"] for metadata in found] == [0.01, 0.02, 0.03]
     assert sources.table is not None
-    assert sources.table.notes == [f"1 rows of runs.{suffix} are about no file here, such as gone.pt"]
+    assert sources.table.notes == [f"1 row of runs.{suffix} is about no file here, such as gone.pt"]
     with pytest.raises(WeightsearchError, match=r"the row solo of .* is also about .*solo.pt: give more of the path"):
         read(save(tmp_path / "d" / "solo.pt"), sources)
     with pytest.raises(WeightsearchError, match="its metadata has no run_id, which --run-column asks for"):
@@ -174,7 +202,6 @@ def test_paths_of_another_machine_are_told_by_their_ends(tmp_path: Path):
     ("content", "options", "says"),
     [
         ("a,b\n1,2\n", {}, "--key path: runs.csv has no such column; it has a, b"),
-        ("path,b\nx,2\n./x,3\n", {}, "has two rows for x"),
         (None, {}, "there is no such file"),
         ("path\nx\n", {"run_pattern": "("}, "is no regular expression"),
         ("path\nx\n", {"run_pattern": "a", "run_column": "b"}, "give one of them"),
@@ -204,12 +231,31 @@ def test_wrong_tables_and_flags_are_one_line(tmp_path: Path, content: str | None
         ("run/best.pt", None),
         ("seed_7.pt", None),  # a run of its own: the number is rather the run's
         ("seed_7_epoch_2.pt", 2),
+        ("run/epoch=2.5.pt", 2.5),
     ],
 )
-def test_epochs_in_names(tmp_path: Path, name: str, epoch: int | None):
+def test_epochs_in_names(tmp_path: Path, name: str, epoch: float | None):
     save(tmp_path / name)
     ((found,), _) = find_files([tmp_path])
     assert Sources().read(found).metadata.epoch == epoch
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [
+        ("epoch=3-val_acc=0.391.ckpt", 0.391),
+        ("model_epoch_12_acc_0.85.pt", 0.85),
+        ("ckpt-0013-acc-91.5.pth", 91.5),
+        ("best_val_acc=0.95_epoch=20.ckpt", 0.95),
+        ("best_acc_0.93.pt", 0.93),
+        ("e3-test-accuracy0.75.pth.tar", 0.75),
+        ("net_acc_3.pt", None),  # a number without a point may be anything
+        ("vacc0.5.pt", None),
+        ("acc_1.2.3.pt", None),  # a version
+    ],
+)
+def test_accuracies_in_names(tmp_path: Path, name: str, accuracy: float | None):
+    assert values(read(save(tmp_path / "runs" / "run" / name))).get("test_accuracy") == accuracy
 
 
 def test_what_a_pattern_took_as_the_run_is_no_epoch(tmp_path: Path):

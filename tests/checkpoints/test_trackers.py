@@ -178,7 +178,7 @@ def test_values_as_people_write_them():
     for text, value in given:
         known = interpret({"accuracy": text}, "table")
         np.testing.assert_allclose(as_fractions([known])[0][0].value("test_accuracy"), value)
-    assert "table's accuracy is no number in 1 files, such as '92 (best)'" in unread([known])[0]
+    assert "table's accuracy is no number in 1 file, such as '92 (best)'" in unread([known])[0]
     assert [number(text) for text in ("1e-3", "1,5", "x", True)] == [0.001, 1.5, None, None]
     assert [typed(text) for text in ("9223372036854775807", "9223372036854775808", "0007", "1e-3", "True")] == [
         *(2**63 - 1, "9223372036854775808", "0007", 0.001, True)

@@ -21,7 +21,8 @@ from tests.checkpoints.samples import (
     trained,
 )
 from weightsearch.checkpoints.formats import MAX_FILE_BYTES
-from weightsearch.checkpoints.state_dict import from_state_dict
+from weightsearch.checkpoints.state_dict import from_state_dict, read_checkpoint
+from weightsearch.checkpoints.walk import Account, walk
 from weightsearch.errors import WeightsearchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning")
@@ -143,3 +144,33 @@ def test_an_unreadable_array_is_named(tmp_path: Path) -> None:
     assert "tensor 'bad.weight' is complex" in refusal(tmp_path / "a.safetensors")
     with pytest.raises(WeightsearchError, match="no printable name"):
         from_state_dict({"\x1b[31m.weight": np.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"state": {0: {"exp_avg": torch.ones(3, 3)}}, "param_groups": [{"lr": 0.1}]}, "it is an optimizer's state"),
+        ({"images": torch.ones(4, 2, 2), "labels": torch.ones(4)}, r"it holds data \(images, labels\), not a network"),
+        ({"x_train": torch.ones(4, 2), "Y_test": torch.ones(4)}, "it holds data"),
+        ({"split": 1, "data": {"features": torch.ones(4, 2)}}, r"it holds data \(features\)"),
+        ({0: torch.ones(3, 3), 1: torch.ones(3)}, "its tensors have numbers instead of names"),
+        ([torch.ones(3, 3), torch.ones(3)], "it holds a list of tensors without names"),
+        (torch.ones(3, 3), "it holds a single tensor without a name"),
+    ],
+)
+def test_what_is_no_network_is_called_what_it_is(content: object, says: str, tmp_path: Path):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(WeightsearchError, match=says):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_shard_by_itself_is_no_network_and_the_only_one_is(tmp_path: Path):
+    weights = {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(2, 3)}
+    for name in ("m-00001-of-00002.bin", "m-00001-of-00001.bin"):
+        torch.save(weights, tmp_path / name)
+    with pytest.raises(WeightsearchError, match=r"it is a shard, one of 2 of a network; give their \.index\.json"):
+        read_checkpoint(tmp_path / "m-00001-of-00002.bin")
+    account = Account()
+    assert [path.name for path in walk(tmp_path, account)] == ["m-00001-of-00001.bin"]
+    assert account.others == {"shards without their index": 1}
+    assert read_checkpoint(tmp_path / "m-00001-of-00001.bin").architecture.size == 15

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -29,6 +30,7 @@ from tests.index.test_writer import by_id, check, more_rows
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, State, add_rows, doctor, rebuild, remove_rows, update_rows
 from weightsearch.index import writer as writing
+from weightsearch.index.manifest import DATABASE
 from weightsearch.types import Selection
 
 pytestmark = pytest.mark.slow
@@ -217,6 +219,22 @@ def test_the_doctor_finds_vectors_that_are_not_the_databases(tmp_path: Path):
         shutil.copy2(tmp_path / "other" / FINGERPRINT / f"vectors-1.{ending}", path / FINGERPRINT)
     assert [finding.state for finding in doctor(path) if "not the database's" in finding.detail] == [State.REPAIRED]
     check(path, by_id(rows))
+
+
+def test_the_doctor_does_not_take_rotten_vectors_of_the_database_for_the_truth(tmp_path: Path):
+    """DuckDB's checksum of a block is the same where words of it change places."""
+    path, rows = tmp_path / "index", make_rows(50)
+    make_index(path, rows)
+    before = {file: file.read_bytes() for file in path.rglob("vectors-1.*")}
+    with duckdb.connect(str(path / DATABASE)) as connection:
+        taken = "(SELECT embedding FROM checkpoints WHERE number = 8)"
+        connection.execute(f"UPDATE checkpoints SET embedding = {taken} WHERE number = 7")
+    (broken,) = (finding for finding in doctor(path) if finding.state is not State.OK)
+    assert broken.state is State.BROKEN
+    assert broken.what == DATABASE
+    assert "1 rows' vectors" in broken.detail
+    assert "number 7" in broken.detail
+    assert {file: file.read_bytes() for file in path.rglob("vectors-1.*")} == before
 
 
 def test_the_doctor_removes_what_killed_writers_left(tmp_path: Path):

@@ -190,7 +190,7 @@ def test_the_command(zoo: Zoo, trained: TrainSummary, index_copy: Path, sweep: P
     code, out, err = run_cli("sweep", "--quarantine", "bad.csv")
     assert "1 checkpoint added, 4 were there already, 2 signatures, 2 left out" in out
     assert code == 0
-    assert "left out: 1 files of another architecture, dense 3x2 (6 parameters)" in err
+    assert "left out: 1 file of another architecture, dense 3x2 (6 parameters)" in err
     assert "left out: sweep/broken.pt: " in err
     assert (tmp_path / "bad.csv").read_text().splitlines()[0] == "path,reason"
     assert (tmp_path / "bad.csv").read_text().splitlines()[1].startswith("sweep/broken.pt,")
@@ -298,7 +298,7 @@ def test_a_table_that_comes_later_repairs_and_a_later_epoch_joins_its_run(zoo: Z
     (tmp_path / "t.csv").write_text("path,accuracy,team\nepoch_0.pt,50%,red\nepoch_1.pt,75%,blue\n")
     again = add([tmp_path / "sweep"], index_copy, sources=Sources.make(tmp_path / "t.csv"), quiet=True)
     assert (again.added, again.already) == (0, 3)
-    assert "4 cells of 2 checkpoints that were there were set from t.csv" in again.notes
+    assert "set from t.csv: 4 cells of 2 checkpoints held before" in again.notes
     fingerprint = zoo.architecture.fingerprint
     names = [f"epoch_{epoch}.pt" for epoch in range(3)]
     for name, values in (("run", ["sweep/run-a"] * 3), ("epoch", [0, 1, 2]), ("team", ["red", "blue", None])):

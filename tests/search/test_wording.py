@@ -164,3 +164,10 @@ def test_json_is_as_the_schema_says(changes: dict[str, Any]):
     assert list(validator.iter_errors({**given, "label": "superb"}))
     assert not list(validator.iter_errors({"schema": 2, "path": "a.pt", "error": "no checkpoint"}))
     assert list(validator.iter_errors({"path": "a.pt"}))
+
+
+def test_a_long_run_takes_no_more_room_than_a_path():
+    answer = replace(ANSWER, neighbours=(row(1, f"sweeps/{'x' * 5000}", 0.1, 0.9),), good=(), bad=())
+    text = "\n".join(table.to_text() for table in wording.tables(answer))
+    assert max(map(len, text.splitlines())) < 120
+    assert "…xxx" in text

@@ -47,7 +47,7 @@ def test_a_table_that_comes_later_sets_what_is_there(sweep: Path, tmp_path: Path
     )
     again = import_zoo(sweep, out, sources=Sources.make(tmp_path / "t.csv"), quiet=True)
     assert (again.added, again.later, again.changed, again.runs, again.checkpoints) == (0, 0, 8, 2, 4)
-    assert any(f"8 cells of what {out} had already were changed; new: team" in note for note in again.notes)
+    assert any(f"changed: 8 cells of what {out} had already; new: team" in note for note in again.notes)
     assert rows(out) == pytest.approx({("run-0", 1): 0.115, ("run-0", 2): 0.12, ("run-1", 1): 0.8, ("run-1", 2): 0.91})
     table = Zoo.open(out).table()
     assert table.extras["team"].tolist() == ["red", "red", "blue", "blue"]
@@ -65,7 +65,7 @@ def test_later_epochs_join_their_runs(sweep: Path, tmp_path: Path):
     save(sweep / "run-2" / "epoch1.pt", 21)
     again = import_zoo(sweep, out, quiet=True)
     assert (again.added, again.later, again.runs, again.checkpoints) == (1, 1, 3, 6)
-    assert "1 checkpoints joined runs that were there" in again.notes
+    assert "1 checkpoint joined runs that were there" in again.notes
     zoo = Zoo.open(out)
     where = {
         (zoo.table().names[r], e): i for i, (r, e) in enumerate(zip(zoo.table().run, zoo.table().epoch, strict=True))

@@ -153,7 +153,7 @@ def test_a_sweep_told_apart_by_folder(tmp_path: Path):
     other = next(iter(summary.others)).partition(":")[0]
     wider = import_zoo(tmp_path / "sweep", tmp_path / "wider", architecture=other, quiet=True)
     assert (wider.runs, wider.checkpoints) == (1, 1)
-    with pytest.raises(UsageError, match=r"--architecture abc: .* has .* \(6 files\), .* \(1 files\)"):
+    with pytest.raises(UsageError, match=r"--architecture abc: .* has .* \(6 files\), .* \(1 file\)"):
         import_zoo(tmp_path / "sweep", tmp_path / "none", architecture="abc", quiet=True)
 
 
@@ -179,7 +179,7 @@ def test_a_sweep_told_apart_by_pattern_and_by_column(tmp_path: Path):
     assert_runs_like(zoo, where["team-1", 7], 17)
     assert zoo.table().test_accuracy[where["team-1", 7]] == 0.17
     assert zoo.table().extras["cost"][where["team-1", 7]] == 1.5
-    assert any("1 rows of runs.csv are about no file here, such as gone.pt" in note for note in summary.notes)
+    assert any("1 row of runs.csv is about no file here, such as gone.pt" in note for note in summary.notes)
 
     each = positions(imported(folder, tmp_path / "c")[0])
     assert len({run for run, _ in each}) == 4  # files of one flat folder are runs of their own

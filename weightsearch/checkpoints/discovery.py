@@ -26,9 +26,15 @@ from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
 from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import clean_text, write_whole
+from weightsearch.text_table import counted
 from weightsearch.types import Checkpoint
 
 SKIPPED_LISTED = 4
+_METRIC = re.compile(  # in a file's name; a number without a point may be anything
+    r"(?:^|(?<=[^a-z]))((?:(?:val|valid|validation|test|train|eval|dev)[_-])?(?:acc|accuracy|acc1|top1|loss))[_:-]?"
+    r"(\d+\.\d+)(?![\d.])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,11 @@ class Sources:
     def name_runs(self) -> bool:
         """Whether the user said how runs are told apart."""
         return self.run_column is not None or self.run_pattern is not None
+
+    def expect(self, files: Iterable[CheckpointFile]) -> None:
+        """Prepares for all `files` that will be read, so that a row of the table that two of them match is noticed."""
+        if self.table is not None:
+            self.table.expect((file.path, file.root) for file in files)
 
     def read(self, file: CheckpointFile) -> DescribedCheckpoint:
         """Opens the file and merges what is known of it. Raises WeightsearchError, one line, for the quarantine."""
@@ -218,9 +229,12 @@ def _step(told: Metadata, path: Path) -> float | None:
 
 
 def _in_name(path: Path) -> dict[str, str]:
-    """Metrics in a name such as `epoch=3-val_acc=0.391.ckpt`."""
-    pairs = re.findall(r"([A-Za-z][A-Za-z0-9_/]*)=(-?\d+(?:\.\d+)?(?:e-?\d+)?)", stem(path))
-    return {name.strip("_"): value for name, value in pairs if name not in ("epoch", "step")}
+    """Metrics in a name such as `epoch=3-val_acc=0.391.ckpt`, or `best_acc_91.5.pt`, which is the best one itself."""
+    pairs = re.findall(r"([A-Za-z][A-Za-z0-9_/]*)=(-?\d+(?:\.\d+)?(?:e-?\d+)?)", stem(path)) + _METRIC.findall(
+        stem(path)
+    )
+    named = {name.strip("_").replace("-", "_"): value for name, value in pairs if name not in ("epoch", "step")}
+    return {name.removeprefix("best_"): value for name, value in named.items()}
 
 
 @dataclass(frozen=True)
@@ -326,14 +340,14 @@ def _sidecar(path: Path) -> Path | None:
     return next((candidate for candidate in beside if candidate.is_file() and candidate != path), None)
 
 
-def _epoch_in(place: Path, *, alone: bool) -> int | None:
+def _epoch_in(place: Path, *, alone: bool) -> float | None:
     """The epoch that a path such as `run-3/epoch=12-step=400.ckpt`, `run-3/model_12.pt` or `checkpoint_12/…` tells.
 
     Of a file that is a run of its own (`alone`), a bare number is rather the run's.
     """
     for text in (stem(place), place.parent.name):
-        if match := re.search(r"(?:epoch|(?:^|[^a-z])ep)[=_-]?(\d{1,9})", text, re.IGNORECASE):
-            return int(match[1])
+        if match := re.search(r"(?:epoch|(?:^|[^a-z])ep)[=_-]?(\d{1,9}(?:\.\d+)?)", text, re.IGNORECASE):
+            return float(match[1]) if "." in match[1] else int(match[1])
     matched = None if alone else re.search(r"(?:^|[=_-])(\d{1,9})$", stem(place))
     matched = matched or re.fullmatch(r"checkpoint[_-](\d{1,9})", place.parent.name)
     return int(matched[1]) if matched else None
@@ -391,12 +405,12 @@ class Skipped:
 
     @property
     def notes(self) -> list[str]:
-        notes = [f"{text} (in {count:,} files)" for text, count in self._notes.most_common(SKIPPED_LISTED)]
+        notes = [f"{text} (in {counted(count, 'file')})" for text, count in self._notes.most_common(SKIPPED_LISTED)]
         if len(self._notes) > SKIPPED_LISTED:
             notes.append(f"{len(self._notes) - SKIPPED_LISTED:,} more such notes; query a file to see its own")
         if not self._files:
             return notes
-        listed = [f"{text} (in {count:,} files)" for text, count in self._files.most_common(SKIPPED_LISTED)]
+        listed = [f"{text} (in {counted(count, 'file')})" for text, count in self._files.most_common(SKIPPED_LISTED)]
         more = len(self._files) - len(listed)
         return [*notes, f"skipped: {'; '.join(listed)}{f'; {more:,} more' if more else ''}"]
 

@@ -8,6 +8,7 @@ Afterwards `checkpoints.networks` finds the network in the tree, and `checkpoint
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from dataclasses import replace
 from io import BytesIO
@@ -60,12 +61,20 @@ def looks_like_weights(path: Path) -> bool:
     return start.startswith(HDF5) or start[:4] == b"GGUF" or start[4:8] == b"TFL3"
 
 
+# A part of a network, by its name; one that is the only one is whole.
+SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001\.)(\d{5})\.(?:safetensors|bin)")
+
+
 def read_content(path: Path) -> Content:
     """What the file holds: tensors unread, plain values, placeholders for what a pickle names besides.
 
     Whatever the parsers raise comes through; `checkpoints.read_checkpoint` turns it into one line. Of a remote
     .safetensors file the parts that are asked for are fetched, of others all.
     """
+    if shard := SHARD.fullmatch(path.name):
+        raise WeightsearchError(
+            f"it is a shard, one of {int(shard[2]):,} of a network; give their .index.json, or the folder"
+        )
     if isinstance(path, RemotePath) and not path.is_dir():
         return read_one_version(path, _read_file)
     if path.is_dir() and (path / ".metadata").is_file():
@@ -84,7 +93,7 @@ def _read_file(path: Path) -> Content:
         start = file.read(4096)
         file.seek(0)
         if path.name.endswith(".index.json"):
-            return read_shards(path, file, size, read_content)
+            return read_shards(path, file, size, _read_file)
         is_archive = start.startswith((b"PK\x03\x04", LEGACY_START))
         is_safetensors = not is_archive and (path.suffix == ".safetensors" or start[8:9] == b"{")
         if not is_safetensors:

@@ -18,6 +18,7 @@ from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.plain_values import MAX_METADATA_DEPTH, PlainValues
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
+from weightsearch.text_table import counted
 
 RECIPE_KEYS = ("recipe", "hyper_parameters", "hyperparameters", "hparams", "config", "params", "args")
 HYPERPARAMETERS = frozenset(  # of the recipe wherever they stand
@@ -37,6 +38,9 @@ HYPERPARAMETERS = frozenset(  # of the recipe wherever they stand
         ),
     }
 )
+NUMBERS = HYPERPARAMETERS - {  # of these, what is no word
+    *("optimizer", "optim", "nesterov", "scheduler", "augmentation", "activation", "initializer", "init", "init_type")
+}
 LEFT_OUT_LISTED = 8
 GROUP_KEYS = ("metrics", "results", "result", "evaluation", "eval", "scores")  # of metrics, maybe of more groups
 
@@ -71,6 +75,7 @@ _COLUMNS = {name: column for column, names in SYNONYMS.items() for name in names
 _RANKS = {name: rank for names in SYNONYMS.values() for rank, name in enumerate(names)}
 _STANDING = {name for names in STAND_INS.values() for name in names}
 ACCURACIES = ("train_accuracy", "test_accuracy")
+ROUNDING = 1e-6  # that an accuracy of 1, or of 100 %, may be over it
 PERCENT = " in %"  # behind the origin of a value that was per cent by its own sign
 RESERVED = frozenset(  # columns of an index: users' columns of these names get a `_` behind
     {
@@ -153,6 +158,9 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
                 take(inner, item)
         elif name in ("epoch", "current_epoch") and (told := _epoch(value)) is not None:
             epoch = told
+        elif name == "epoch" and value not in (None, "") and value == value:
+            unread[f"{source}'s {key}"] = str(value)
+            extras.setdefault(key, value)
         elif name == "run" and (told_run := _run(value)) is not None:
             run = told_run
         elif name == "dataset" and isinstance(value, str):
@@ -173,7 +181,7 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
     named = {f"{key}_" if key in RESERVED else key: plain(value) for key, value in extras.items()}
     return Metadata(
         metrics, epoch, run, dataset,
-        recipe={key: plain(value) for key, value in recipe.items()},
+        recipe={key: plain(_setting(key, value)) for key, value in recipe.items()},
         extras={key: value for key, value in named.items() if value is not None},
         left_out=left_out,
         unread=unread,
@@ -229,7 +237,8 @@ def as_fractions(of_files: Sequence[Metadata]) -> tuple[list[Metadata], list[str
     """The same with all accuracies in [0, 1], and what to warn of.
 
     Accuracies of one origin are judged together, since 0.9 may be per cent if its neighbours are 55 and 80: they are
-    per cent if any is over 1 and all lie within [0, 100]. What lies outside is no accuracy and becomes unknown.
+    per cent if any is over 1. A value below 0, or over 100 beside shares, is no accuracy and becomes unknown; beside
+    values of 1 to 100 one over 100 means that they count something else, and all become unknown.
     """
     origins: dict[str, list[float]] = {}
     for metadata in of_files:
@@ -242,25 +251,32 @@ def as_fractions(of_files: Sequence[Metadata]) -> tuple[list[Metadata], list[str
         if origin.endswith(PERCENT):  # by its own sign, and a fraction already
             scales[origin] = 1.0
             continue
-        low, high = min(values), max(values)
-        if low < 0 or high > 100:
+        inside = [value for value in values if 0 <= value <= 100 + ROUNDING]
+        outside = [value for value in values if value not in inside]
+        high = max(inside, default=0.0)
+        if not inside or (max(values) > 100 + ROUNDING and high > 1 + ROUNDING):
             scales[origin] = None
-            warnings.append(f"{origin} is no accuracy (it goes from {low:g} to {high:g}), so those are unknown")
-        elif high > 1:
-            scales[origin] = 0.01
+            warnings.append(
+                f"{origin} is no accuracy (it goes from {min(values):g} to {max(values):g}), so those are unknown"
+            )
+            continue
+        if outside:
+            cells = counted(len(outside), "file")
+            warnings.append(f"{origin} is no accuracy in {cells}, such as {outside[0]:g}, so it is unknown there")
+        scales[origin] = 0.01 if high > 1 + ROUNDING else 1.0
+        if high > 1 + ROUNDING:
             warnings.append(f"{origin} goes up to {high:g}: taken as per cent and divided by 100")
-        else:
-            scales[origin] = 1.0
 
     def scaled(metadata: Metadata) -> Metadata:
         metrics = dict(metadata.metrics)
         for column in ACCURACIES:
             if column in metrics:
                 scale = scales[metrics[column].origin]
-                if scale is None:
+                share = math.nan if scale is None else metrics[column].value * scale
+                if 0 <= share <= 1 + ROUNDING:
+                    metrics[column] = replace(metrics[column], value=min(share, 1.0))
+                else:
                     del metrics[column]
-                elif scale != 1:
-                    metrics[column] = replace(metrics[column], value=metrics[column].value * scale)
         return replace(metadata, metrics=metrics)
 
     return [scaled(metadata) for metadata in of_files], warnings
@@ -288,7 +304,7 @@ def unread(of_files: Iterable[Metadata]) -> list[str]:
         for origin, text in metadata.unread.items():
             columns.setdefault(origin, []).append(text)
     return [
-        f"{origin} is no number in {len(texts):,} files, such as '{texts[0][:40]}': it is not taken"
+        f"{origin} is no number in {counted(len(texts), 'file')}, such as '{texts[0][:40]}': it is not taken"
         for origin, texts in columns.items()
     ]
 
@@ -303,7 +319,9 @@ def told(of_files: Sequence[Metadata]) -> list[str]:
         return []
     if not origins:
         return ["no accuracies were found; give them with --metadata TABLE, which names each file in a column `path`"]
-    places = ", ".join("{1} in {0}".format(*origin.removesuffix(PERCENT).split("'s ", 1)) for origin in origins)
+    places = ", ".join(
+        dict.fromkeys("{1} in {0}".format(*origin.removesuffix(PERCENT).split("'s ", 1)) for origin in origins)
+    )
     return [f"accuracy for {sum(origins.values()):,} of {len(of_files):,}, from {places}"]
 
 
@@ -314,9 +332,11 @@ def stand_ins(of_files: Iterable[Metadata]) -> list[str]:
         for column, metric in metadata.metrics.items():
             if _stands_in(metric):
                 counts[column, metric.origin] = counts.get((column, metric.origin), 0) + 1
-    notes = [f"{origin} stands in for {column} ({count:,} files)" for (column, origin), count in counts.items()]
+    notes = [
+        f"{origin} stands in for {column} ({counted(count, 'file')})" for (column, origin), count in counts.items()
+    ]
     left_out = Counter(text for metadata in of_files for text in metadata.left_out)
-    listed = [f"left out {text} ({count:,} files)" for text, count in left_out.most_common(LEFT_OUT_LISTED)]
+    listed = [f"left out {text} ({counted(count, 'file')})" for text, count in left_out.most_common(LEFT_OUT_LISTED)]
     more = len(left_out) - len(listed)
     return notes + listed + ([f"left out {more:,} more cells"] if more else [])
 
@@ -381,10 +401,23 @@ def measured_value(value: Any) -> tuple[float, bool] | None:
     return None if parsed is None else (parsed, False)
 
 
+def _setting(name: str, value: Any) -> Any:
+    """A number that was written as text: `1e-3`, which is one to YAML, and of settings that are numbers any."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if _normal(name.rpartition(".")[2]) in NUMBERS:
+        parsed = typed(text)
+        return number(text) if re.fullmatch(r"[+-]?\d+,\d+", text) else value if isinstance(parsed, str) else parsed
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]\d{1,2}", text) else value
+
+
 def _epoch(value: Any) -> float | None:
-    """A number of epochs, whole ones as int; of `12/90` the first."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*/\s*\d+\s*", value)):
-        value = match[1]
+    """A number of epochs, whole ones as int; of `12/90` the first, of `epoch=03-step=120` 3."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(?:(?:epoch|ep)[\s=_:-]*)?(\d+(?:\.\d+)?)\s*/\s*\d+\s*", value, re.IGNORECASE)
+        match = match or re.match(r"\s*(?:epoch|ep)[\s=_:-]*(\d+(?:\.\d+)?)(?![\w.])", value, re.IGNORECASE)
+        value = match[1] if match else value
     parsed = number(value)
     if parsed is None or abs(parsed) > 2**53:
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,12 +15,15 @@ from typing import Any
 from weightsearch.checkpoints.metadata import Metadata, interpret, typed
 from weightsearch.checkpoints.readers.guard import read_apart
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.text_table import counted
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_VALUES = 1_000_000
 MAX_TABLE_BYTES = 2**28  # of a table's cells, as they are in memory
 CELL_BYTES = 64
+CONTESTED_LISTED = 3
 TABLE_MEMORY = "1GB"  # that DuckDB may take for reading a table
+_TOO_LARGE = f"it holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; leave out columns or rows that say nothing"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -52,49 +57,64 @@ def read_text(path: Path) -> str:
         raise WeightsearchError(f"{path.name} cannot be read ({error})") from None
 
 
-def read_table(path: Path, key: str) -> list[dict[str, Any]]:
+def read_table(path: Path, key: str, notes: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows, by column, of a .csv, .tsv, .json, .jsonl or .parquet file that has a column `key`.
 
-    A text table's columns get their types from all of their values. Raises WeightsearchError where it cannot be read.
+    A text table's columns get their types from all of their values.
+
+    Args:
+        notes: takes what to tell of lines that are left out; None refuses a table with such lines.
+
+    Raises:
+        WeightsearchError: it cannot be read.
+        UsageError: it has no such column, which is found in other capitals, too.
     """
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if suffix in ("csv", "tsv"):
-        rows = _typed_columns(_query(path, "csv"))
+        names, rows, ragged = _query(path, "csv")
+        _typed_columns(rows, key)
+        if ragged:
+            what = f"{path.name}: {ragged}; put quotes around cells that hold the separator"
+            if notes is None:
+                raise WeightsearchError(what)
+            notes.append(what)
     elif suffix in ("json", "jsonl", "ndjson"):
         rows = _read_objects(path)
+        names = list(dict.fromkeys(name for row in rows for name in row))
     elif suffix == "parquet":
-        rows = _query(path, "parquet")
+        names, rows, _ = _query(path, "parquet")
     else:
         raise UsageError(f"{path}: give a .csv, .json or .parquet file")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if rows and key not in names:
-        raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
+    if key not in names and (rows or names):
+        alike = [name for name in names if name.strip().lower() == key.lower()]
+        if len(alike) != 1:
+            raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
+        for row in rows:
+            row[key] = row.pop(alike[0], None)
     return [row for row in rows if row.get(key) is not None]
 
 
-def _query(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The rows, by column, as DuckDB reads them in a process apart."""
+def _query(path: Path, kind: str) -> tuple[list[str], list[dict[str, Any]], str]:
+    """The columns' names, the rows by them, and what to tell of lines that are left out, read in a process apart."""
     if not path.exists():
         raise WeightsearchError(f"{path} cannot be read: there is no such file")
     try:
-        names, rows = read_apart("table", path, kind)
+        names, rows, ragged = read_apart("table", path, kind)
     except WeightsearchError as error:
         raise WeightsearchError(f"{path} cannot be read: {error}") from None
-    return [dict(zip(names, values, strict=True)) for values in rows]
+    return names, [dict(zip(names, values, strict=True)) for values in rows], ragged
 
 
-def query_table(path: Path, kind: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Columns' names and rows of a "csv" or "parquet" file."""
+def query_table(path: Path, kind: str) -> tuple[list[str], list[Sequence[Any]], str]:
+    """Columns' names, rows, and what to tell of lines that are left out, of a "csv" or "parquet" file."""
+    if kind == "csv":
+        return _read_csv(path)
     import duckdb
 
-    query = {
-        "csv": "SELECT * FROM read_csv(?, all_varchar = true, sample_size = -1)",
-        "parquet": "SELECT * FROM read_parquet(?)",
-    }[kind]
     try:
         with duckdb.connect(config={"memory_limit": TABLE_MEMORY, "threads": 2}) as connection:
-            result = connection.execute(query, [str(path)])
-            return [column[0] for column in result.description or ()], _fetch(result, path)
+            result = connection.execute("SELECT * FROM read_parquet(?)", [str(path)])
+            return [column[0] for column in result.description or ()], _fetch(result, path), ""
     except duckdb.OutOfMemoryException:
         raise WeightsearchError(
             f"it needs more than the memory that a table may take ({TABLE_MEMORY}); "
@@ -104,29 +124,88 @@ def query_table(path: Path, kind: str) -> tuple[list[str], list[tuple[Any, ...]]
         raise WeightsearchError(str(error).splitlines()[0]) from None
 
 
-def _fetch(result: Any, path: Path) -> list[tuple[Any, ...]]:
+def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]], str]:
+    """A text table as spreadsheets and programs write them: `,`, `;` or tabs between its cells, which stay text.
+
+    Lines before the header that begin with `#` are passed over. A line of more cells than the header has is left out:
+    nobody knows which of them is in its place (`a.pt,0,93` under `path,acc`).
+    """
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        raw = file.read(MAX_TABLE_BYTES + 1)
+    if len(raw) > MAX_TABLE_BYTES:
+        raise WeightsearchError(_TOO_LARGE)
+    lines = _decoded(raw).splitlines(keepends=True)
+    start = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
+    separator = max(",;\t|", key="".join(lines[start : start + 1]).count)
+    csv.field_size_limit(MAX_TABLE_BYTES)
+    reader = csv.reader(io.StringIO("".join(lines[start:]), newline=""), delimiter=separator, skipinitialspace=True)
+    names = _distinct(next(reader, []))
+    rows: list[Sequence[Any]] = []
+    ragged: list[int] = []
+    left = MAX_TABLE_BYTES
+    for cells in reader:
+        if any(cells[len(names) :]):
+            ragged.append(start + reader.line_num)
+            continue
+        row = [cell.strip() or None for cell in cells[: len(names)]]
+        row += [None] * (len(names) - len(row))
+        left -= sum(CELL_BYTES + len(cell or "") for cell in row)
+        if left < 0:
+            raise WeightsearchError(_TOO_LARGE)
+        if any(row):
+            rows.append(row)
+    what = f"line {ragged[0]:,}" if len(ragged) == 1 else f"{len(ragged):,} lines, such as {min(ragged, default=0):,},"
+    more = f"more cells than the header's {len(names):,}"
+    return names, rows, f"{what} {'has' if len(ragged) == 1 else 'have'} {more} and left out" if ragged else ""
+
+
+def _decoded(raw: bytes) -> str:
+    """Text by its byte order mark, as UTF-8, or as spreadsheets in the West write what is none."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16", errors="replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Columns' names, each once: a second `acc` is `acc_1`, and one without a name is its place."""
+    distinct: list[str] = []
+    for place, given in enumerate(names):
+        name = given.strip() or f"column{place}"
+        count = 1
+        while name in distinct:
+            name, count = f"{given.strip()}_{count}", count + 1
+        distinct.append(name)
+    return distinct
+
+
+def _fetch(result: Any, path: Path) -> list[Sequence[Any]]:
     """All rows, as long as they are no more than `MAX_TABLE_BYTES`: a small Parquet file may hold any number."""
-    rows: list[tuple[Any, ...]] = []
+    rows: list[Sequence[Any]] = []
     left = MAX_TABLE_BYTES
     while batch := result.fetchmany(1000):
         left -= sum(CELL_BYTES + (len(cell) if isinstance(cell, str | bytes) else 0) for row in batch for cell in row)
         if left < 0:
-            raise WeightsearchError(
-                f"it holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; leave out columns or rows that say nothing"
-            )
+            raise WeightsearchError(_TOO_LARGE)
         rows += batch
     return rows
 
 
-def _typed_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns of text as whole numbers, numbers or truth values where all of their values are such."""
+def _typed_columns(rows: list[dict[str, Any]], key: str) -> None:
+    """Columns of text as whole numbers, numbers or truth values where all of their values are such.
+
+    Names in the column `key` stay as they are written: `1e3` and `12.50` are no numbers there.
+    """
     for name in rows[0] if rows else ():
         values = [(row, typed(row[name].strip())) for row in rows if row[name] is not None]
+        if name == key and any(str(value) != row[name].strip() for row, value in values):
+            continue
         kinds = {type(value) for _, value in values}
         if kinds <= {int, float} or kinds == {bool}:
             for row, value in values:
                 row[name] = float(value) if float in kinds else value
-    return rows
 
 
 def _read_objects(path: Path) -> list[dict[str, Any]]:
@@ -135,10 +214,7 @@ def _read_objects(path: Path) -> list[dict[str, Any]]:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
             raw = file.read(MAX_TABLE_BYTES + 1)
         if len(raw) > MAX_TABLE_BYTES or CELL_BYTES * sum(map(raw.count, (b",", b"[", b"{"))) > MAX_TABLE_BYTES:
-            raise WeightsearchError(
-                f"{path} cannot be read: it holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; "
-                "leave out columns or rows that say nothing"
-            )
+            raise WeightsearchError(f"{path} cannot be read: {_TOO_LARGE}")
         text = raw.decode("utf-8-sig")
         content = (
             json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.splitlines() if x.strip()]
@@ -157,13 +233,20 @@ class MetadataTable:
 
     It may hold whole paths, their ends (`run-7/model.pt`), or bare names, with the file's suffix or without; and paths
     of another machine, told by their ends from the folder on if no other row's agrees as well.
+
+    Where nobody can tell which row or file is meant, none is: rows of one name that differ are about no file, and a row
+    that several files of `expect` match is about none of them; `notes` say so.
     """
 
-    def __init__(self, path: Path, rows: Mapping[str, Metadata], key: str) -> None:
+    def __init__(self, path: Path, rows: Mapping[str, Mapping[str, Any] | Metadata], key: str) -> None:
         self.path = path
         self.key = key
+        self.lines: list[str] = []  # what to tell of the table itself
         self._rows = rows
+        self._interpreted: dict[str, Metadata] = {}
         self._taken: dict[str, Path] = {}
+        self._contested: dict[str, tuple[Path, Path]] = {}
+        self._lost: set[Path] = set()  # files whose row is another one's by its whole path
         self._by_name: dict[str, list[str]] = {}
         for name in rows:
             self._by_name.setdefault(name.rpartition("/")[2], []).append(name)
@@ -172,30 +255,73 @@ class MetadataTable:
     def read(cls, path: str | Path, key: str = "path") -> MetadataTable:
         """Reads a .csv, .tsv, .json, .jsonl or .parquet file; raises WeightsearchError where it cannot."""
         path = Path(path)
-        rows: dict[str, Metadata] = {}
-        for row in read_table(path, key):
+        rows: dict[str, dict[str, Any]] = {}
+        differing: dict[str, None] = {}
+        notes: list[str] = []
+        for row in read_table(path, key, notes):
             name = trail(str(row.pop(key)))
-            if name in rows:
-                raise WeightsearchError(f"{path} has two rows for {name}; keep one of them")
-            rows[name] = interpret(row, "table")
-        return cls(path, rows, key)
+            if rows.setdefault(name, row) != row:
+                differing[name] = None
+        if not rows:
+            notes.append(f"{path.name} has no line that names a file, so nothing is taken from it")
+        for name in differing:
+            del rows[name]
+        if differing:
+            examples = ", ".join(list(differing)[:3])
+            notes.append(f"{path.name} has rows for {examples} that differ: none of them is taken; keep one of each")
+        table = cls(path, rows, key)
+        table.lines = notes
+        return table
+
+    def expect(self, files: Iterable[tuple[Path, Path]]) -> None:
+        """Prepares for all `files`, each with the folder that was given, so that a row two of them match is noticed.
+
+        A row that is a file's whole path below that folder, or below the table's, is about it alone.
+        """
+        claims: dict[str, dict[Path, Path]] = {}
+        for path, root in files:
+            if (row := self._row_of(path)) is not None:
+                claims.setdefault(row, {})[path] = root
+        folder = self.path.absolute().parent
+        for row, roots in claims.items():
+            if len(roots) > 1:
+                whole = [
+                    path for path, root in roots.items() if path.absolute() in (root.absolute() / row, folder / row)
+                ]
+                if len(whole) == 1:
+                    self._taken[row] = whole[0]
+                    self._lost |= roots.keys() - {whole[0]}
+                else:
+                    one, other, *_ = roots
+                    self._contested[row] = (one, other)
 
     def find(self, path: Path) -> Metadata | None:
-        """The row about the file `path`; raises WeightsearchError where the row is about another file as well."""
-        row = None
-        for given in (path.absolute(), path.resolve()):  # a link's own name, or what it leads to
-            parts = given.parts[1:]
-            ends = ["/".join(parts[start:]) for start in range(len(parts))]
-            names = [name for end in ends for name in (end, str(PurePosixPath(end).with_suffix("")))]
-            row = row or next((name for name in names if name in self._rows), None) or self._elsewhere(parts)
-        if row is None:
+        """The row about the file `path`, None where there is none, or `expect` saw that it may be about another one.
+
+        Raises WeightsearchError where it has been found to be about another file before.
+        """
+        row = self._row_of(path)
+        if row is None or row in self._contested or path in self._lost:
             return None
         other = self._taken.setdefault(row, path)
         if other != path:
             raise WeightsearchError(
                 f"the row {row} of {self.path.name} is also about {other}: give more of the path in {self.key}"
             )
-        return self._rows[row]
+        if row not in self._interpreted:
+            values = self._rows[row]
+            self._interpreted[row] = values if isinstance(values, Metadata) else interpret(values, "table")
+        return self._interpreted[row]
+
+    def _row_of(self, path: Path) -> str | None:
+        for given in (path.absolute(), path.resolve()):  # a link's own name, or what it leads to
+            parts = given.parts[1:]
+            ends = ["/".join(parts[start:]) for start in range(len(parts))]
+            names = [name for end in ends for name in (end, str(PurePosixPath(end).with_suffix("")))]
+            row = next((name for name in names if name in self._rows), None) or self._elsewhere(parts)
+            if row is not None:
+                return row
+        return None
 
     def _elsewhere(self, parts: Sequence[str]) -> str | None:
         """The row of a path of another machine that ends in the same folder and file, and only it."""
@@ -208,12 +334,28 @@ class MetadataTable:
         return agreeing[most][0] if most >= 2 and len(agreeing[most]) == 1 else None
 
     @property
+    def contested(self) -> list[str]:
+        """Of each row that several files match, one line."""
+        return [
+            f"the row {row} of {self.path.name} may be about {one} and {other}, so it is about none: "
+            f"give more of the path in {self.key}"
+            for row, (one, other) in self._contested.items()
+        ]
+
+    @property
     def notes(self) -> list[str]:
-        """That some rows are about none of the files that were asked for, if so."""
-        unused = [name for name in self._rows if name not in self._taken]
+        """What to tell of rows that are about none of the files that were asked for, or nobody knows about which."""
+        notes = self.lines + self.contested[:CONTESTED_LISTED]
+        if len(self.contested) > CONTESTED_LISTED:
+            notes.append(f"{len(self.contested):,} rows of {self.path.name} match several files each, in all")
+        unused = [name for name in self._rows if name not in self._taken and name not in self._contested]
         if not unused:
-            return []
-        return [f"{len(unused):,} rows of {self.path.name} are about no file here, such as {unused[0]}"]
+            return notes
+        rows = counted(len(unused), "row")
+        return [
+            *notes,
+            f"{rows} of {self.path.name} {'is' if len(unused) == 1 else 'are'} about no file here, such as {unused[0]}",
+        ]
 
 
 def trail(text: str) -> str:

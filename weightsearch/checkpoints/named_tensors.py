@@ -48,6 +48,11 @@ PACKED = re.compile(
     r"|\.weight\.(absmax|quant_map|nested_absmax|quant_state\.)|weight_scale(_inv)?$"
 )
 
+# What unpacks a matrix of integers beside it: HQQ, AQLM, QuIP#, quanto and whoever else packs.
+SCALES = frozenset(
+    ("scale", "scales", "_scale", "zero", "zeros", "zero_point", "zero_points", "absmax", "codebooks", "SU", "SV")
+)
+
 
 def read_tensors(path: str | Path, weights: str | None = None) -> NamedTensors:
     """The network of a file as named arrays, in PyTorch's layout, whatever format it has.
@@ -210,8 +215,14 @@ def _is_common(name: str) -> bool:
 
 def _refuse_packed(named: Mapping[str, Any]) -> None:
     """Quantised weights are packed into integers beside scales, of which no network can be made."""
+    integers = {  # modules with a matrix of integers
+        name.rpartition(".")[0]
+        for name, value in named.items()
+        if len(value.shape) > 1 and _dtype_name(value).startswith(("int", "uint"))
+    }
     for name in named:
-        if PACKED.search(name):
+        module, _, leaf = name.rpartition(".")
+        if PACKED.search(name) or (leaf in SCALES and module in integers):
             raise WeightsearchError(
                 f"tensor '{shown(name)}' belongs to packed quantised weights (GPTQ, AWQ, bitsandbytes or the like); "
                 "give the network in an ordinary float type"

@@ -39,6 +39,14 @@ _LOSSES = re.compile(
 )
 
 
+# What people call data and results; a file in which all tensors are called so holds no network.
+_DATA = re.compile(
+    r"((train|test|val|valid)_?)?(x|y|data|images?|labels?|inputs?|targets?|features?|logits|preds?|predictions?|outputs?"
+    r"|probs|probabilities|samples?|activations?|gradients?|mean|std)(_?(train|test|val|valid))?",
+    re.IGNORECASE,
+)
+
+
 @dataclass(frozen=True)
 class NetworkPlace:
     """The network's tensors by name, the mappings that it was found through, and what to tell of the search."""
@@ -72,7 +80,9 @@ def find_network(tree: Any, weights: str | None = None) -> NetworkPlace:
         wrappers = [key for key in WRAPPERS if key in inner]
         if wrappers:
             chosen: Any = wrappers[0]
-        elif any(isinstance(key, str) and is_weight(value) for key, value in level.items()):
+        elif names := [key for key, value in level.items() if isinstance(key, str) and is_weight(value)]:
+            if all(map(_DATA.fullmatch, names)):
+                raise WeightsearchError(f"it holds data ({', '.join(names[:4])}), not a network's weights")
             return NetworkPlace(level, levels, tuple(notes))
         elif len(inner) == 1:
             (chosen,) = inner
@@ -235,10 +245,18 @@ def is_weight(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
+    if is_tensor(value):
+        return "single tensor without a name"
+    if isinstance(value, list | tuple) and any(map(is_tensor, value)):
+        return f"{type(value).__name__} of tensors without names"
     return value.name if isinstance(value, Placeholder) else type(value).__name__
 
 
 def _none_found(tree: Any, level: Mapping[Any, Any]) -> str:
+    if "param_groups" in level:
+        return "it is an optimizer's state, not a network's weights; give the checkpoint beside it"
+    if any(map(is_weight, level.values())):
+        return "its tensors have numbers instead of names; save model.state_dict()"
     parts = [
         shown(str(key)) + (f" ({shown(repr(value))})" if isinstance(value, Placeholder) else "")
         for key, value in list(level.items())[:8]

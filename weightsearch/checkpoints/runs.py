@@ -42,7 +42,9 @@ def without_copies(
         kept |= {id(item) for item in best.values()}
     chosen = [item for item in items if id(item) in kept]
     left = len(items) - len(chosen)
-    return chosen, [f"{left:,} files are copies of others (the last, the best) and count once"] if left else []
+    copies = "1 file is a copy of another" if left == 1 else f"{left:,} files are copies of others"
+    copies += f" (the last, the best) and count{'s' if left == 1 else ''} once"
+    return chosen, [copies] if left else []
 
 
 def _known(metadata: Metadata) -> tuple[bool, int]:

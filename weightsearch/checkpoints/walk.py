@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, looks_like_weights
+from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, SHARD, looks_like_weights
 from weightsearch.checkpoints.readers.deepspeed import is_later_part
 from weightsearch.checkpoints.readers.limits import natural
 from weightsearch.checkpoints.remote.paths import RemotePath
+from weightsearch.text_table import counted
 
 SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".pth.tar", ".pt.tar", ".th", ".pyth", ".t7"),
@@ -26,7 +27,7 @@ NOT_WEIGHTS = re.compile(
     r"|.*_optim_states)([._-].*)?",
     re.IGNORECASE,
 )
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
+_ONLY_SHARD = re.compile(r"(.+)-00001-of-00001\.(safetensors|bin)")
 _COPY = re.compile(r"(.*[._-])?(last|best|final|latest)([._-].*)?", re.IGNORECASE)
 # Never weights, and so frequent beside them that opening each would take long.
 _OTHERS = frozenset(
@@ -84,7 +85,7 @@ class Account:
         if not self.others:
             return []
         listed = ", ".join(f"{count:,} {what}" for what, count in self.others.most_common(8))
-        return [f"{self.seen:,} files seen, {self.weights:,} of them weights; passed over: {listed}"]
+        return [f"{counted(self.seen, 'file')} seen, {self.weights:,} of them weights; passed over: {listed}"]
 
 
 def walk(folder: Path, account: Account | None = None) -> Iterator[Path]:
@@ -148,8 +149,8 @@ def what_is(path: Path, sharded: set[Path]) -> str | None:
         return "parts of ZeRO-3 checkpoints (read by their first)"
     if (other := _other_program(path)) is not None:
         return other
-    shard = _SHARD.fullmatch(name)
-    if shard:
+    shard = SHARD.fullmatch(name) or _ONLY_SHARD.fullmatch(name)
+    if shard and (SHARD.fullmatch(name) or path.parent / shard[1] in sharded):
         return "shards (read by their index)" if path.parent / shard[1] in sharded else "shards without their index"
     if _OTHER_FORMAT.fullmatch(name) and _has_safetensors(path.parent):
         return "other formats of a network that is read"

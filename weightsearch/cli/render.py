@@ -78,21 +78,25 @@ def findings(findings: Sequence[Finding]) -> RenderableType:
 
 
 def build_summary(summary: BuildSummary) -> RenderableType:
-    trained = f"{summary.trained:,} runs trained in {summary.seconds:.0f} s" if summary.trained else "nothing to do"
+    trained = (
+        f"{counted(summary.trained, 'run')} trained in {summary.seconds:.0f} s" if summary.trained else "nothing to do"
+    )
     if summary.seconds > 0 and summary.network_epochs:
         trained += f" ({summary.network_epochs / summary.seconds:,.0f} networks × epochs/s)"
     failed = f", {summary.failed} of them failed" if summary.failed else ""
-    return Text(f"{summary.path}: {summary.runs:,} runs{failed}, {summary.checkpoints:,} checkpoints; {trained}")
+    checkpoints = counted(summary.checkpoints, "checkpoint")
+    return Text(f"{summary.path}: {counted(summary.runs, 'run')}{failed}, {checkpoints}; {trained}")
 
 
 def import_summary(summary: ImportSummary) -> RenderableType:
-    news = "nothing new" if not summary.added else f"{summary.added:,} runs imported as {summary.layout}"
+    news = "nothing new" if not summary.added else f"{counted(summary.added, 'run')} imported as {summary.layout}"
     if not summary.added and (summary.later or summary.changed):
         counts = {"checkpoints added to its runs": summary.later, "cells changed": summary.changed}
         news = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     one = summary.architecture
     kinds = one.describe() if one else f"{summary.architectures} architectures"
-    return Text(f"{summary.path}: {summary.runs:,} runs, {summary.checkpoints:,} checkpoints of {kinds}; {news}")
+    held = f"{counted(summary.runs, 'run')}, {counted(summary.checkpoints, 'checkpoint')}"
+    return Text(f"{summary.path}: {held} of {kinds}; {news}")
 
 
 def add_report(report: AddReport) -> RenderableType:
@@ -119,7 +123,8 @@ def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], note
     """Lines for stderr: what was assumed, and which files were left out and why."""
     yield from (f"note: {note}" for note in notes)
     for name, count in others.items():
-        yield f"left out: {count:,} files of another architecture, {name} (no encoder; relations can be asked for)"
+        files = counted(count, "file")
+        yield f"left out: {files} of another architecture, {name} (no encoder; relations can be asked for)"
     for bad in quarantined[:QUARANTINED_LINES]:
         yield f"left out: {bad.path}: {bad.reason}"
     if len(quarantined) > QUARANTINED_LINES:

@@ -264,9 +264,16 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
         behind = len(np.setxor1d(numbers, cache.numbers, assume_unique=True))
         common, ours, theirs = np.intersect1d(numbers, cache.numbers, assume_unique=True, return_indices=True)
         if cache.matrix is not None and len(common):
-            difference = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max()
-            if not difference <= TOLERANCE:
+            difference = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max(axis=1)
+            differing = numbers[ours][~(difference <= TOLERANCE)]
+            if len(differing) > len(common) / 2:  # the file of another index
                 fault = "its vectors were not the database's"
+            elif len(differing):  # a row's vector never changes, and the file's checksum agrees
+                detail = (
+                    f"{len(differing):,} rows' vectors are not those of {listed[0].name}, whose checksum agrees: "
+                    f"number {differing[0]}, ...; restore {DATABASE} from a copy"
+                )
+                return [Finding(DATABASE, State.BROKEN, detail)]
         if not fault:
             detail = f"{cache.info.factory}, {len(cache.numbers):,} vectors as in the database"
             return [Finding(what, State.OK, detail + (f", {behind:,} rows behind (within bounds)" if behind else ""))]

@@ -95,6 +95,9 @@ def _by_file(table: Path, key: str, lines: list[dict[str, Any]], held: list[tupl
         twice = next(name for name in names if names.count(name) > 1)
         raise WeightsearchError(f"{table} has two rows for {twice}; keep one of them")
     files = MetadataTable(table, {name: Metadata(extras={"name": name}) for name in names}, key)
+    files.expect((Path(source), Path()) for _, source in held if isinstance(source, str))
+    if files.contested:
+        raise WeightsearchError(files.contested[0])
     ids: dict[str, list[str]] = {}
     for id, source in held:
         row = files.find(Path(source)) if isinstance(source, str) else None

@@ -67,6 +67,7 @@ def add(
     given = find_given(paths, inventory)
     store = open_or_create(index)
     sources = sources or Sources()
+    sources.expect(given.files)
     reader = FileReader(store, sources, dataset)
     writer = RecordWriter(store, sources.given_name)
     writer.quarantined += given.missing

@@ -19,6 +19,7 @@ from weightsearch.index import IndexStore, Rows, add_rows, update_values
 from weightsearch.index.zoo_rows import _objects
 from weightsearch.relations.store import Signed, add_signatures
 from weightsearch.search.file_records import FileRecord
+from weightsearch.text_table import counted
 from weightsearch.types import ANY
 
 CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
@@ -187,8 +188,8 @@ class RecordWriter:
         if changes:
             columns = set(self.index.keys())
             updated = update_values(self.index.path, changes)
-            checkpoints = f"{updated.checkpoints:,} checkpoints that were there"
-            self.notes.append(f"{updated.cells:,} cells of {checkpoints} were set from {self.given_name}")
+            cells, checkpoints = counted(updated.cells, "cell"), counted(updated.checkpoints, "checkpoint")
+            self.notes.append(f"set from {self.given_name}: {cells} of {checkpoints} held before")
             self.notes += [f"new column: {name}" for name in sorted(set(self.index.keys()) - columns)]
 
     def write(self, fingerprint: str, rows: Rows, places: Sequence[Path | str]) -> None:

@@ -144,6 +144,7 @@ def sweep(
     """
     files, failures = _files(paths)
     sources = sources or Sources()
+    sources.expect(files)
     seen: list[Seen] = []
     for file in fetched_ahead(files):
         try:

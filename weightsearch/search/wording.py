@@ -355,7 +355,7 @@ def _neighbours(title: str, rows: tuple[Neighbour, ...], target: Target) -> Tabl
             f"{row.distance:.4f}",
             "" if row.value is None else f"{row.value:.3f}",
             "" if row.epoch is None else str(row.epoch),
-            row.run or "",
+            _short_path(row.run or ""),
             row.id[:8],
             recipe_text(row.recipe),
             "" if row.source is None or "#" in row.source else row.source,  # a place in a zoo is its run and epoch
@@ -413,7 +413,7 @@ def _unlike(answer: AnswerData) -> str:
 def place(row: Neighbour) -> str:
     """A neighbour's run and epoch."""
     return ", ".join(
-        part for part in (row.run or row.id[:8], "" if row.epoch is None else f"epoch {row.epoch}") if part
+        part for part in (_short_path(row.run or row.id[:8]), "" if row.epoch is None else f"epoch {row.epoch}") if part
     )
 
 

@@ -20,6 +20,7 @@ from weightsearch.checkpoints.walk import Account
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import clean_text
 from weightsearch.progress import progress_bar
+from weightsearch.text_table import counted
 from weightsearch.types import Architecture
 from weightsearch.zoo.import_rows import CheckpointToWrite, RunToWrite
 
@@ -59,7 +60,7 @@ class Survey:
         if wanted is None:
             return next(iter(self.counts)) if len(self.counts) == 1 else None
         if wanted not in self.counts:
-            listed = ", ".join(f"{name} ({count:,} files)" for name, count in self.counts.most_common())
+            listed = ", ".join(f"{name} ({counted(count, 'file')})" for name, count in self.counts.most_common())
             raise UsageError(f"--architecture {wanted}: {self.folder} has {listed}")
         return wanted
 
@@ -71,6 +72,7 @@ def survey_folder(folder: Path, layout: Layout, sources: Sources, quiet: bool = 
     """
     survey = Survey(folder)
     files = find(folder, layout, survey.account)
+    sources.expect(files)
     kept = 0
     with progress_bar("reading", len(files), unit="files", quiet=quiet) as advance:
         try:

@@ -16,6 +16,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.checkpoints.discovery import Quarantined
+from weightsearch.text_table import counted
 from weightsearch.zoo import schema
 from weightsearch.zoo.import_rows import Changed, CheckpointToWrite, RunToWrite
 from weightsearch.zoo.schema import METRICS
@@ -184,4 +185,4 @@ def note_of(changed: Changed, zoo: Path) -> list[str]:
     if not changed.cells:
         return []
     columns = f"; new: {', '.join(changed.columns)}" if changed.columns else ""
-    return [f"{changed.cells:,} cells of what {zoo} had already were changed{columns}"]
+    return [f"changed: {counted(changed.cells, 'cell')} of what {zoo} had already{columns}"]

@@ -14,6 +14,7 @@ from weightsearch.checkpoints.discovery import Quarantined, reason_of, write_qua
 from weightsearch.checkpoints.folder_layouts import Layout
 from weightsearch.errors import Interrupted, WeightsearchError
 from weightsearch.progress import progress_bar
+from weightsearch.text_table import counted
 from weightsearch.types import Architecture, content_hash
 from weightsearch.zoo.import_rows import RunToWrite
 from weightsearch.zoo.import_update import Held, apply, note_of, plan_import
@@ -112,7 +113,7 @@ def write_runs(
                 ) from None
         write_quarantine(out / QUARANTINE, quarantined)
     later = sum(len(run.checkpoints) for run in plan.later.values())
-    notes = [f"{later:,} checkpoints joined runs that were there"] if later else []
+    notes = [f"{counted(later, 'checkpoint')} joined runs that were there"] if later else []
     return Written(len(plan.new), later, plan.changed.cells, (*notes, *note_of(plan.changed, out)))
 
 

@@ -98,8 +98,9 @@ def import_zoo(
 
 def _check(folder: Path) -> None:
     if not folder.is_dir():
-        what = "is a file; give the folder that it lies in" if folder.exists() else "does not exist"
-        raise UsageError(f"{folder} {what}")
+        if folder.exists():
+            raise UsageError(f"{folder} is a file; give the folder that it lies in")
+        raise WeightsearchError(f"{folder} does not exist")
     if (folder / "zoo.json").is_file():
         raise UsageError(f"{folder} is a zoo already; train on it as it is")
 

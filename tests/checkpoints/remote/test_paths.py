@@ -162,7 +162,13 @@ def test_a_missing_package_is_one_line_with_the_command(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "make", [other_formats.keras_h5, other_formats.onnx_model, other_formats.distributed, other_formats.adapter]
+    "make",
+    [
+        other_formats.keras_h5,
+        other_formats.onnx_model,
+        pytest.param(other_formats.distributed, marks=pytest.mark.slow),
+        other_formats.adapter,
+    ],
 )
 def test_formats_that_are_read_apart_or_lie_in_several_files(make, tmp_path: Path):
     place = tmp_path / "disk" / "model"
