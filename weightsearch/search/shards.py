@@ -89,9 +89,11 @@ def embed(
     """
     number, of = parse_shard(shard)
     listed, missing, notes = list_files(paths, inventory)
+    sources = sources or Sources()
+    sources.expect([one.file for one in listed])  # of all shards: a row may be about files of two
     listed = [one for one in listed if one.share % of == number]
     place = None if index is None else Path(index).absolute()
-    work = ShardWork(Path(out).absolute(), place, sources or Sources(), dataset)
+    work = ShardWork(Path(out).absolute(), place, sources, dataset)
     reader = ShardReader(work)
     remove_leftovers(work.out)
     before = finished(work.out, (number, of), reader.settings)
