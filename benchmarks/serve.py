@@ -29,7 +29,8 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).parent.parent
-EXAMPLE = ROOT / "index" / "examples" / "very-good.pt"
+EXAMPLES = sorted((ROOT / "index" / "examples").glob("*.pt"))
+EXAMPLE = EXAMPLES[-1]
 CLIENTS = 8
 PORT = 8765
 
@@ -124,14 +125,15 @@ def main() -> None:
     ]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        content, slowly = EXAMPLE.read_bytes(), []
+        contents, slowly = [path.read_bytes() for path in EXAMPLES], []
         for _ in range(3_000):  # ten minutes, on a machine that does other things
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5)
                 break
             except OSError:
                 time.sleep(0.2)
-        post(content)
+        for content in contents:
+            post(content)
         process, peak, done = psutil.Process(server.pid), [0.0], threading.Event()
 
         def watch() -> None:
@@ -141,14 +143,14 @@ def main() -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
 
-        def timed(_: int) -> float:
+        def timed(number: int) -> float:
             started = time.perf_counter()
-            assert post(content) == 200
+            assert post(contents[number % len(contents)]) == 200
             return time.perf_counter() - started
 
         with ThreadPoolExecutor(CLIENTS) as clients:
             seconds = list(clients.map(timed, range(options.queries)))
-            before = memory(process)
+            before, children, descriptors = memory(process), len(process.children(recursive=True)), process.num_fds()
             ends = time.monotonic() + 60 * options.minutes
 
             def attacked(number: int) -> int | None:
@@ -163,7 +165,10 @@ def main() -> None:
             for one in waiting:
                 one.join()
         alive = post(content) == 200
+        time.sleep(10)  # connections that are kept alive end after five seconds
         after = memory(process)
+        children_left = len(process.children(recursive=True)) - children
+        descriptors_left = process.num_fds() - descriptors
         done.set()
         watcher.join()
     finally:
@@ -175,7 +180,8 @@ def main() -> None:
         "cores": os.cpu_count(), "hostile": len(statuses), "slow_statuses": slowly,
         "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))}, "alive_after": alive,
         "code_ran": Path("weightsearch-ran-code").exists(), "peak_mib": peak[0], "mib_before": before,
-        "mib_after": after, "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-upload-*"))),
+        "mib_after": after, "children_left": children_left, "descriptors_left": descriptors_left,
+        "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-upload-*"))),
     }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
