@@ -215,6 +215,41 @@ def search() -> str:
     )
 
 
+def scale() -> str:
+    """How an index grows beside other stores, from benchmarks/results/scale.json."""
+    result = json.loads((RESULTS / "scale.json").read_text())
+    names = {"index": "weightsearch", "faiss": "FAISS, exact", "lancedb": "LanceDB", "usearch": "usearch"}
+    lines = [
+        "| rows | | recall@10: all, 10 %, 1 %, 0.1 % pass | p50 | p99 | 10 % pass | open "
+        "| own memory, with mapped files | disk | build | add |",
+        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for size, measured in result["sizes"].items():
+        for system, one in measured["systems"].items():
+            filters, memory = one["filters"], one["memory_mib"]
+            recalls = ", ".join(f"{filters[share]['recall']:.3f}" for share in filters)
+            own, mapped = (memory["after"][name] - memory["before"][name] for name in ("own", "with mapped files"))
+            tenth = f"{filters['0.1']['p50_ms']:.3g} ms" if "0.1" in filters else ""
+            added = f"{one['added_rows']:,} in {one['add_seconds']:.0f} s" if "add_seconds" in one else ""
+            lines.append(
+                f"| {int(size):,} | {names[system]} | {recalls} | {filters['1.0']['p50_ms']:.3g} ms "
+                f"| {filters['1.0']['p99_ms']:.3g} ms | {tenth} | {one['open_seconds']:.2f} s "
+                f"| {own / 1024:.2f}, {mapped / 1024:.2f} GiB | {one['disk_bytes'] / 2**30:.2f} GiB "
+                f"| {one['build_seconds']:.0f} s | {added} |"
+            )
+    loads = [load for measured in result["sizes"].values() for load in measured["load"]]
+    lines += ["", f"Load averages of the {result['machine']['cores']} cores meanwhile: {min(loads)} to {max(loads)}."]
+    if "hundred_million" in result:
+        more = result["hundred_million"]
+        lines[-1] += (
+            f" A hundred million rows would need, computed from {more['from']:,}: {more['disk_gib']:,.0f} GiB of disk, "
+            f"{more['mapped_codes_gib']:.1f} GiB of codes and {more['mapped_vectors_gib']:.0f} GiB of vectors mapped, "
+            f"{more['own_memory_gib']:.0f} GiB of memory beside them, {more['p50_ms']:,.0f} ms a query, and up to "
+            f"{more['build_hours_at_most']:.0f} hours to make."
+        )
+    return "\n".join(lines)
+
+
 def fits() -> str:
     """What fits cost, from the results of fit_throughput, fit_memory, search_trials and encoder_cost."""
     epochs, memory, trials, cost = (
@@ -407,6 +442,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "evaluation": evaluation,
     "peers": peers,
     "search": search,
+    "scale": scale,
     "fits": fits,
     "map": map_frames,
     "umap": umap,

@@ -28,7 +28,7 @@ from tests.conftest import share
 from tests.index.test_store import DENSE, make_index, make_rows
 from tests.index.test_writer import by_id, check, more_rows
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import IndexStore, State, add_rows, doctor, rebuild, remove_rows, update_rows
+from weightsearch.index import IndexStore, State, add_rows, doctor, rebuild, remove_rows, update_rows, vectors
 from weightsearch.index import writer as writing
 from weightsearch.index.manifest import DATABASE
 from weightsearch.types import Selection
@@ -43,10 +43,11 @@ import json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from tests.index.test_writer import FINGERPRINT, more_rows
-from weightsearch.index import add_rows, rebuild, remove_rows, writer
+from weightsearch.index import add_rows, rebuild, remove_rows, vectors, writer
 writer.STALE_ROWS = 10  # so that FAISS files are written all the time
 path, first, generator = sys.argv[2], int(sys.argv[3]), np.random.default_rng(int(sys.argv[4]))
-held = sys.argv[5:]
+vectors.EXACT_LIMIT = int(sys.argv[5])
+held = sys.argv[6:]
 def say(*words):
     print(json.dumps(words), flush=True)
 say("ready")
@@ -81,13 +82,19 @@ def apply(action: list, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return rows
 
 
-def test_kills_at_random_moments_lose_nothing_acknowledged(tmp_path: Path):
+@pytest.mark.parametrize(("kills", "limit"), [(100, vectors.EXACT_LIMIT), (60, 40)])
+def test_kills_at_random_moments_lose_nothing_acknowledged(
+    kills: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of an index whose vectors FAISS has, and of one that has many rows for its `limit`: codes and mapped vectors."""
+    monkeypatch.setattr(vectors, "EXACT_LIMIT", limit)
     path, generator = tmp_path / "index", np.random.default_rng(0)
     first = make_rows(50)
     make_index(path, first)
     expected, next_id, midway = by_id(first), 50, 0
-    for kill in range(share(100)):
-        command = [sys.executable, "-c", WRITER, str(ROOT), str(path), str(next_id), str(kill), *expected]
+    for kill in range(share(kills)):
+        arguments = [str(ROOT), str(path), str(next_id), str(kill), str(limit), *expected]
+        command = [sys.executable, "-c", WRITER, *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == '["ready"]\n'
@@ -110,7 +117,7 @@ def test_kills_at_random_moments_lose_nothing_acknowledged(tmp_path: Path):
         check(path, expected)
         for id in list(expected)[-3:]:  # found by search
             assert IndexStore.open(path).search(FINGERPRINT, expected[id], 1).neighbours[0].distance < 1e-5
-    assert midway > share(100) // 4
+    assert midway > share(kills) // 4
     assert State.BROKEN not in {finding.state for finding in doctor(path)}
     assert {finding.state for finding in doctor(path)} == {State.OK}
     check(path, expected)

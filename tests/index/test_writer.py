@@ -277,7 +277,7 @@ def test_an_index_of_format_1_is_read_and_brought_up_to_date_by_the_first_change
 
 def test_the_type_by_size_and_by_choice(tmp_path: Path):
     assert vectors.default_factory(10_000) == vectors.default_factory(1_000_000) == "Flat"
-    assert vectors.default_factory(1_500_000).startswith("IVF4096")
+    assert vectors.default_factory(1_500_000) == "IVF1024,RaBitQ2"
     path = tmp_path / "index"
     centres = np.random.default_rng(0).standard_normal((40, 8))
     embedding = np.repeat(centres, 50, axis=0) + 0.1 * np.random.default_rng(1).standard_normal((2000, 8))

@@ -12,7 +12,7 @@ import numpy as np
 
 from weightsearch.errors import UsageError
 from weightsearch.files import exchange, runs_elsewhere, sync
-from weightsearch.index import database, vectors
+from weightsearch.index import database, reranked, snapshot, vectors
 from weightsearch.index.connection import Database
 from weightsearch.index.database import SCHEMA, Rows
 from weightsearch.index.manifest import (
@@ -61,8 +61,17 @@ def create_index(
             _insert(connection, fingerprint, rows)
             connection.execute("UPDATE ix.state SET generation = 1")
             identity = database.state(connection).identity
-        built = vectors.build(np.arange(len(rows)), rows.embedding, metric, factory)
-        vectors.save(built, staging / fingerprint / "vectors-1.faiss")
+            if len(rows) > vectors.EXACT_LIMIT:
+                target = Target(**(notes or {}).get("target", {}))
+                snapshot.save(staging / fingerprint, database.columns(connection, fingerprint, target), target)
+        kind = factory or vectors.default_factory(len(rows))
+        numbers = np.arange(len(rows))
+        if reranked.is_reranked(kind):
+            blocks = reranked.blocks_of(numbers, rows.embedding)
+            reranked.write(staging / fingerprint, 1, blocks, metric, kind)
+        else:
+            built = vectors.build(numbers, rows.embedding, metric, kind)
+            vectors.save(built, staging / fingerprint / "vectors-1.faiss")
         write_extras(staging, staging / fingerprint)
         manifest = {
             "format": FORMAT,
@@ -168,7 +177,9 @@ def check_addition(path: Path, architecture: Architecture, target: Target, metri
 
 def describe_encoder(directory: Path) -> dict[str, Any]:
     """Of all files in an encoder's sub-directory but the vectors, by their name in the index directory."""
-    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("vectors-"))
+    files = sorted(
+        file for file in directory.iterdir() if file.is_file() and not file.name.startswith(("vectors-", "columns-"))
+    )
     return {f"{directory.name}/{file.name}": describe_file(file) for file in files}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ NUMBERS = {  # columns that hold numbers, with NaN where unknown
 TEXTS = ("id", "dataset", "run", "split", "recipe", "source", "metadata")
 COLUMNS = ("number", *TEXTS[:3], *NUMBERS, *TEXTS[3:])  # of a row, the embedding aside
 ADDED_IN_FORMAT_2 = {"source": "VARCHAR", "metadata": "VARCHAR", "description": "BLOB"}
+ROWS_AT_A_TIME = 100_000  # of embeddings, each of which is a Python object on its way
 EXACT = 2**53  # the largest whole number that float64 counts up to
 
 
@@ -278,15 +279,39 @@ def embeddings(
     connection: duckdb.DuckDBPyConnection, fingerprint: str, numbers: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers `(n,)`, ascending, and embeddings `(n, D)` of one architecture's rows, or of those in `numbers`."""
-    among = ""
-    if numbers is not None:
-        connection.register("wanted", {"number": np.asarray(numbers, np.int64)})
-        among = "AND number IN (SELECT number FROM wanted)"
+    if numbers is None:
+        blocks = list(embedding_blocks(connection, fingerprint))
+        if not blocks:
+            return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+        return np.concatenate([block[0] for block in blocks]), np.concatenate([block[1] for block in blocks])
+    connection.register("wanted", {"number": np.asarray(numbers, np.int64)})
     stored = connection.execute(
-        f"SELECT number, embedding FROM ix.checkpoints WHERE architecture = ? {among} ORDER BY number", [fingerprint]
+        "SELECT number, embedding FROM ix.checkpoints WHERE architecture = ? "
+        "AND number IN (SELECT number FROM wanted) ORDER BY number",
+        [fingerprint],
     ).fetchnumpy()
-    if numbers is not None:
-        connection.unregister("wanted")
+    connection.unregister("wanted")
+    return _numbers_and_vectors(stored)
+
+
+def embedding_blocks(
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, after: int = -1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers and embeddings as `embeddings` has them, of the rows behind number `after`, some at a time."""
+    last = first(connection, "SELECT max(number) FROM ix.checkpoints WHERE architecture = ?", [fingerprint])[0]
+    for start in range(after + 1, -1 if last is None else last + 1, ROWS_AT_A_TIME):
+        block = _numbers_and_vectors(
+            connection.execute(
+                "SELECT number, embedding FROM ix.checkpoints WHERE architecture = ? "
+                "AND number >= ? AND number < ? ORDER BY number",
+                [fingerprint, start, start + ROWS_AT_A_TIME],
+            ).fetchnumpy()
+        )
+        if len(block[0]):
+            yield block
+
+
+def _numbers_and_vectors(stored: Any) -> tuple[np.ndarray, np.ndarray]:
     vectors = np.frombuffer(b"".join(map(bytes, stored["embedding"])), "<f4")
     count = len(stored["number"])
     return np.asarray(stored["number"], np.int64), vectors.reshape(count, -1 if count else 0)

@@ -151,7 +151,8 @@ def _database(path: Path) -> list[Finding]:
                     )
             if not findings:
                 for fingerprint in read_manifest(path)["architectures"]:
-                    findings += _finite(*database.embeddings(connection, fingerprint))
+                    for numbers, embeddings in database.embedding_blocks(connection, fingerprint):
+                        findings += _finite(numbers, embeddings)
     except WeightsearchError as error:
         return [Finding(DATABASE, State.BROKEN, str(error))]
     return findings or [Finding(DATABASE, State.OK, f"{count:,} rows at generation {generation}, all blocks readable")]
@@ -249,7 +250,7 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
     index = IndexStore.open(writer.path)
     with writer.database.open() as connection:
         generation = database.generation(connection)
-        numbers, embeddings = database.embeddings(connection, fingerprint)
+    numbers = index.numbers(fingerprint)
     what = f"{fingerprint}/vectors"
     if not len(numbers):
         return [Finding(what, State.OK, "no rows")]
@@ -261,24 +262,37 @@ def _vectors(writer: Writer, fingerprint: str) -> list[Finding]:
     if listed and cache is None:
         fault = f"{listed[0].name} was damaged"
     if cache is not None and not fault:
-        behind = len(np.setxor1d(numbers, cache.numbers, assume_unique=True))
-        common, ours, theirs = np.intersect1d(numbers, cache.numbers, assume_unique=True, return_indices=True)
-        if cache.matrix is not None and len(common):
-            difference = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max(axis=1)
-            differing = numbers[ours][~(difference <= TOLERANCE)]
-            if len(differing) > len(common) / 2:  # the file of another index
-                fault = "its vectors were not the database's"
-            elif len(differing):  # a row's vector never changes, and the file's checksum agrees
-                detail = (
-                    f"{len(differing):,} rows' vectors are not those of {listed[0].name}, whose checksum agrees: "
-                    f"number {differing[0]}, ...; restore {DATABASE} from a copy"
-                )
-                return [Finding(DATABASE, State.BROKEN, detail)]
+        behind = vectors.behind(cache.numbers, numbers)
+        damage = None if cache.paged is None else cache.paged.all_damage()
+        differing = np.empty(0, np.int64) if damage else _differing(writer, index, fingerprint, cache)
+        if damage:
+            fault = f"{damage} in it were damaged"
+        elif len(differing) > (len(numbers) + len(cache.numbers) - behind) / 4:  # half: the file of another index
+            fault = "its vectors were not the database's"
+        elif len(differing):  # a row's vector never changes, and the file's checksum agrees
+            detail = (
+                f"{len(differing):,} rows' vectors are not those of {listed[0].name}, whose checksum agrees: "
+                f"number {differing[0]}, ...; restore {DATABASE} from a copy"
+            )
+            return [Finding(DATABASE, State.BROKEN, detail)]
         if not fault:
             detail = f"{cache.info.factory}, {len(cache.numbers):,} vectors as in the database"
             return [Finding(what, State.OK, detail + (f", {behind:,} rows behind (within bounds)" if behind else ""))]
     publish(writer, fingerprint, anew=True)
     return [Finding(what, State.REPAIRED, f"{fault}; written anew from {DATABASE} ({len(numbers):,} vectors)")]
+
+
+def _differing(writer: Writer, index: IndexStore, fingerprint: str, cache: vectors.Cache) -> np.ndarray:
+    """Numbers `(m,)` of the rows whose exact vectors, where there are any, are not the database's."""
+    differing = [np.empty(0, np.int64)]
+    with writer.database.open() as connection:
+        blocks = database.embedding_blocks(connection, fingerprint) if cache.matrix is not None else ()
+        for numbers, embeddings in blocks:
+            common, ours, theirs = np.intersect1d(numbers, cache.numbers, assume_unique=True, return_indices=True)
+            if len(common) and cache.matrix is not None:
+                difference = np.abs(prepare(embeddings[ours], index.metric) - cache.matrix[theirs]).max(axis=1)
+                differing.append(common[~(difference <= TOLERANCE)])
+    return np.concatenate(differing)
 
 
 def _encoders(path: Path, check_encoder: Callable[[Path], object]) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import numpy as np
 from weightsearch.errors import UsageError
 from weightsearch.index import database
 from weightsearch.index.database import COLUMNS
+from weightsearch.types import Selection
 
 COLUMNS_LISTED = 100  # in an error
 LONGEST = 10_000  # characters
@@ -159,3 +160,16 @@ def _parts(tree: Any) -> Any:
         yield tree
     for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from _parts(child)
+
+
+def has_filter(selection: Selection) -> bool:
+    """Whether some rows may not pass."""
+    return selection.where is not None or selection.not_run is not None
+
+
+def check_selection(selection: Selection) -> None:
+    """Refuses limits that no neighbour could keep."""
+    if selection.within is not None and not selection.within >= 0:
+        raise UsageError(f"--within {selection.within}: choose a distance of at least 0")
+    if selection.per_run is not None and selection.per_run < 1:
+        raise UsageError(f"--per-run {selection.per_run}: choose at least 1")

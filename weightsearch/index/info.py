@@ -96,7 +96,7 @@ def _architecture(index: IndexStore, fingerprint: str, generation: int) -> Archi
         nprobe=cache.info.nprobe if cache else None,
         recall=cache.info.recall if cache else None,
         exact=cache is None or cache.is_exact,
-        behind=len(np.setxor1d(numbers, columns.numbers, assume_unique=True)),
+        behind=vectors.behind(numbers, columns.numbers),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import duckdb
 import numpy as np
@@ -18,6 +19,7 @@ from weightsearch.types import Metric
 # Share of rows passing below which an approximate index is left aside for an exact search of just those rows, and
 # below which an exact search looks at just those rows rather than at all, which lie in a row.
 FEW, SOME = 0.1, 0.3
+FEW_OF_CODES = 0.02  # as FEW, where codes are searched: among so many rows their search is quicker down to fewer
 BLOCK = 64
 SORTED = 2_000  # so few distances are sorted once, which is quicker than looking for the smallest of each list
 AT_FIRST = 16  # times k: how many rows an approximate index is asked for, in the hope that all lists are among them
@@ -52,39 +54,61 @@ class Segment:
         return out
 
     def _cached(self, query: np.ndarray, at: np.ndarray | None) -> np.ndarray:
+        if self.cache.paged is not None:
+            self.cache.paged.check(at)
         if self.cache.matrix is not None:
             return vectors.distances(query, self.cache.matrix, self.metric, at)
         decoded = vectors.decode(self.cache, at)
         return vectors.distances(query, decoded, self.metric)
 
-    def approximate(self, query: np.ndarray, k: int, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and distances of about the `k` nearest where `mask (n,)` is true, in any order."""
-        rows = np.arange(len(self)) if self.places is None else np.full(self.cache.inner.ntotal, -1)
-        if self.places is not None:
-            rows[self.places[self.places >= 0]] = np.flatnonzero(self.places >= 0)
-        among = None
-        if mask is not None or self.places is not None:  # dead positions have row -1
-            among = (rows >= 0) & (mask[rows] if mask is not None else True)
-        at, distances = vectors.approximate(self.cache, query, k, self.metric, among)
-        nearest = rows[at]
-        if self.places is not None:
-            lacking = np.flatnonzero((self.places < 0) & (mask if mask is not None else True))
-            nearest = np.concatenate([nearest, lacking])
-            distances = np.concatenate([distances, self.distances(query, lacking)])
-        return nearest, distances
+    @property
+    def few(self) -> float:
+        """The share of passing rows up to which these are searched exactly."""
+        return FEW if self.cache.paged is None else FEW_OF_CODES
+
+    @cached_property
+    def _rows(self) -> np.ndarray | None:
+        """The row at each position of the cache, -1 where that was removed; None where it is the position."""
+        if self.places is None:
+            return None
+        rows = np.full(len(self.cache.numbers), -1)
+        rows[self.places[self.places >= 0]] = np.flatnonzero(self.places >= 0)
+        return rows
+
+    def approximate(
+        self, query: np.ndarray, k: int, mask: np.ndarray | None, depth: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and distances of about the `k` nearest where `mask (n,)` is true, in any order.
+
+        `depth` is the rank, among all rows, down to which the wanted ones will lie.
+        """
+        rows = self._rows
+        if rows is None or self.places is None:
+            return vectors.approximate(self.cache, query, k, self.metric, mask, depth)
+        among = rows >= 0 if mask is None else (rows >= 0) & mask[rows]
+        at, distances = vectors.approximate(self.cache, query, k, self.metric, among, depth)
+        lacking = np.flatnonzero(self.places < 0 if mask is None else (self.places < 0) & mask)
+        return np.concatenate([rows[at], lacking]), np.concatenate([distances, self.distances(query, lacking)])
 
 
 def place(
-    connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns, cache: Cache, metric: Metric
+    connection: duckdb.DuckDBPyConnection,
+    fingerprint: str,
+    columns: Columns,
+    cache: Cache,
+    metric: Metric,
+    damaged: np.ndarray | None = None,
 ) -> Segment:
-    """Finds each row's vector in the cache; those that it lacks come from the database."""
+    """Finds each row's vector in the cache; those that it lacks, or that are `damaged` in it, are the database's."""
     width = cache.inner.d
-    if np.array_equal(cache.numbers, columns.numbers):
+    if damaged is None and np.array_equal(cache.numbers, columns.numbers):
         return Segment(columns, cache, metric, None, np.empty((0, width), np.float32))
     at = np.searchsorted(cache.numbers, columns.numbers)
     cached = np.zeros(len(columns), bool)
     inside = at < len(cache.numbers)
     cached[inside] = cache.numbers[at[inside]] == columns.numbers[inside]
+    if damaged is not None:
+        cached &= ~np.isin(columns.numbers, damaged)
     extra = database.embeddings(connection, fingerprint, columns.numbers[~cached])[1]
     places = np.where(cached, at, 0)
     places[~cached] = -1 - np.arange(len(columns) - np.count_nonzero(cached))
@@ -110,15 +134,13 @@ def search(
         grades: `(n,)`, 1 where good, -1 where bad.
     """
     passing = len(segment) if mask is None else int(np.count_nonzero(mask))
-    few = passing <= FEW * len(segment)
-    if not segment.cache.is_exact and not few:
-        everything = np.ones(len(segment), bool) if mask is None else mask
-        masks = (mask, everything & (grades > 0), everything & (grades < 0))
-        first = segment.approximate(query, min(AT_FIRST * k, passing), mask)
+    if not segment.cache.is_exact and passing > segment.few * len(segment):
+        first = segment.approximate(query, min(AT_FIRST * k, passing), mask, 2 * k * len(segment) / passing)
         order = np.lexsort(first)
         first = (first[0][order], first[1][order])
         lists = [
-            _pick(_growing(segment, query, k, part, first), k, within, per_run, segment.columns.runs) for part in masks
+            _pick(_growing(segment, query, k, mask, grades, wanted, first), k, within, per_run, segment.columns.runs)
+            for wanted in (None, 1, -1)
         ]
         return f"{segment.cache.info.factory}{'' if mask is None else ' with a selector'}", lists
     rows, name = None, "exact, all rows"
@@ -161,17 +183,26 @@ def _nearest(
 
 
 def _growing(
-    segment: Segment, query: np.ndarray, k: int, mask: np.ndarray | None, first: tuple[np.ndarray, np.ndarray]
+    segment: Segment,
+    query: np.ndarray,
+    k: int,
+    mask: np.ndarray | None,
+    grades: np.ndarray,
+    grade: int | None,
+    first: tuple[np.ndarray, np.ndarray],
 ) -> Candidates:
-    """From the `first` rows found for all lists, then from an approximate index, or exactly where few pass."""
+    """Rows of a grade, or of any: from the `first` ones found for all lists, then from an approximate index, or exactly
+    where few pass."""
+    of_grade = np.ones(len(first[0]), bool) if grade is None else grades[first[0]] == grade
+    yield first[0][of_grade], first[1][of_grade], False
+    if grade is not None:  # only here: it takes longer than a search
+        mask = (grades == grade) if mask is None else mask & (grades == grade)
     total = len(segment) if mask is None else int(np.count_nonzero(mask))
-    passing = np.ones(len(first[0]), bool) if mask is None else mask[first[0]]
-    yield first[0][passing], first[1][passing], False
     while True:
-        if mask is not None and total <= max(FEW * len(segment), k):
+        if mask is not None and total <= max(segment.few * len(segment), k):
             rows, distances = np.flatnonzero(mask), segment.distances(query, np.flatnonzero(mask))
         else:
-            rows, distances = segment.approximate(query, min(k, total), mask)
+            rows, distances = segment.approximate(query, min(k, total), mask, k * len(segment) / max(total, 1))
         order = np.lexsort((rows, distances))[:k]
         yield rows[order], distances[order], k >= total
         k *= 4

@@ -17,12 +17,13 @@ import numpy as np
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD
-from weightsearch.index import database, filters, planner, vectors
+from weightsearch.index import database, filters, planner, reranked, snapshot, vectors
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.database import Columns
 from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
+from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.planner import Segment
-from weightsearch.index.thresholds import thresholds_among
+from weightsearch.index.thresholds import distinct, grades_of, thresholds_among
 from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target, epoch_number
 
 REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
@@ -106,6 +107,7 @@ class IndexStore:
         self.database = Database(self.path / DATABASE)
         self._columns_of: dict[str, Columns] = {}
         self._segments: dict[str, Segment] = {}
+        self._damaged: dict[str, np.ndarray] = {}  # numbers of rows whose vectors are taken from the database
         self._masks: dict[tuple[str, str | None, str | None], tuple[int, np.ndarray]] = {}
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
         self._rows_of: tuple[Columns | None, dict[int, list[Any]]] = (None, {})
@@ -184,6 +186,10 @@ class IndexStore:
 
     def count(self, fingerprint: str) -> int:
         return len(self._columns(fingerprint))
+
+    def numbers(self, fingerprint: str) -> np.ndarray:
+        """The rows' numbers `(n,)` of one architecture, ascending."""
+        return self._columns(fingerprint).numbers
 
     def accuracies(self, fingerprint: str) -> np.ndarray:
         """Test accuracies `(n,)`, or the index's other target, of one architecture's rows; NaN where unknown."""
@@ -267,13 +273,29 @@ class IndexStore:
     ) -> Neighbourhood:
         """The `k` nearest, nearest good and nearest bad rows of `vector (D,)` among those that pass `selection`."""
         selection = selection or Selection()
-        _check(selection)
+        filters.check_selection(selection)
         self._known(fingerprint)
+        while True:
+            try:
+                return self._search(fingerprint, vector, k, selection)
+            except DamagedVectorsError as error:
+                self._pass_over(fingerprint, error)
+
+    def _pass_over(self, fingerprint: str, error: DamagedVectorsError) -> None:
+        """Takes the vectors that were found damaged from the database from now on."""
+        segment = self._segments.pop(fingerprint)
+        error = (segment.cache.paged and segment.cache.paged.all_damage()) or error  # one page is rarely alone
+        message = "%s: %s in the file of vectors are damaged, and are taken from %s until `weightsearch rebuild`"
+        log.warning(message, self.path / fingerprint, error, DATABASE)
+        numbers = segment.cache.numbers[error.positions]
+        self._damaged[fingerprint] = np.union1d(self._damaged.get(fingerprint, numbers), numbers)
+
+    def _search(self, fingerprint: str, vector: np.ndarray, k: int, selection: Selection) -> Neighbourhood:
         start = time.perf_counter()
         segment = self._segments.get(fingerprint)
         mask = self._mask_of(segment, fingerprint, selection)
         result, seconds = None, 0.0
-        if segment is not None and (mask is not None or not _filters(selection)):
+        if segment is not None and (mask is not None or not filters.has_filter(selection)):
             result = self._lists(segment, vector, k, selection, mask)
             seconds = time.perf_counter() - start
         with self.connection() as connection:
@@ -309,14 +331,7 @@ class IndexStore:
         kept = self._grades_of.get((good, bad))
         if kept is not None and kept[0] is columns:
             return kept[1]
-        quality = self.target.quality(columns.values)
-        grades = np.zeros(len(columns), np.int8)
-        for dataset in _distinct(columns.datasets):
-            here = columns.datasets == dataset
-            low, high = thresholds_among(self.target, columns.values[here], good, bad)
-            with np.errstate(invalid="ignore"):
-                grades[here & (quality >= self.target.quality(high))] = 1
-                grades[here & (quality <= self.target.quality(low)) & (grades == 0)] = -1
+        grades = grades_of(columns, self.target, good, bad)
         self._grades_of = {(good, bad): (columns, grades)}
         return grades
 
@@ -329,7 +344,7 @@ class IndexStore:
     ) -> list[tuple[Neighbour, ...]]:
         numbers = segment.columns.numbers
         grades = self._grades(segment.columns, selection.good, selection.bad)
-        wanted = _distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
+        wanted = distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
         by_number = self._rows(connection, segment.columns, wanted.tolist())
 
         def neighbour(row: int, distance: float) -> Neighbour:
@@ -376,7 +391,9 @@ class IndexStore:
         self._known(fingerprint)
         columns = self._columns_of.get(fingerprint)
         if columns is None or columns.generation != self._generation(connection):
-            columns = self._columns_of[fingerprint] = database.columns(connection, fingerprint, self.target)
+            table = database.rows_sql(connection)
+            saved = snapshot.load(self.path / fingerprint, self._generation(connection), self.target, table)
+            columns = self._columns_of[fingerprint] = saved or database.columns(connection, fingerprint, self.target)
         return columns
 
     def _segment(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Segment:
@@ -386,7 +403,9 @@ class IndexStore:
         segment = self._segments.get(fingerprint)
         if segment is None or segment.columns is not columns:
             cache = self._cache(connection, fingerprint, columns)
-            segment = self._segments[fingerprint] = planner.place(connection, fingerprint, columns, cache, self.metric)
+            segment = self._segments[fingerprint] = planner.place(
+                connection, fingerprint, columns, cache, self.metric, self._damaged.get(fingerprint)
+            )
         return segment
 
     def _cache(self, connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns) -> vectors.Cache:
@@ -400,6 +419,8 @@ class IndexStore:
             self.path / fingerprint, DATABASE,
         )  # fmt: skip
         factory = self.manifest["architectures"][fingerprint].get("factory")
+        if reranked.is_reranked(factory or vectors.default_factory(len(columns))):
+            factory = "Flat"  # codes take long to make
         return vectors.build(*database.embeddings(connection, fingerprint), self.metric, factory)
 
     def newest_cache(self, fingerprint: str, generation: int) -> vectors.Cache | None:
@@ -416,7 +437,7 @@ class IndexStore:
         with self.connection() as connection:
             columns = self._fresh_columns(connection, fingerprint)
             cache = self.newest_cache(fingerprint, columns.generation) if from_cache else None
-            if cache is None or cache.matrix is None:
+            if cache is None or cache.matrix is None or cache.paged is not None:
                 numbers, embeddings = database.embeddings(connection, fingerprint)
                 return numbers, prepare(embeddings, self.metric)
             segment = planner.place(connection, fingerprint, columns, cache, self.metric)
@@ -444,14 +465,15 @@ class IndexStore:
         self, connection: duckdb.DuckDBPyConnection, segment: Segment, fingerprint: str, selection: Selection
     ) -> np.ndarray | None:
         """The rows `(n,)` that pass; None for all."""
-        if not _filters(selection):
+        if not filters.has_filter(selection):
             return None
         mask = self._mask_of(segment, fingerprint, selection)
         if mask is None:
             mask = np.ones(len(segment), bool)
             if selection.where is not None:
                 numbers = filters.passing(connection, fingerprint, selection.where)
-                mask = np.isin(segment.columns.numbers, numbers, assume_unique=True)
+                mask = np.zeros(len(segment), bool)
+                mask[np.searchsorted(segment.columns.numbers, numbers)] = True
             if selection.not_run is not None:
                 mask &= segment.columns.runs != database.hash_of(connection, selection.not_run)
             if len(self._masks) >= MASKS_KEPT:
@@ -473,22 +495,6 @@ def _stamp(manifest: Path) -> Stamp | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _filters(selection: Selection) -> bool:
-    return selection.where is not None or selection.not_run is not None
-
-
-def _check(selection: Selection) -> None:
-    if selection.within is not None and not selection.within >= 0:
-        raise UsageError(f"--within {selection.within}: choose a distance of at least 0")
-    if selection.per_run is not None and selection.per_run < 1:
-        raise UsageError(f"--per-run {selection.per_run}: choose at least 1")
-
-
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """As np.unique, which imports numpy.ma (a tenth of what a question about an id takes) unless it counts as well."""
-    return np.unique(values, return_counts=True)[0]
 
 
 __all__ = ["IndexStore", "Neighbourhood", "Row"]

@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD, sync, write_whole
 from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_sealed, write_sealed
+from weightsearch.index.paged import PagedVectors
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":
@@ -24,10 +25,20 @@ if sys.platform == "darwin":
 
 import faiss
 
-EXACT_LIMIT = 1_000_000  # rows beyond which an inverted file is made
+EXACT_LIMIT = 1_000_000  # rows beyond which codes are searched, and what they find is ranked anew by exact vectors
 RECALL, RANKS = 0.99, (50, 100)  # share of the 51st to the 100th nearest that nprobe is tuned to find
 TUNING_QUERIES = 200
 TRAINING_ROWS_PER_LIST = 64
+DEPTHS = (50, 100), (500, 1000)  # ranks for which nprobe is tuned where codes are searched
+
+
+class Depth(TypedDict):
+    """How to search codes so that the share `recall` of the neighbours of about the first `ranks` is found."""
+
+    ranks: int
+    nprobe: int
+    candidates: int  # taken by their codes, for each that is wanted
+    recall: float
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,9 @@ class CacheInfo:
     nprobe: int | None = None  # of an inverted file
     recall: float | None = None  # as tuned: of a sample's 51st to 100th nearest
     file: dict[str, Any] | None = None  # size, time and checksum; None where there is no file
+    exact: dict[str, Any] | None = None  # of codes: the file of exact vectors (see `paged`)
+    depths: list[Depth] | None = None  # of codes, shallow ones first
+    trained_rows: int | None = None  # of codes: how many rows there were when they were made
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,27 @@ class Cache:
     inner: Any
     numbers: np.ndarray  # int64 (n,), ascending
     info: CacheInfo
-    matrix: np.ndarray | None  # float32 (n, D) view of an exact index's memory, else None
+    matrix: np.ndarray | None  # float32 (n, D) view of the exact vectors, where they are kept, else None
+    paged: PagedVectors | None = None  # whose matrix that is, where FAISS holds codes
 
     @property
     def is_exact(self) -> bool:
-        return self.matrix is not None
+        return self.matrix is not None and self.paged is None
+
+    @classmethod
+    def of(cls, index: Any, info: CacheInfo, paged: PagedVectors | None = None) -> Self:
+        """Of a `faiss.IndexIDMap`, and the exact vectors beside it."""
+        inner = faiss.downcast_index(index.index)
+        matrix = None if paged is None else paged.matrix
+        if isinstance(inner, faiss.IndexFlat) and inner.ntotal:
+            matrix = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d).reshape(inner.ntotal, inner.d)
+        elif isinstance(inner, faiss.IndexFlat):
+            matrix = np.empty((0, inner.d), np.float32)
+        inverted = faiss.try_extract_index_ivf(inner)
+        if inverted is not None:
+            inverted.nprobe = info.nprobe or inverted.nprobe
+            inverted.parallel_mode = int(paged is not None)  # 1: the lists of one query are shared out among the cores
+        return cls(index, inner, faiss.vector_to_array(index.id_map), info, matrix, paged)
 
 
 def build(numbers: np.ndarray, vectors: np.ndarray, metric: Metric, factory: str | None = None) -> Cache:
@@ -73,11 +103,12 @@ def build(numbers: np.ndarray, vectors: np.ndarray, metric: Metric, factory: str
     index = faiss.IndexIDMap(inner)
     index.add_with_ids(prepared, np.asarray(numbers, np.int64))
     nprobe, recall = tune(inner, prepared, metric)
-    return _cache(index, CacheInfo(name, len(prepared), nprobe, recall))
+    return Cache.of(index, CacheInfo(name, len(prepared), nprobe, recall))
 
 
 def default_factory(rows: int) -> str:
-    return "Flat" if rows <= EXACT_LIMIT else f"IVF{2 ** round(np.log2(4 * rows**0.5))},Flat"
+    """FAISS's name for the type that is chosen for so many rows."""
+    return "Flat" if rows <= EXACT_LIMIT else f"IVF{2 ** round(np.log2(rows**0.5))},RaBitQ2"
 
 
 def make_inner(factory: str, width: int, metric: Metric) -> Any:
@@ -125,6 +156,14 @@ def save(cache: Cache, path: Path) -> CacheInfo:
     return info
 
 
+def behind(cached: np.ndarray, numbers: np.ndarray) -> int:
+    """How many of two lists of ascending numbers are in one of them alone."""
+    if not len(cached):
+        return len(numbers)
+    at = np.minimum(np.searchsorted(cached, numbers), len(cached) - 1)
+    return len(cached) + len(numbers) - 2 * int(np.count_nonzero(cached[at] == numbers))
+
+
 def cache_files(directory: Path, newest: int) -> list[Path]:
     """The directory's FAISS files, up to generation `newest`, the newest first."""
     generations = {path: int(path.stem.removeprefix("vectors-")) for path in directory.glob("vectors-*.faiss")
@@ -161,21 +200,13 @@ def load(path: Path, info: CacheInfo | None) -> Cache | None:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError:  # unlinked meanwhile, say
         return None
-    cache = _cache(index, info)
+    paged = None
+    if info.exact is not None:
+        paged = PagedVectors.open(path.parent, info.exact)
+        if paged is None or len(paged.matrix) != info.rows:
+            return None
+    cache = Cache.of(index, info, paged)
     return cache if len(cache.numbers) == info.rows else None
-
-
-def _cache(index: Any, info: CacheInfo) -> Cache:
-    inner = faiss.downcast_index(index.index)
-    matrix = None
-    if isinstance(inner, faiss.IndexFlat) and inner.ntotal:
-        matrix = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d).reshape(inner.ntotal, inner.d)
-    elif isinstance(inner, faiss.IndexFlat):
-        matrix = np.empty((0, inner.d), np.float32)
-    inverted = faiss.try_extract_index_ivf(inner)
-    if inverted is not None:
-        inverted.nprobe = info.nprobe or inverted.nprobe
-    return Cache(index, inner, faiss.vector_to_array(index.id_map), info, matrix)
 
 
 def distances(query: np.ndarray, vectors: np.ndarray, metric: Metric, at: np.ndarray | None = None) -> np.ndarray:
@@ -215,12 +246,41 @@ def decode(cache: Cache, at: np.ndarray | None) -> np.ndarray:
 
 
 def approximate(
-    cache: Cache, query: np.ndarray, k: int, metric: Metric, among: np.ndarray | None = None
+    cache: Cache, query: np.ndarray, k: int, metric: Metric, among: np.ndarray | None = None, depth: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and distances of about the `k` nearest, nearest first, by FAISS's own search.
+    """Positions and distances of about the `k` nearest, nearest first, by FAISS's own search, or by codes and anew.
 
-    `among` is a boolean mask `(n,)` of the positions that may be found.
+    `among` is a boolean mask `(n,)` of the positions that may be found; `depth` the rank, among all, down to which the
+    wanted ones lie, by which nprobe is chosen where codes are searched.
     """
+    if cache.paged is not None:
+        tuned = cache.info.depths or []
+        deep = [one["nprobe"] for one in tuned if (depth or k) <= one["ranks"]]
+        nprobe = deep[0] if deep else faiss.extract_index_ivf(cache.inner).nlist
+        candidates = k * max(one["candidates"] for one in tuned)
+        positions, distances = nearest_by_codes(cache, query, candidates, metric, nprobe, among)
+        return positions[:k], distances[:k]
+    scores, positions = _search(cache, query, k, among)
+    distances = 1.0 - scores if metric is Metric.COSINE else np.sqrt(np.maximum(scores, 0.0))
+    return positions, np.maximum(distances, 0.0)
+
+
+def nearest_by_codes(
+    cache: Cache, query: np.ndarray, candidates: int, metric: Metric, nprobe: int, among: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and exact distances, nearest first, of the `candidates` whose codes are nearest in `nprobe` lists."""
+    assert cache.paged is not None
+    positions = _search(cache, query, candidates, among, nprobe)[1]
+    cache.paged.check(positions)
+    exact = distances(query, cache.paged.matrix, metric, positions)
+    order = np.lexsort((positions, exact))
+    return positions[order], exact[order]
+
+
+def _search(
+    cache: Cache, query: np.ndarray, k: int, among: np.ndarray | None, nprobe: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """FAISS's scores and positions `(m,)` of up to `k`."""
     selector = None
     if among is not None:
         bits = np.packbits(among, bitorder="little")
@@ -228,14 +288,13 @@ def approximate(
     parameters = None
     inverted = faiss.try_extract_index_ivf(cache.inner)
     if inverted is not None:  # made anew for each call: searches change them
-        parameters = faiss.SearchParametersIVF(nprobe=inverted.nprobe, sel=selector)
+        kind = faiss.SearchParametersIVF if cache.paged is None else faiss.IVFRaBitQSearchParameters
+        parameters = kind(nprobe=nprobe or inverted.nprobe, sel=selector)
     elif selector is not None:
         parameters = faiss.SearchParameters(sel=selector)
     scores, positions = cache.inner.search(query[None], min(k, cache.inner.ntotal), params=parameters)
     kept = positions[0] >= 0  # too few results are padded with -1
-    scores, positions = scores[0][kept], positions[0][kept]
-    distances = 1.0 - scores if metric is Metric.COSINE else np.sqrt(np.maximum(scores, 0.0))
-    return positions, np.maximum(distances, 0.0)
+    return scores[0][kept], positions[0][kept]
 
 
 def check_query(vector: np.ndarray, width: int) -> None:

@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +25,20 @@ from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, lock
-from weightsearch.index import database, filters, migration, vectors
+from weightsearch.index import database, filters, migration, reranked, snapshot, vectors
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.database import Rows
 from weightsearch.index.manifest import DATABASE, read_manifest, write_manifest
+from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.store import IndexStore
 
 LOCK = ".write.lock"
 WRITER_WAIT_SECONDS = 10.0  # for another writer, and for readers to let go
 BATCH = 10_000  # rows a transaction, so that readers wait less than a second
+BATCH_OF_MANY = 100_000  # where rows come in parts: DuckDB's checkpoint after each transaction takes as long for few
 READERS_SECONDS = 0.05  # between two transactions, in which those who wait for the lock try again
 STALE_ROWS, STALE_SHARE = 500, 0.05  # more rows than both of these behind the database, and FAISS's file is written
+STALE_AT_MOST = 20_000  # rows, however many there are: each reader fetches them
 CHANGEABLE = (
     "dataset", "run", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "source",
 )  # fmt: skip
@@ -97,25 +100,30 @@ def writing(path: str | Path) -> Iterator[Writer]:
         raise WeightsearchError(f"cannot write {path}: {reason}") from error
 
 
-def add_rows(path: str | Path, fingerprint: str, rows: Rows, *, identity: str | None = None) -> AddSummary:
+def add_rows(
+    path: str | Path, fingerprint: str, rows: Rows | Iterable[Rows], *, identity: str | None = None
+) -> AddSummary:
     """Adds the rows whose id the architecture lacks; adding twice adds once. When it returns, they are on the disk.
 
-    `identity` is that of the index whose encoder embedded them: rows for another one are refused.
+    More rows than fit in memory come as parts. `identity` is that of the index whose encoder embedded them: rows for
+    another one are refused.
     """
     with writing(path) as writer:
         index = IndexStore.open(path)
         if identity not in (None, index.identity):
             raise WeightsearchError(f"{path} was replaced by another index meanwhile; add to it again")
         width = index.width(fingerprint)
-        check_rows(rows, width)
-        rows = rows.distinct()
-        added = 0
-        for batch in _batches(np.arange(len(rows))):
-            with writer.transaction() as connection:
-                added += database.insert(connection, fingerprint, rows.take(batch))
+        added = given = 0
+        for part in (rows,) if isinstance(rows, Rows) else rows:
+            check_rows(part, width)
+            part = part.distinct()
+            given += len(part)
+            for batch in _batches(np.arange(len(part)), BATCH if isinstance(rows, Rows) else BATCH_OF_MANY):
+                with writer.transaction() as connection:
+                    added += database.insert(connection, fingerprint, part.take(batch))
         publish_if_stale(writer, fingerprint)
         with writer.database.open() as connection:
-            return AddSummary(added, len(rows) - added, database.generation(connection))
+            return AddSummary(added, given - added, database.generation(connection))
 
 
 def check_rows(rows: Rows, width: int | None) -> None:
@@ -164,12 +172,12 @@ def _forget_signatures(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"DELETE FROM ix.signatures WHERE number IN {numbers}")
 
 
-def _batches(items: Any) -> Iterator[Any]:
-    """Up to `BATCH` items a transaction, and a moment for readers between two."""
-    for start in range(0, len(items), BATCH):
+def _batches(items: Any, size: int = BATCH) -> Iterator[Any]:
+    """Up to `size` items a transaction, and a moment for readers between two."""
+    for start in range(0, len(items), size):
         if start:
             time.sleep(READERS_SECONDS)
-        yield items[start : start + BATCH]
+        yield items[start : start + size]
 
 
 def _numbers(
@@ -205,7 +213,12 @@ def _update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]], *, 
         return 0
     with writing(path) as writer:
         with writer.database.open() as connection:
-            held = {id for (id,) in connection.execute("SELECT id FROM ix.checkpoints").fetchall()}
+            wanted = np.empty(len(checked), object)
+            wanted[:] = list(checked)
+            connection.register("wanted", {"id": wanted})
+            rows = connection.execute("SELECT id FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted)").fetchall()
+            connection.unregister("wanted")
+        held = {id for (id,) in rows}
         unknown = [id for id in checked if id not in held]
         if unknown and all_of_them:
             raise UsageError(f"{path} holds no checkpoint with id {unknown[0]} ({len(unknown):,} unknown)")
@@ -213,6 +226,8 @@ def _update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]], *, 
         for batch in _batches(there):
             with writer.transaction() as connection:
                 _update(connection, {id: checked[id] for id in batch})
+        for fingerprint in read_manifest(writer.path)["architectures"]:
+            save_snapshot(writer, fingerprint)
         return len(there)
 
 
@@ -326,21 +341,30 @@ def rebuild(path: str | Path, factory: str | None = None) -> None:
 def publish_if_stale(writer: Writer, fingerprint: str) -> None:
     """Writes the FAISS file where readers would have to add or leave out many rows by themselves."""
     index = IndexStore.open(writer.path)
+    numbers = index.numbers(fingerprint)
     with writer.database.open() as connection:
-        numbers = database.columns(connection, fingerprint, index.target).numbers
         generation = database.generation(connection)
     cache = index.newest_cache(fingerprint, generation)
-    if cache is not None:
-        behind = len(np.setxor1d(numbers, cache.numbers, assume_unique=True))
-        if behind <= max(STALE_ROWS, STALE_SHARE * len(numbers)):
-            return
+    bound = max(STALE_ROWS, min(STALE_SHARE * len(numbers), STALE_AT_MOST))
     try:
-        publish(writer, fingerprint)
+        if cache is None or vectors.behind(cache.numbers, numbers) > bound:
+            publish(writer, fingerprint)
+        else:
+            save_snapshot(writer, fingerprint)
     except OSError as error:  # the rows are on the disk, and readers do without this file
         log.warning(
             "the rows are saved, but not the file of vectors (%s): searches open slower until `weightsearch rebuild`",
             error.strerror,
         )
+
+
+def save_snapshot(writer: Writer, fingerprint: str) -> None:
+    """Writes the columns that searches need beside the vectors, where there are many rows."""
+    index = IndexStore.open(writer.path)
+    if index.count(fingerprint) > vectors.EXACT_LIMIT:
+        with index.connection() as connection:
+            columns = database.columns(connection, fingerprint, index.target)
+        snapshot.save(writer.path / fingerprint, columns, index.target)
 
 
 def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
@@ -355,15 +379,44 @@ def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
         if anew or (directory / f"vectors-{generation}.faiss").exists():
             connection.execute("UPDATE ix.state SET generation = generation + 1")
             generation += 1
-    if not index.count(fingerprint):
+    count = index.count(fingerprint)
+    if not count:
         return
-    numbers, prepared = index.prepared(fingerprint, from_cache=not anew)
-    factory = index.manifest["architectures"][fingerprint].get("factory")
+    factory = index.manifest["architectures"][fingerprint].get("factory") or vectors.default_factory(count)
     path = directory / f"vectors-{generation}.faiss"
-    vectors.save(vectors.build(numbers, prepared, index.metric, factory), path)
+    needed = {path.stem}
+    if reranked.is_reranked(factory):
+        info = _publish_reranked(writer, index, fingerprint, generation, factory, anew=anew)
+        needed.add(Path(info.exact["file"]).stem if info.exact else path.stem)
+    else:
+        numbers, prepared = index.prepared(fingerprint, from_cache=not anew)
+        vectors.save(vectors.build(numbers, prepared, index.metric, factory), path)
     for older in directory.glob("vectors-*"):
-        if older.stem != path.stem:
+        if older.stem not in needed or (older.suffix != ".float32" and older.stem != path.stem):
             older.unlink(missing_ok=True)
+    save_snapshot(writer, fingerprint)
+
+
+def _publish_reranked(
+    writer: Writer, index: IndexStore, fingerprint: str, generation: int, factory: str, *, anew: bool
+) -> vectors.CacheInfo:
+    """Appends what the newest file lacks, where that can be; writes all anew otherwise, or where that is damaged."""
+    directory = writer.path / fingerprint
+    numbers = index.numbers(fingerprint)
+    cache = None if anew else index.newest_cache(fingerprint, generation)
+    if cache is None or cache.paged is None or not reranked.can_grow(cache, numbers):
+        cache = before = None
+    else:
+        before = vectors.cache_files(directory, generation)[0]
+        factory = cache.info.factory
+    after = -1 if cache is None else int(cache.numbers[-1])
+    with writer.database.open() as connection:
+        blocks = database.embedding_blocks(connection, fingerprint, after)
+        try:
+            return reranked.write(directory, generation, blocks, index.metric, factory, before, cache)
+        except DamagedVectorsError:
+            blocks = database.embedding_blocks(connection, fingerprint)
+            return reranked.write(directory, generation, blocks, index.metric, factory)
 
 
 def leftovers(path: Path) -> list[Path]:
@@ -375,4 +428,15 @@ def leftovers(path: Path) -> list[Path]:
             file for file in path.glob("*/vectors-*")
             if file.suffix in ends and not file.with_suffix(ends[file.suffix]).exists()
         ]  # fmt: skip
+        left += [file for file in path.glob("*/columns-*") if not _twin(file).exists()]
+        left += [file for file in path.glob("*/vectors-*.pages") if not file.with_suffix(".json").exists()]
+        for directory in {file.parent for file in path.glob("*/vectors-*.float32")}:
+            infos = [vectors.read_info(file, read_manifest(path)) for file in directory.glob("vectors-*.faiss")]
+            needed = {info.exact["file"] for info in infos if info is not None and info.exact is not None}
+            left += [file for file in directory.glob("vectors-*.float32") if file.name not in needed]
     return left
+
+
+def _twin(columns: Path) -> Path:
+    """The description of a snapshot, or the snapshot of a description."""
+    return columns.with_suffix("" if columns.suffix else ".json")

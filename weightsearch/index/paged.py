@@ -1,0 +1,113 @@
+"""Exact vectors in a file that is memory-mapped and only ever grows, each page of it verified before its first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+
+from weightsearch.files import sync, write_whole
+
+PAGE_BYTES = 4096
+
+
+class DamagedVectorsError(Exception):
+    """Some vectors are not as they were written: `positions (m,)` of them in the file."""
+
+    def __init__(self, positions: np.ndarray) -> None:
+        super().__init__(f"{len(positions):,} vectors")
+        self.positions = positions
+
+
+@dataclass(frozen=True)
+class PagedVectors:
+    """The first rows of a file of vectors, as one generation described them.
+
+    `check` compares pages with their checksums when they are first used, so that opening reads none of them, and no
+    search uses a rotten one.
+    """
+
+    path: Path
+    matrix: np.ndarray  # float32 (n, D), mapped
+    checksums: np.ndarray  # uint64 (pages,)
+    checked: np.ndarray = field(repr=False)  # bool (pages,)
+
+    @classmethod
+    def open(cls, directory: Path, description: dict[str, Any]) -> Self | None:
+        """As `describe` says; None where the files are missing, too short, or their checksums are damaged."""
+        path, rows, width = directory / description["file"], description["rows"], description["width"]
+        try:
+            content = (directory / description["checksums"]).read_bytes()
+            if xxh3_128_hexdigest(content) != description["xxh3"] or path.stat().st_size < rows * width * 4:
+                return None
+            matrix = np.memmap(path, np.float32, "r", shape=(rows, width)).view(np.ndarray)
+        except OSError:
+            return None
+        checksums = np.frombuffer(content, "<u8")
+        return cls(path, matrix, checksums, np.zeros(len(checksums), bool))
+
+    def check(self, at: np.ndarray | None = None) -> None:
+        """Raises DamagedVectorsError where a vector `at` these positions `(m,)`, or any, is not as it was written."""
+        row_bytes = self.matrix.shape[1] * 4
+        if at is None:
+            pages = np.flatnonzero(~self.checked)
+        else:
+            first, last = at * row_bytes // PAGE_BYTES, ((at + 1) * row_bytes - 1) // PAGE_BYTES
+            further = range(int((last - first).max(initial=0)) + 1)
+            asked = np.concatenate([np.minimum(first + i, last) for i in further])
+            pages = np.unique(asked[~self.checked[asked]])
+        damaged = pages[page_checksums(self.matrix, pages) != self.checksums[pages]]
+        self.checked[np.setdiff1d(pages, damaged)] = True
+        if len(damaged):
+            starts = damaged * PAGE_BYTES // row_bytes
+            ends = np.minimum(-(-(damaged + 1) * PAGE_BYTES // row_bytes), len(self.matrix))
+            rows = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+            raise DamagedVectorsError(np.unique(np.concatenate(rows)))
+
+    def all_damage(self) -> DamagedVectorsError | None:
+        """What is wrong in the whole file, which is read."""
+        try:
+            self.check()
+        except DamagedVectorsError as error:
+            return error
+        return None
+
+
+def page_checksums(matrix: np.ndarray, pages: np.ndarray) -> np.ndarray:
+    """XXH3 of each of these pages `(m,)` of an array's content, of which the last one may be short: uint64 `(m,)`."""
+    content = matrix.reshape(-1).view(np.uint8).data
+    starts = (pages * PAGE_BYTES).tolist()
+    return np.array([xxh3_64_intdigest(content[start : start + PAGE_BYTES]) for start in starts], np.uint64)
+
+
+def append(path: Path, rows: int, blocks: Iterable[np.ndarray]) -> int:
+    """Writes blocks of vectors `(m, D)` behind the first `rows` of the file, and syncs it; returns how many it has.
+
+    What lies behind the first `rows` is a killed writer's, and goes. Readers have mapped those alone.
+    """
+    with path.open("r+b" if rows else "wb") as file:
+        for block in blocks:
+            if file.tell() == 0 and rows:
+                file.seek(rows * block.shape[1] * 4)
+                file.truncate()
+            file.write(np.ascontiguousarray(block, "<f4").data)
+            rows += len(block)
+    sync(path)
+    return rows
+
+
+def describe(path: Path, rows: int, width: int, checksums: Path, before: PagedVectors | None) -> dict[str, Any]:
+    """Writes the checksums of the file's pages, of which those `before` has are taken; returns what `open` takes."""
+    matrix = np.memmap(path, np.float32, "r", shape=(rows, width))
+    taken = 0 if before is None else before.matrix.nbytes // PAGE_BYTES
+    added = page_checksums(matrix, np.arange(taken, -(-matrix.nbytes // PAGE_BYTES)))
+    content = np.concatenate([*([] if before is None else [before.checksums[:taken]]), added]).astype("<u8").tobytes()
+    write_whole(checksums, content)
+    return {
+        "file": path.name, "rows": rows, "width": width,
+        "checksums": checksums.name, "xxh3": xxh3_128_hexdigest(content),
+    }  # fmt: skip
