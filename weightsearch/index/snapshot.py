@@ -23,8 +23,10 @@ def save(directory: Path, columns: Columns, target: Target) -> None:
         for name, kind in PARTS.items():
             file.write(np.ascontiguousarray(getattr(columns, name), kind).data)
     # DuckDB's hashes, of datasets and runs, are those of its version.
-    info = {"target": target.column, "duckdb": duckdb.__version__, "file": describe_file(path)}
-    info["only_dataset"] = columns.only_dataset
+    info = {
+        "target": target.column, "duckdb": duckdb.__version__, "only_dataset": columns.only_dataset,
+        "file": describe_file(path),
+    }  # fmt: skip
     write_sealed(path.with_suffix(".json"), info)
     for older in directory.glob("columns-*"):
         if older.stem != path.stem:
