@@ -23,7 +23,10 @@ MAX_TABLE_BYTES = 2**28  # of a table's cells, as they are in memory
 CELL_BYTES = 64
 CONTESTED_LISTED = 3
 TABLE_MEMORY = "1GB"  # that DuckDB may take for reading a table
-_TOO_LARGE = f"it holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; leave out columns or rows that say nothing"
+
+
+def _too_large() -> str:
+    return f"it holds over {MAX_TABLE_BYTES // 2**20} MiB of cells; leave out columns or rows that say nothing"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]], str]:
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
         raw = file.read(MAX_TABLE_BYTES + 1)
     if len(raw) > MAX_TABLE_BYTES:
-        raise WeightsearchError(_TOO_LARGE)
+        raise WeightsearchError(_too_large())
     lines = _decoded(raw).splitlines(keepends=True)
     start = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
     separator = max(",;\t|", key="".join(lines[start : start + 1]).count)
@@ -151,7 +154,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]], str]:
         row += [None] * (len(names) - len(row))
         left -= sum(CELL_BYTES + len(cell or "") for cell in row)
         if left < 0:
-            raise WeightsearchError(_TOO_LARGE)
+            raise WeightsearchError(_too_large())
         if any(row):
             rows.append(row)
     what = f"line {ragged[0]:,}" if len(ragged) == 1 else f"{len(ragged):,} lines, such as {min(ragged, default=0):,},"
@@ -188,7 +191,7 @@ def _fetch(result: Any, path: Path) -> list[Sequence[Any]]:
     while batch := result.fetchmany(1000):
         left -= sum(CELL_BYTES + (len(cell) if isinstance(cell, str | bytes) else 0) for row in batch for cell in row)
         if left < 0:
-            raise WeightsearchError(_TOO_LARGE)
+            raise WeightsearchError(_too_large())
         rows += batch
     return rows
 
@@ -214,7 +217,7 @@ def _read_objects(path: Path) -> list[dict[str, Any]]:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
             raw = file.read(MAX_TABLE_BYTES + 1)
         if len(raw) > MAX_TABLE_BYTES or CELL_BYTES * sum(map(raw.count, (b",", b"[", b"{"))) > MAX_TABLE_BYTES:
-            raise WeightsearchError(f"{path} cannot be read: {_TOO_LARGE}")
+            raise WeightsearchError(f"{path} cannot be read: {_too_large()}")
         text = raw.decode("utf-8-sig")
         content = (
             json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.splitlines() if x.strip()]
