@@ -402,6 +402,30 @@ def shift() -> str:
     return "\n".join(lines)
 
 
+def attack() -> str:
+    """What came of the attack's kept runs."""
+    result = json.loads((RESULTS / "attack.json").read_text())
+    counts, greatest = result["counts"], result["greatest"]
+    minutes = sum(run["minutes"] for run in result["runs"])
+    rows = {
+        "hostile files and metadata": f"{counts['files']:,}",
+        "requests to `weightsearch serve`": f"{counts['requests']:,}",
+        "processes killed while they changed an index": f"{counts['kills']:,}",
+        "rows compared with an oracle after kills": f"{counts['rows checked']:,}",
+        "rows lost": f"{counts['rows lost']:,}",
+        "damaged files of an index": f"{counts['damages']:,}",
+        "... refused in a line": f"{counts['damages refused in a line']:,}",
+        "... without consequence for an answer": f"{counts['damages without consequence']:,}",
+        "longest wait of a reader beside writers": f"{greatest['longest wait of a reader in seconds']:.1f} s",
+        "longest wait of a writer beside readers": f"{greatest['longest wait of a writer in seconds']:.1f} s",
+        "most memory that a file took": f"{greatest['MiB of a file']:.0f} MiB",
+        "longest time of the processor that a file took": f"{greatest['seconds of a file']:.2f} s",
+        "findings": f"{len(result['findings'])}",
+    }
+    head = f"| in {minutes:.0f} minutes, on two cores that were busy with other work | |\n|---|---:|"
+    return "\n".join([head, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
 def checks() -> str:
     """What verification costs whoever opens an index and searches it once."""
     result = json.loads((RESULTS / "checks.json").read_text())
@@ -428,6 +452,7 @@ def checks() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "attack": attack,
     "checks": checks,
     "shift": shift,
     **relations_tables.BLOCKS,
