@@ -14,17 +14,18 @@ from weightsearch.search.file_records import FileReader
 WIDTH, LAYERS = 512, 16  # a megabyte a layer
 
 
-def record_of(path: Path, layers: dict[str, np.ndarray]):
-    save_file(layers, path)
+def record_of(path: Path):
     return FileReader(None, Sources()).read(CheckpointFile(path, path.parent, run=""))
 
 
 def test_memory_grows_with_the_largest_tensor_and_not_with_the_file(tmp_path: Path):
     rng = np.random.default_rng(0)
     layers = {f"layers.{k}.weight": rng.standard_normal((WIDTH, WIDTH), np.float32) for k in range(LAYERS)}
-    record_of(tmp_path / "one.safetensors", {"layers.0.weight": layers["layers.0.weight"]})  # what is made once
+    save_file({"layers.0.weight": layers["layers.0.weight"]}, tmp_path / "one.safetensors")
+    save_file(layers, tmp_path / "all.safetensors")
+    record_of(tmp_path / "one.safetensors")  # what is made once
     tracemalloc.start()
-    record = record_of(tmp_path / "all.safetensors", layers)
+    record = record_of(tmp_path / "all.safetensors")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert record.signed is not None
@@ -36,5 +37,6 @@ def test_memory_grows_with_the_largest_tensor_and_not_with_the_file(tmp_path: Pa
 def test_values_that_are_not_finite_are_still_seen(tmp_path: Path):
     bad = np.ones((8, 8), np.float32)
     bad[2, 3] = np.nan
-    record = record_of(tmp_path / "bad.safetensors", {"a.weight": bad})
+    save_file({"a.weight": bad}, tmp_path / "bad.safetensors")
+    record = record_of(tmp_path / "bad.safetensors")
     assert "NaN or infinite" in str(record.refusal)
