@@ -30,7 +30,7 @@ test-all: .venv/integrations-ready ## The whole test suite with all kills, damag
 	touch $@
 
 test-fast: .venv/ready ## The tests that take no time
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test-lowest: ## The fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest

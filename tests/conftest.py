@@ -18,6 +18,12 @@ if TYPE_CHECKING:  # pytest's first process only hands tests out; it need not wa
     from weightsearch.zoo.store import Zoo
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file of slow tests alone is not even imported where they are left out."""
+    fast = config.option.markexpr == "not slow" and collection_path.name.startswith("test_")
+    return True if fast and "\npytestmark = pytest.mark.slow" in collection_path.read_text() else None
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all of pytest's processes share; what one of them made there, no test may change."""
@@ -33,7 +39,17 @@ def zoo(shared: Path) -> Zoo:
     path = shared / "zoos" / "digits-v1"
     with FileLock(shared / "zoo.lock"):
         if not path.exists():
-            build_zoo(out=path, dataset="digits", preset="v1", runs=24, epochs=12, batch_size=64, seed=3, quiet=True)
+            build_zoo(
+                out=path,
+                dataset="digits",
+                preset="v1",
+                runs=24,
+                epochs=12,
+                batch_size=64,
+                seed=3,
+                workers=1,
+                quiet=True,
+            )
     return Zoo.open(path)
 
 

@@ -112,6 +112,7 @@ def test_flax_msgpack(tmp_path: Path):
     assert not found.ordered
 
 
+@pytest.mark.slow
 def test_keras_weights_by_layer_names(tmp_path: Path):
     """The layout of Keras 2, as its reader has it: groups whose attributes name the arrays in order."""
     h5py = pytest.importorskip("h5py")
@@ -272,6 +273,7 @@ def test_quantised_gguf_is_made_floats_and_says_so(tmp_path: Path):
     assert any("Q8_0" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_tflite_kernels_of_every_kind_run_alike(tmp_path: Path):
     pytest.importorskip("tflite")
     with torch.random.fork_rng():

@@ -112,6 +112,7 @@ def test_what_a_reader_does_to_itself_is_one_line_and_the_next_file_is_read(odd_
         assert read_apart("talk", odd_readers) == {"a": [1, None]}
 
 
+@pytest.mark.slow
 def test_a_fork_has_a_child_of_its_own_and_each_ends_with_its_parent(odd_readers: Path):
     ours = read_apart("pid", odd_readers)
     reads, writes = os.pipe()

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning
 # Round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_name", FORMATS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_format_gives_the_network_back(name: str, file_name: str, tmp_path: Path) -> None:
@@ -187,6 +188,7 @@ def test_safetensors_and_npz_are_read_without_torch(tmp_path: Path) -> None:
 # What stands beside the weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "network", "module"])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_training_checkpoint_is_unwrapped(wrapper: str, legacy: bool, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_a_trainer_state_of_any_kind_costs_no_more_than_itself(state: str, tmp_p
     assert records
 
 
+@pytest.mark.slow
 def test_json_and_tables_cannot_ask_for_much_more_memory_than_they_are_long(tmp_path: Path):
     many = "[" + ",".join(["[]"] * 2_100_000) + "]"
     (tmp_path / "a.safetensors.index.json").write_text('{"weight_map": {"a": "b"}, "x": ' + many + "}")

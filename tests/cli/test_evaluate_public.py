@@ -11,6 +11,7 @@ from tests.cli.conftest import Run
 from tests.evaluation.test_public_splits import write_zoo
 
 
+@pytest.mark.slow
 def test_what_does_not_go_together_is_one_line(run: Run, tmp_path: Path):
     for arguments, message in (
         (("--public", "zoo"), "--public zoo: choose one of small-cnn-zoo, wild-park"),

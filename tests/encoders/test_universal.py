@@ -94,6 +94,7 @@ def test_a_batch_norm_folds_as_torch_runs_it():
     torch.testing.assert_close(ours, net[3:5](hidden), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(Family))
 def test_every_family_is_described_in_finite_numbers(family: Family):
     recipe = next(recipe for recipe in recipes(0, 200) if recipe.family is family)

@@ -164,6 +164,7 @@ def test_what_the_system_refuses_while_files_are_written_is_one_line(number: int
     assert {finding.state for finding in doctor(path)} == {State.OK}
 
 
+@pytest.mark.slow
 def test_one_row_and_its_every_question(tmp_path: Path):
     index = make_index(tmp_path / "index", make_rows(1))
     answer = index.search(FINGERPRINT, np.ones(8), 1)

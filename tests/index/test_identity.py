@@ -76,6 +76,7 @@ def test_every_index_has_an_identity_of_its_own(tmp_path: Path):
     assert IndexStore.open(one.path).identity == one.identity
 
 
+@pytest.mark.slow
 def test_an_index_held_open_while_it_is_replaced_answers_as_the_new_one(tmp_path: Path):
     held = make_index(tmp_path / "index", rows_of(50, 1))
     (fingerprint,) = held.architectures

@@ -66,6 +66,7 @@ def agreement(index: IndexStore, rows: Rows, metric: Metric = Metric.COSINE) -> 
     return hits / total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", list(Metric))
 def test_it_answers_as_a_sort_does_through_adding_removing_and_opening_anew(metric: Metric, tmp_path: Path):
     path, first = tmp_path / "index", runs_of_checkpoints(4_000)
@@ -97,6 +98,7 @@ def test_it_answers_as_a_sort_does_through_adding_removing_and_opening_anew(metr
     assert {finding.state for finding in doctor(path)} == {State.OK}
 
 
+@pytest.mark.slow
 def test_it_is_made_anew_when_it_has_grown_fourfold(tmp_path: Path):
     path, first, more = tmp_path / "index", runs_of_checkpoints(1_100), runs_of_checkpoints(4_000, 10_000)
     create_index(path, DENSE, first, write_extras=write_encoder_files)
@@ -111,6 +113,7 @@ def test_it_is_made_anew_when_it_has_grown_fourfold(tmp_path: Path):
     assert agreement(IndexStore.open(path), joined(first, more)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "zero", "exchange"])
 def test_rotten_exact_vectors_are_noticed_at_their_first_use_and_taken_from_the_database(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -137,6 +140,7 @@ def test_rotten_exact_vectors_are_noticed_at_their_first_use_and_taken_from_the_
     assert not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".faiss", ".pages", ".json", ".float32"])
 def test_without_one_of_its_files_the_database_answers_exactly_and_the_doctor_writes_it(ending: str, tmp_path: Path):
     path, rows = tmp_path / "index", runs_of_checkpoints(2_000)
@@ -149,6 +153,7 @@ def test_without_one_of_its_files_the_database_answers_exactly_and_the_doctor_wr
     assert agreement(IndexStore.open(path), rows) >= 0.99
 
 
+@pytest.mark.slow
 def test_columns_are_read_from_their_file_only_where_that_is_as_the_database_and_sound(tmp_path: Path):
     path, rows = tmp_path / "index", runs_of_checkpoints(2_000)
     create_index(path, DENSE, rows, write_extras=write_encoder_files)

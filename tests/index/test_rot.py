@@ -83,6 +83,7 @@ def test_checksums_are_xxh3(content: bytes, expected: str, tmp_path: Path):
     assert checksum(tmp_path / "file") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["", "{", "[]", "3"])
 def test_a_cell_that_duckdb_takes_for_sound_is_named(cell: str, tmp_path: Path):
     """DuckDB's checksum of a block is the same where its words change places."""

@@ -97,6 +97,7 @@ def test_k_beyond_the_index_or_below_one_is_refused_and_short_lists_are_short(tm
     assert (len(answer.neighbours), len(answer.good), len(answer.bad)) == (20, 5, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vector", [np.ones(7), np.full(8, np.nan)])
 def test_a_vector_that_cannot_be_searched_is_refused(vector: np.ndarray, tmp_path: Path):
     index = make_index(tmp_path / "index", make_rows(20))
@@ -104,6 +105,7 @@ def test_a_vector_that_cannot_be_searched_is_refused(vector: np.ndarray, tmp_pat
         index.search(DENSE.fingerprint, vector)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
 def test_damaged_vectors_are_taken_from_the_database(how: str, trained: TrainSummary, index_copy: Path, caplog):
     whole = IndexStore.open(trained.index)
@@ -192,6 +194,7 @@ def test_vectors_on_a_full_disk_are_an_os_error_and_leave_nothing(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_there_is_only_replaced_when_asked_and_when_it_is_an_index(tmp_path: Path):
     target = tmp_path / "index"
     make_index(target, make_rows(20))
@@ -291,6 +294,7 @@ def test_filters_radius_runs_and_thresholds_equal_brute_force(tmp_path: Path):
     assert not ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_run", [1, 2])
 def test_few_of_each_run_and_yet_k_rows(per_run: int, tmp_path: Path):
     rows = make_rows(600)

@@ -28,6 +28,7 @@ def column(index: Path, name: str) -> list:
     return IndexStore.open(index).table(FINGERPRINT, [name])[name].tolist()
 
 
+@pytest.mark.slow
 def test_by_path_by_name_and_by_the_beginning_of_an_id(index: Path, tmp_path: Path):
     ids = column(index, "id")
     lines = [

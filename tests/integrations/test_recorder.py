@@ -147,6 +147,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
         record(network(0), "a", epoch=1, index=tmp_path / "index", folder=tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_an_index_keeps_what_it_held(tmp_path: Path):
     index = tmp_path / "index"
     record(network(0), "a", epoch=1, index=index, folder=tmp_path / "saved", quiet=True)

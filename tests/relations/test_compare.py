@@ -111,6 +111,7 @@ def test_noise_low_rank_and_training(family: str, networks: Networks, derive: Mo
     assert tuned.evidence.get("trained_further") in (None, "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trained_apart(family: str, networks: Networks, derive: ModuleType):
     states = networks[family][1]
@@ -142,6 +143,7 @@ def test_new_heads(networks: Networks, rng: np.random.Generator):
     assert {layer.state for layer in tuned.layers} >= {State.ONLY_A, State.ONLY_B, State.MOVED}
 
 
+@pytest.mark.slow
 def test_parts(networks: Networks):
     """A file that holds another, one that shares a weight with it, and one that shares a filter bank alone."""
     one, other = networks["residual"][1]["base"], networks["residual"][1]["apart"]
@@ -177,6 +179,7 @@ def test_only_vectors_moved(networks: Networks):
     assert "head.bias" in answer.summary
 
 
+@pytest.mark.slow
 def test_split_attention(networks: Networks, derive: ModuleType):
     base = networks["transformer"][1]["base"]
     split = {}
@@ -195,6 +198,7 @@ def test_json_has_what_is_promised(networks: Networks):
     assert {"relation", "also", "direction", "certainty", "evidence", "layers"} <= set(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [np.float16, "bfloat16"])
 def test_half_precision_is_no_grid_and_no_low_rank(kind: object, networks: Networks, derive: ModuleType):
     """A relative stored in half precision is a relative, beside one in full or in half precision."""

@@ -133,6 +133,7 @@ def test_a_damaged_pack_says_so(folder: Path, tmp_path: Path):
         pack(folder, folder)
 
 
+@pytest.mark.slow
 def test_a_pack_does_not_write_outside(folder: Path, tmp_path: Path):
     pack(folder, tmp_path / "pack")
     manifest = tmp_path / "pack" / "pack.json"

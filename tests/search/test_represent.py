@@ -116,6 +116,7 @@ def test_what_a_file_states_is_understood_or_noted(index: Path):
         assert any(says in note for note in answer.notes), answer.notes
 
 
+@pytest.mark.slow
 def test_an_opened_index_is_used_as_it_is(index: Path, monkeypatch: pytest.MonkeyPatch):
     import weightsearch.encoders as encoders
 

@@ -35,6 +35,7 @@ from weightsearch.types import Baseline, Method, SplitBy
 from weightsearch.zoo.store import Zoo
 
 
+@pytest.mark.slow
 def test_trials_are_drawn_by_their_number_from_the_published_spaces():
     for method in (Method.FC, Method.COMVEX_CONV):
         for space in (V1, V2):

@@ -78,6 +78,7 @@ def test_a_zoo_without_the_target_names_those_that_it_has(tmp_path: Path):
     assert refusal(zoo, tmp_path, target=Target("train_loss")).endswith("another --target among f1, test_accuracy")
 
 
+@pytest.mark.slow
 def test_two_architectures_mixed_are_one_line(tmp_path: Path):
     zoo = make_zoo(tmp_path / "zoo")
     np.save(part_path(zoo.path, 0), np.ones((60, 7), np.float32))

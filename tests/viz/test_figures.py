@@ -156,6 +156,7 @@ def test_a_run_is_followed_through_the_picture(source: Source, trained: TrainSum
         figures.training([source], Options(run="nobody"), lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_network_is_joined_to_its_nearest(source: Source, trained: TrainSummary):
     options = Options(projection=Projection.PCA, networks=(trained.examples[0].path,))
     figure = figures.embedding([source], options, lambda _: None)

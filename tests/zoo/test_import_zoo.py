@@ -185,6 +185,7 @@ def test_a_sweep_told_apart_by_pattern_and_by_column(tmp_path: Path):
     assert len({run for run, _ in each}) == 4  # files of one flat folder are runs of their own
 
 
+@pytest.mark.slow
 def test_files_that_forgot_the_order_of_the_layers_join_the_others(tmp_path: Path):
     def state(seed: int) -> dict[str, torch.Tensor]:
         names = {"0": "stem", "4": "head"}  # sorted by name the head comes first

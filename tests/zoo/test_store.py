@@ -67,6 +67,7 @@ def snapshot(path):
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_round_trip(tmp_path, rng, dtype):
     info = dataclasses.replace(INFO, dtype=dtype)
@@ -168,6 +169,7 @@ def test_a_damaged_part_is_named_and_its_runs_are_forgotten_by_the_next_build(zo
     np.testing.assert_array_equal(Zoo.open(zoo_path).weights(slice(None)), [*weights[:4], *again, *weights[8:]])
 
 
+@pytest.mark.slow
 def test_no_zoo_is_one_line(tmp_path, zoo_path):
     (tmp_path / "file").write_text("text")
     (tmp_path / "empty").mkdir()
@@ -224,6 +226,7 @@ def test_other_peoples_directories_are_left_alone(tmp_path):
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_early_is_taken_up(tmp_path, rng):
     path = tmp_path / "zoo"
     path.mkdir()

@@ -40,6 +40,7 @@ def error_of(url: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_a_folder_is_listed_once_and_its_files_are_those_of_the_disk(s3: LocalS3):
     for number, file in enumerate(sorted(EXAMPLES.glob("*.pt"))):
         s3.client.upload_file(str(file), "models", f"sweep/run-{number}/{file.name}")
@@ -58,6 +59,7 @@ def test_a_folder_is_listed_once_and_its_files_are_those_of_the_disk(s3: LocalS3
     assert len(s3.gets) == 4  # a request each, and nothing else
 
 
+@pytest.mark.slow
 def test_of_safetensors_the_header_and_the_wanted_tensors_are_fetched(s3: LocalS3):
     arrays = tensors(0, rows=12)
     s3.put("models", Key="model.safetensors", Body=save(arrays))
@@ -177,6 +179,7 @@ def test_shards_of_urls_make_the_same_index_as_add_and_read_what_changed(s3: Loc
     assert contents(collected) == contents(added) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_an_inventory_takes_the_place_of_the_listing(s3: LocalS3, suffix: str, tmp_path: Path):
     import duckdb

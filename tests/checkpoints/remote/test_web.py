@@ -136,6 +136,7 @@ def test_a_folders_page_is_its_listing_and_links_elsewhere_are_not_followed(web:
     assert read_checkpoint(found.files[0].path).id == read_checkpoint(GOOD).id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", [True, False])
 def test_parts_where_the_server_sends_them_else_the_whole(web: str, ranges: bool):
     rng = np.random.default_rng(0)
