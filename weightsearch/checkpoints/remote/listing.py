@@ -99,7 +99,7 @@ def list_below(url: str) -> None:
         if stores.scheme_of(url) in stores.WEB:
             _walk_pages(url, pool)
             return
-        found: list[tuple[str, Entry]] = []
+        listed: list[tuple[str, Entry]] = []
         folders = [url]
         for _ in range(DEEPEST_SPLIT):
             if len(folders) >= ENOUGH_FOLDERS:
@@ -107,11 +107,11 @@ def list_below(url: str) -> None:
             files, below_them = _one_level(folders, pool)
             if len(below_them) > MOST_FOLDERS:  # fewer requests list all below as it comes
                 break
-            found += files
+            listed += files
             folders = below_them
         for folder, below in zip(folders, pool.map(stores.list_below, folders), strict=True):
-            found += [(f"{folder}/{place}", entry) for place, entry in below.items()]
-    keep(url, found)
+            listed += [(f"{folder}/{place}", entry) for place, entry in below.items()]
+    keep(url, listed)
 
 
 def _one_level(folders: list[str], pool: ThreadPoolExecutor) -> tuple[list[tuple[str, Entry]], list[str]]:
@@ -126,18 +126,18 @@ def _one_level(folders: list[str], pool: ThreadPoolExecutor) -> tuple[list[tuple
 
 def _walk_pages(url: str, pool: ThreadPoolExecutor) -> None:
     """A web server's folders, level by level."""
-    found: list[tuple[str, Entry]] = []
+    listed: list[tuple[str, Entry]] = []
     level = [url]
     for _ in range(MAX_DEPTH):
         if not level:
             break
-        if len(found) + len(level) > MAX_LINKS:
+        if len(listed) + len(level) > MAX_LINKS:
             raise WeightsearchError(f"{url}: its pages have over {MAX_LINKS:,} links; give one of its folders")
         files, level = _one_level(level, pool)
-        found += files
+        listed += files
     if level:
         raise WeightsearchError(f"{url}: its folders are nested over {MAX_DEPTH} deep; give one of them")
-    keep(url, found)
+    keep(url, listed)
 
 
 def keep(url: str, files: Iterable[tuple[str, Entry]]) -> None:

@@ -216,12 +216,12 @@ def fetched_ahead(files: Iterable[F]) -> Iterator[F]:
 
 def _size_ahead(path: Path) -> int:
     """Bytes of a remote file that is worth fetching ahead, which is read in whole in any case; 0 of any other."""
-    known = listing.known(path.url) if isinstance(path, RemotePath) else None
-    if known is None:
+    entry = listing.known(path.url) if isinstance(path, RemotePath) else None
+    if entry is None:
         return 0
-    if known.size is None:  # a web server's page does not tell
+    if entry.size is None:  # a web server's page does not tell
         return SMALL
-    return known.size if known.size <= SMALL or (path.suffix != ".safetensors" and known.size <= BLOCK) else 0
+    return entry.size if entry.size <= SMALL or (path.suffix != ".safetensors" and entry.size <= BLOCK) else 0
 
 
 def _try_to_fetch(path: Path) -> None:
