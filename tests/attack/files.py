@@ -139,7 +139,8 @@ def _read(path: Path) -> list[Metadata]:
         return [interpret(read_checkpoint(path).metadata, "file")]
     if path.suffix == ".json":
         return [interpret(read_json(path), "sidecar")]
-    return list(MetadataTable.read(path)._rows.values())
+    rows = MetadataTable.read(path)._rows.values()
+    return [row if isinstance(row, Metadata) else interpret(row, "table") for row in rows]
 
 
 def examine(paths: list[Path], say: Callable[[Any], None]) -> None:

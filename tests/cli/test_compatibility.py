@@ -39,3 +39,11 @@ def test_no_key_of_an_answer_is_gone(run: Run):
     code, out, err = run("query", REFERENCE_INDEX / "examples" / "good.pt", *options)
     assert code == 0, err
     assert set(OLD["query_json"]) <= keys(json.loads(out))
+
+
+def test_scripts_for_0_1_0_find_an_index_and_its_writers():
+    from weightsearch.index import Index, add_rows
+    from weightsearch.index.writing import update_where
+
+    assert Index.open(REFERENCE_INDEX).architectures
+    assert {add_rows.__module__, update_where.__module__} == {"weightsearch.index.writer"}

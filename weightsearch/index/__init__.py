@@ -17,9 +17,12 @@ from weightsearch.index.writer import (
     update_where,
 )
 
+Index = IndexStore  # its name in version 0.1.0; `weightsearch.Index` is the one that knows networks
+
 __all__ = [
     "AddSummary",
     "Finding",
+    "Index",
     "IndexInfo",
     "IndexStore",
     "Neighbourhood",
