@@ -47,3 +47,10 @@ def test_scripts_for_0_1_0_find_an_index_and_its_writers():
 
     assert Index.open(REFERENCE_INDEX).architectures
     assert {add_rows.__module__, update_where.__module__} == {"weightsearch.index.writer"}
+
+
+def test_an_answers_old_name_for_what_is_predicted():
+    import weightsearch
+
+    answer = weightsearch.query(REFERENCE_INDEX, REFERENCE_INDEX / "examples" / "good.pt", k=1)
+    assert answer.predicted_accuracy == answer.predicted == answer.to_dict()["predicted_accuracy"]

@@ -27,6 +27,11 @@ class Answer(AnswerData):
         [True, True]
     """
 
+    @property
+    def predicted_accuracy(self) -> float:
+        """`predicted`, as version 0.1.0 named it."""
+        return self.predicted
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them: what is not known is None."""
         values: dict[str, Any] = plain(asdict(self))
