@@ -31,7 +31,7 @@ chance, killed = random.Random(0), []
 
 def kill():
     while len(killed) < kills:
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.1))
         workers = [one for one in psutil.process_iter(["name", "cmdline"])
                    if one.ppid() in ours() and "ray::read_task" in " ".join(one.info["cmdline"] or [])]
         if workers:
@@ -63,6 +63,8 @@ def test_workers_killed_on_ray_change_nothing(sweep: Path, added: tuple[Path, Ad
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stdout.splitlines() if line[:1].isdigit()]  # Ray tells of the dead as well
-    assert told == ["21 21 11 2", "0 21"]
+    *read, killed = told[0].split()
+    assert (read, told[1:]) == (["21", "21", "11"], ["0 21"])
+    assert int(killed) >= 1  # a fast machine may be done before the second one
     collect(parts, index, quiet=True)
     assert_same(index, added[0])
