@@ -55,23 +55,6 @@ def forget(zoo: Zoo) -> None:
             os.close(descriptor)
 
 
-def products(encoder: Invariant) -> Callable[[], object]:
-    """The matrix products of the probes alone: one for each layer, on random numbers, a cache's worth at a time."""
-    columns = [patches * encoder.config.probes for patches in encoder.patches]
-    sides = [(layer.rows, layer.columns - len(layer.extras)) for layer in encoder.architecture.layers]
-    pairs = [
-        (torch.randn(16, rows, own), torch.randn(16, own, width))
-        for (rows, own), width in zip(sides, columns, strict=True)
-    ]
-
-    def run() -> None:
-        for _ in range(COUNT // 16):
-            for left, right in pairs:
-                torch.bmm(left, right)
-
-    return run
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
@@ -87,7 +70,9 @@ def main() -> None:
             encoder = build_encoder(zoo.architecture, config, torch.Generator()).eval()
             found[method.value] = per_second(lambda encoder=encoder: encoder.embed(weights, codes))  # type: ignore[misc]
             if isinstance(encoder, Invariant) and encoder.probed:
-                found["products of invariant's probes alone"] = per_second(products(encoder))
+                found["invariant's probes alone"] = per_second(
+                    lambda encoder=encoder: [encoder._probe(few, torch.relu) for few in weights.split(32)]  # type: ignore[misc]
+                )
                 found["invariant, weights read from disk first"] = per_second(
                     lambda encoder=encoder: represent_zoo(zoo, encoder, positions, layers=False),  # type: ignore[misc]
                     lambda: forget(zoo),

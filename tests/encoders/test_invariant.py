@@ -42,7 +42,7 @@ def codes(activation: Activation | None, n: int) -> torch.Tensor:
 @pytest.mark.parametrize("activation", TRAINED_ACTIVATIONS)
 @pytest.mark.parametrize("architecture", [CNN, MLP], ids=["cnn", "mlp"])
 def test_probes_go_through_the_layers_as_patches_of_patches(architecture: Architecture, activation: Activation):
-    encoder = make(architecture)
+    encoder = make(architecture, images=False)
     weights = some_weights(architecture, 4)
     matrices = [matrix.astype(np.float64) for matrix in architecture.matrices(weights.numpy())]
     probes = (encoder.probes.detach().numpy() * PROBE_SCALE).reshape(-1, encoder.patches[0], 3)
@@ -88,11 +88,14 @@ def test_summaries_are_moments_spectra_and_the_biases_statistics():
 
 
 @pytest.mark.parametrize("activation", [*TRAINED_ACTIVATIONS, None])
+@pytest.mark.parametrize("images", [True, False], ids=["images", "patches"])
 @pytest.mark.parametrize(
     "architecture", [CNN, MLP, CnnShape(16).architecture, RESIDUAL], ids=["cnn", "mlp", "v1", "residual"]
 )
-def test_twins_get_the_same_embedding_and_prediction(architecture: Architecture, activation: Activation | None):
-    encoder, weights = make(architecture), some_weights(architecture, 20) * 0.3
+def test_twins_get_the_same_embedding_and_prediction(
+    architecture: Architecture, images: bool, activation: Activation | None
+):
+    encoder, weights = make(architecture, images=images), some_weights(architecture, 20) * 0.3
     encoder.calibrate(encoder.features(some_weights(architecture, 300, seed=9) * 0.3, codes(activation, 300)))
     if architecture is RESIDUAL:  # any order of rows and of columns, since it is not known which belong together
         rows, columns = np.random.default_rng(1).permutation(4), np.random.default_rng(2).permutation(6)
@@ -149,7 +152,7 @@ def test_large_networks_share_patches():
             Layer("f", LayerKind.DENSE, (10, 64)),
         )
     )
-    encoder = make(wide, probes=16)
+    encoder = make(wide, probes=16, images=False)
     assert max(encoder.patches) < 9**4  # what one probe would take if each position had a patch of its own
     weights = some_weights(wide, 2) * 0.1
     embedding, _ = encoder.embed(weights, codes(Activation.RELU, 2))

@@ -3,19 +3,22 @@
 1. Each hidden unit gets a canonical scale (ReLU: a row of norm 1) or sign (tanh), undone in the next layer.
 2. Each layer is summed up by moments, extremes and singular values, which no order of rows and columns changes.
 3. Learned probes, inputs that the fit finds, go through the layers; what comes out is a function of the function alone
-   (after Kahana et al. 2024, "Deep linear probe generators for weight space learning", arXiv:2410.10811).
+   (after Kahana et al. 2024, "Deep linear probe generators for weight space learning", arXiv:2410.10811). They are
+   images where the network starts with convolutions (`encoders.probes`), and patches of inputs otherwise.
 
 An MLP on both gives the embedding, on which the predictor is linear, so that distance follows accuracy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
+from weightsearch.encoders.probes import answers, image_shape
 from weightsearch.encoders.symmetry import Hidden, hidden_units
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Activation, Architecture, activation_named
@@ -37,9 +40,10 @@ def activation_code(name: object) -> float:
 class Invariant(Encoder):
     """Canonical scale, summaries of layers, learned probes. B networks of P weights each, S summaries.
 
-    Features are `[summaries (S), activation's code, canonical weights (P)]`. Probes are patches of the first layer's
-    inputs; a later layer's patch is put together from outputs of the one before, so neither strides nor image sizes
-    need be known. Where layers do not follow one another (`chain` is empty), there are summaries alone.
+    Features are `[summaries (S), activation's code, canonical weights (P)]`. Of images, the outputs and the sorted
+    softmax of each count. Where probes are patches of the first layer's inputs (networks without convolutions, very
+    large ones, and encoders of version 0.2 and before), a later layer's patch is put together from outputs of the one
+    before. Where layers do not follow one another (`chain` is empty), there are summaries alone.
     """
 
     knots: Tensor
@@ -51,14 +55,21 @@ class Invariant(Encoder):
         self.register_buffer("knots", torch.zeros(self.summary_width, KNOTS))  # ascending once calibrated
         width = self.summary_width
         self.probed = bool(self.chain) and config.probes > 0
+        self.image: tuple[int, ...] | None = None
         if self.probed:
-            self.patches = _patches(architecture, self.chain, config.probes)
-            first = architecture.layers[0]
-            inputs = first.weight_columns
-            self.probes = nn.Parameter(torch.empty(inputs, self.patches[0] * config.probes))
+            outputs = architecture.layers[-1].rows
+            if config.images:
+                self.image = image_shape(architecture, self.chain, PROBE_PRODUCTS // config.probes)
+            if self.image:
+                self.probes = nn.Parameter(torch.empty(config.probes, *self.image))
+                self.probe_width = config.probes * 2 * outputs
+            else:
+                self.patches = _patches(architecture, self.chain, config.probes)
+                inputs = architecture.layers[0].weight_columns
+                self.probes = nn.Parameter(torch.empty(inputs, self.patches[0] * config.probes))
+                self.probe_width = config.probes * outputs
             if not self.probes.is_meta:  # while loading: drawing would import half of torch for nothing
                 nn.init.normal_(self.probes, std=0.7 / PROBE_SCALE)
-            self.probe_width = config.probes * architecture.layers[-1].rows
             width += len(CODES) + self.probe_width
         layers: list[nn.Module] = []
         for _ in range(config.hidden_layers):
@@ -108,7 +119,8 @@ class Invariant(Encoder):
         if not self.probed:
             return self.body(self._noisy(summaries))
         kinds = torch.cat([codes == CODES[activation] for activation in CODES], dim=1)  # (B, 2)
-        size = max(1, PROBE_BLOCK // (self.patches[0] * self.config.probes * self.architecture.layers[0].rows))
+        positions_each = math.prod(self.image[1:]) if self.image else self.patches[0]
+        size = max(1, PROBE_BLOCK // (positions_each * self.config.probes * self.architecture.layers[0].rows))
         tanh = kinds[:, list(CODES).index(Activation.TANH)]
         blocks: list[Tensor] = []
         groups = [tanh.nonzero()[:, 0], (~tanh).nonzero()[:, 0]]  # positions; the unknown count as ReLU
@@ -149,7 +161,10 @@ class Invariant(Encoder):
         return torch.cat(summaries, dim=1)
 
     def _probe(self, weights: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-        """Canonical weights `(B, P)` -> the last layer's outputs for all probes, compressed `(B, probe_width)`."""
+        """Canonical weights `(B, P)` -> what the last layer makes of all probes, compressed `(B, probe_width)`."""
+        if self.image:
+            outputs = answers(self.probes * PROBE_SCALE, weights, self.architecture, activation)  # (B, probes, rows)
+            return torch.cat([compressed(outputs), shares_of_classes(outputs)], dim=2).flatten(1)
         count, values = len(weights), self.probes * PROBE_SCALE  # (inputs, patches * probes)
         for number, (part, layer) in enumerate(zip(self.architecture.slices, self.architecture.layers, strict=True)):
             matrix = weights[:, part].view(count, layer.rows, layer.columns)
@@ -165,8 +180,17 @@ class Invariant(Encoder):
             if block * wanted > patches:  # too many to have one each
                 values = values.view(count, layer.rows, patches, -1)[:, :, torch.arange(block * wanted) % patches]
             values = values.reshape(count, layer.rows * block, -1)
-        values = values.flatten(1)
-        return values.sign() * torch.log1p(values.abs())
+        return compressed(values.flatten(1))
+
+
+def shares_of_classes(outputs: Tensor) -> Tensor:
+    """Softmax of outputs `(B, probes, rows)`, the largest first: how sure the network is of its answer."""
+    return outputs.softmax(dim=2).sort(dim=2, descending=True).values
+
+
+def compressed(values: Tensor) -> Tensor:
+    """The logarithm of each value's size, with its sign; linear near 0."""
+    return values.sign() * torch.log1p(values.abs())
 
 
 def chain_of(architecture: Architecture) -> tuple[Hidden, ...]:

@@ -43,7 +43,8 @@ def build_encoder(architecture: Architecture, config: EncoderConfig, generator: 
 def config_from_dict(values: dict[str, Any]) -> EncoderConfig:
     """The inverse of `dataclasses.asdict`; what an older version did not save has its default."""
     initializer = WeightInit(values.get("initializer", WeightInit.PYTORCH))
-    return EncoderConfig(**{**values, "method": Method(values["method"]), "initializer": initializer})
+    older = {"probes": 16, "images": False}  # what versions before these settings did
+    return EncoderConfig(**{**older, **values, "method": Method(values["method"]), "initializer": initializer})
 
 
 def save_encoder(encoder: Encoder, directory: Path, notes: dict[str, Any]) -> None:
