@@ -124,7 +124,7 @@ class Ours:
         return np.array([int(row.id, 16) for row in found.neighbours])
 
     def forget(self) -> None:
-        self.index._masks.clear()
+        self.index._kept.masks.clear()
 
 
 def make(directory: Path, size: int, *, index_alone: bool = False) -> np.ndarray:

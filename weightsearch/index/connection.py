@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
+import numpy as np
 
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, turnstile, when_unlocked
@@ -49,6 +50,15 @@ class Database:
             finally:
                 self._detach(connection)
 
+    def hash_of(self, text: str) -> np.uint64:
+        """DuckDB's hash of a text, for which nothing has to be attached."""
+        with self._lock:
+            connection = _take_idle(self.path) or self._connect()
+            try:
+                return np.uint64(connection.execute("SELECT hash(?::VARCHAR)", [text]).fetchall()[0][0])
+            finally:
+                _put_idle(self.path, connection)
+
     def _connect(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(":memory:")
         path = str(self.path).replace("'", "''")
@@ -77,8 +87,7 @@ class Database:
         except duckdb.Error:  # inside a failed transaction, or the database is beyond use: start anew next time
             connection.close()
         else:
-            with _idle_lock:
-                _idle[:] = [(self.path, connection), *_idle][:IDLE_KEPT]
+            _put_idle(self.path, connection)
 
 
 IDLE_KEPT = 4  # connections with nothing attached: making one takes as long as a question
@@ -95,6 +104,11 @@ def _take_idle(path: Path) -> duckdb.DuckDBPyConnection | None:
                 _idle.remove(entry)
                 return entry[1]
     return None
+
+
+def _put_idle(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    with _idle_lock:
+        _idle[:] = [(path, connection), *_idle][:IDLE_KEPT]
 
 
 def _forget_idle() -> None:

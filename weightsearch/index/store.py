@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -20,6 +22,7 @@ from weightsearch.files import MISREAD
 from weightsearch.index import database, filters, planner, reranked, snapshot, vectors
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.database import Columns
+from weightsearch.index.kept import IDS_LARGEST, Kept, NotKept, Watch, has_id, ids_of
 from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.planner import Segment
@@ -29,6 +32,7 @@ from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection,
 REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
 
 Stamp = tuple[int, int, int]
+T = TypeVar("T")
 
 log = logging.getLogger("weightsearch")
 
@@ -62,7 +66,9 @@ class IndexStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held: tuple[int, duckdb.DuckDBPyConnection, int] | None = None  # thread, connection, generation
+        # Of who is within `asked`: thread, connection (None: all is of memory) and generation.
+        self._one = threading.Lock()  # thread at a time is within `asked`
+        self._held: tuple[int, duckdb.DuckDBPyConnection | None, int] | None = None
         self._take_whole(*self._verified(path))
 
     @classmethod
@@ -108,9 +114,9 @@ class IndexStore:
         self._columns_of: dict[str, Columns] = {}
         self._segments: dict[str, Segment] = {}
         self._damaged: dict[str, np.ndarray] = {}  # numbers of rows whose vectors are taken from the database
-        self._masks: dict[tuple[str, str | None, str | None], tuple[int, np.ndarray]] = {}
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
-        self._rows_of: tuple[Columns | None, dict[int, list[Any]]] = (None, {})
+        self._watch = Watch(self.path / DATABASE)
+        self._kept = Kept(-1)
 
     @property
     def identity(self) -> str:
@@ -121,18 +127,21 @@ class IndexStore:
     def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """The database that the manifest is of: what is kept in memory of another one is let go first.
 
-        A caller that looked at what is kept before it opened this looks again. Within `reading` it is open already.
+        A caller that looked at what is kept before it opened this looks again. Within `asked` it is open already.
         """
         if self._held is not None and self._held[0] == threading.get_ident():
-            yield self._held[1]
+            yield _needed(self._held[1])
             return
         deadline = time.monotonic() + REPLACED_WAIT_SECONDS
         while True:
             self.refresh()
             with self.database.open() as connection:
-                identity = database.state(connection).identity
+                state = database.state(connection)
                 # A manifest is migrated before its database, and both are read while neither is.
-                if identity in (None, self.manifest.get("identity")):
+                if state.identity in (None, self.manifest.get("identity")):
+                    self._watch.has_read()
+                    if self._kept.generation != state.generation:
+                        self._kept = Kept(state.generation)
                     yield connection
                     return
             if time.monotonic() > deadline:
@@ -142,25 +151,35 @@ class IndexStore:
             self._manifest_stamp = None  # replaced between the two looks
             time.sleep(0.01)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """What this thread asks within is asked of one attached database, which nobody writes meanwhile.
+    def asked(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives, all of whose questions are about one generation of the index.
 
-        Attaching takes as long as a question. Writers wait, so that nothing slow but questions belongs here.
+        They are answered from memory where the database has not changed since it was last read and all that they need
+        is kept. Else `ask` is called (again) with the database attached, which nobody writes meanwhile: nothing slow
+        but questions belongs in it.
         """
-        with self.connection() as connection:
-            if self._held is not None and self._held[0] == threading.get_ident():
-                yield
-                return
-            self._held = threading.get_ident(), connection, database.generation(connection)
-            try:
-                yield
-            finally:
-                self._held = None
+        if self._held is not None and self._held[0] == threading.get_ident():
+            return ask()
+        with self._one:
+            self.refresh()
+            if self._watch.is_unchanged():
+                with contextlib.suppress(NotKept):
+                    return self._ask(ask, None)
+            with self.connection() as connection:
+                return self._ask(ask, connection)
 
-    def _generation(self, connection: duckdb.DuckDBPyConnection) -> int:
-        held = self._held
-        return held[2] if held is not None and held[1] is connection else database.generation(connection)
+    def _ask(self, ask: Callable[[], T], connection: duckdb.DuckDBPyConnection | None) -> T:
+        self._held = threading.get_ident(), connection, self._kept.generation
+        try:
+            return ask()
+        finally:
+            self._held = None
+
+    @property
+    def _generation(self) -> int:
+        """That is asked about, within `asked`."""
+        assert self._held is not None
+        return self._held[2]
 
     def refresh(self) -> None:
         """Reads the manifest again where it has changed: for another index, or for one more architecture."""
@@ -178,8 +197,7 @@ class IndexStore:
     def load(self, fingerprint: str) -> None:
         """Reads what searches of one architecture need, which the first search would do otherwise."""
         self._known(fingerprint)
-        with self.connection() as connection:
-            self._segment(connection, fingerprint)
+        self.asked(lambda: self._segment(fingerprint))
 
     def encoder_directory(self, fingerprint: str) -> Path:
         return self.path / fingerprint
@@ -191,9 +209,13 @@ class IndexStore:
         """The rows' numbers `(n,)` of one architecture, ascending."""
         return self._columns(fingerprint).numbers
 
-    def accuracies(self, fingerprint: str) -> np.ndarray:
-        """Test accuracies `(n,)`, or the index's other target, of one architecture's rows; NaN where unknown."""
-        return self._columns(fingerprint).values
+    def accuracies(self, fingerprint: str, dataset: str | None = None) -> np.ndarray:
+        """Test accuracies `(n,)`, or the index's other target, of one architecture's rows; NaN where unknown.
+
+        With `dataset` of the rows on that alone, `(m,)`.
+        """
+        columns = self._columns(fingerprint)
+        return columns.values if dataset is None else columns.values[columns.datasets == self._hash(dataset)]
 
     def embeddings(self, fingerprint: str) -> np.ndarray:
         """All embeddings `(n, D)` of one architecture."""
@@ -219,9 +241,14 @@ class IndexStore:
         """The only row whose id begins so, of one architecture or of any; raises UsageError for none or several."""
         if not id or not all(letter in "0123456789abcdef" for letter in id):
             raise UsageError(f"{id!r} is no id; ids are 16 hexadecimal digits, as queries show them")
+        among = list(self.architectures) if fingerprint is None else [fingerprint]
+        return self.asked(lambda: self._find(id, among))
+
+    def _find(self, id: str, among: list[str]) -> Row:
+        if len(id) == ID_LETTERS and self._lacks(id, among):
+            raise UsageError(f"{self.path} holds no checkpoint with id {id}")
         begins = "id = ?" if len(id) == ID_LETTERS else "starts_with(id, ?)"  # equality takes half as long
         with self.connection() as connection:
-            among = list(self.architectures) if fingerprint is None else [fingerprint]
             rows = connection.execute(
                 "SELECT architecture, number, id FROM ix.checkpoints "
                 f"WHERE {begins} AND architecture IN ({database.places(among)}) LIMIT 3",
@@ -234,22 +261,57 @@ class IndexStore:
             architecture, number, _ = rows[0]
             return Row(architecture, *database.row(connection, architecture, number))
 
+    def _lacks(self, id: str, among: list[str]) -> bool:
+        """Whether no row has this id, as far as all ids are in memory; they are read once they will be needed again."""
+        for fingerprint in among:
+            ids = self._kept.ids.get(fingerprint)
+            if ids is None:
+                if not self._watch.is_settled or len(self._fresh_columns(fingerprint)) > IDS_LARGEST:
+                    return False
+                with self.connection() as connection:
+                    ids = ids_of(connection, fingerprint)
+                if ids is None:
+                    return False
+                self._kept.ids[fingerprint] = ids
+            if has_id(ids, id):
+                return False
+        return True
+
     def descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """What the layers of rows are like (see `layers`), `(F,)` by id, of those for which that was kept."""
-        with self.connection() as connection:
-            return database.descriptions(connection, fingerprint, ids)
+        return self.asked(lambda: self._descriptions(fingerprint, ids))
+
+    def _descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        def read(lacking: list[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray | None]:
+            with self.connection() as connection:
+                descriptions = database.descriptions(connection, fingerprint, [id for _, id in lacking])
+            return {key: descriptions.get(key[1]) for key in lacking}
+
+        kept = self._kept.values(self._kept.descriptions, [(fingerprint, id) for id in ids], read)
+        return {id: description for (_, id), description in kept.items() if description is not None}
 
     def finals(
         self, fingerprint: str, runs: Sequence[str], good: str | None = None, bad: str | None = None
     ) -> dict[str, tuple[float, float, int]]:
         """How each of `runs` ended: the last epoch with a known accuracy (or other target), that, and its grade."""
-        with self.connection() as connection:
-            columns = self._fresh_columns(connection, fingerprint)
-            ends = database.finals(connection, fingerprint, runs, self.target, columns.table)
+        return self.asked(lambda: self._finals(fingerprint, runs, good, bad))
+
+    def _finals(
+        self, fingerprint: str, runs: Sequence[str], good: str | None, bad: str | None
+    ) -> dict[str, tuple[float, float, int]]:
+        columns = self._fresh_columns(fingerprint)
+
+        def read(lacking: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[float, float, int] | None]:
+            with self.connection() as connection:
+                ends = database.finals(connection, fingerprint, [run for _, run in lacking], self.target, columns.table)
+            return {key: ends.get(key[1]) for key in lacking}
+
+        kept = self._kept.values(self._kept.ends, [(fingerprint, run) for run in runs], read)
         grades = self._grades(columns, good, bad)
         return {
-            run: (epoch, value, int(grades[np.searchsorted(columns.numbers, number)]))
-            for run, (epoch, value, number) in ends.items()
+            run: (end[0], end[1], int(grades[np.searchsorted(columns.numbers, end[2])]))
+            for (_, run), end in kept.items()
+            if end is not None
         }
 
     def thresholds(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> tuple[float, float]:
@@ -277,7 +339,7 @@ class IndexStore:
         self._known(fingerprint)
         while True:
             try:
-                return self._search(fingerprint, vector, k, selection)
+                return self.asked(lambda: self._search(fingerprint, vector, k, selection))
             except DamagedVectorsError as error:
                 self._pass_over(fingerprint, error)
 
@@ -292,24 +354,12 @@ class IndexStore:
 
     def _search(self, fingerprint: str, vector: np.ndarray, k: int, selection: Selection) -> Neighbourhood:
         start = time.perf_counter()
-        segment = self._segments.get(fingerprint)
-        mask = self._mask_of(segment, fingerprint, selection)
-        result, seconds = None, 0.0
-        if segment is not None and (mask is not None or not filters.has_filter(selection)):
-            result = self._lists(segment, vector, k, selection, mask)
-            seconds = time.perf_counter() - start
-        with self.connection() as connection:
-            if segment is not self._segments.get(fingerprint):  # it was of an index that was replaced
-                segment = None
-            if result is None or segment is None or segment.columns.generation != self._generation(connection):
-                segment = self._segment(connection, fingerprint)
-                mask = self._mask(connection, segment, fingerprint, selection)
-                result = self._lists(segment, vector, k, selection, mask)
-                seconds = time.perf_counter() - start
-            name, lists = result
-            passing = len(segment) if mask is None else int(np.count_nonzero(mask))
-            plan = Plan(name, passing, len(segment), seconds)
-            near, good, bad = self._neighbours(connection, segment, lists, selection)
+        segment = self._segment(fingerprint)
+        mask = self._mask(segment, fingerprint, selection)
+        name, lists = self._lists(segment, vector, k, selection, mask)
+        passing = len(segment) if mask is None else int(np.count_nonzero(mask))
+        plan = Plan(name, passing, len(segment), time.perf_counter() - start)
+        near, good, bad = self._neighbours(segment, lists, selection)
         return Neighbourhood(near, good, bad, plan)
 
     def _lists(
@@ -336,23 +386,19 @@ class IndexStore:
         return grades
 
     def _neighbours(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        segment: Segment,
-        lists: list[tuple[np.ndarray, np.ndarray]],
-        selection: Selection,
+        self, segment: Segment, lists: list[tuple[np.ndarray, np.ndarray]], selection: Selection
     ) -> list[tuple[Neighbour, ...]]:
         numbers = segment.columns.numbers
         grades = self._grades(segment.columns, selection.good, selection.bad)
         wanted = distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
-        by_number = self._rows(connection, segment.columns, wanted.tolist())
+        by_number = self._rows(segment.columns, wanted.tolist())
 
         def neighbour(row: int, distance: float) -> Neighbour:
             id, accuracy, epoch, run, recipe, dataset, metadata, source = by_number[int(numbers[row])]
             value = float(segment.columns.values[row])
             return Neighbour(
-                id, distance, accuracy, epoch_number(epoch), run, decoded(recipe, dict),
-                None if np.isnan(value) else value, dataset, decoded(metadata, dict), int(grades[row]), source,
+                id, distance, accuracy, epoch, run, dict(recipe), None if np.isnan(value) else value, dataset,
+                dict(metadata), int(grades[row]), source,
             )  # fmt: skip
 
         return [
@@ -360,22 +406,24 @@ class IndexStore:
             for rows, distances in lists
         ]
 
-    def _rows(
-        self, connection: duckdb.DuckDBPyConnection, columns: Columns, numbers: list[int]
-    ) -> dict[int, list[Any]]:
-        """Rows by number: an answer's lists have many in common, and so have the answers of one day."""
-        of, kept = self._rows_of
-        if of is not columns or len(kept) > ROWS_KEPT:
-            kept = {}
-        lacking = ",".join(str(number) for number in numbers if number not in kept)
-        if lacking:
-            rows = connection.execute(
-                "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
-                f"FROM {columns.table} WHERE number IN ({lacking})"
-            ).fetchall()
-            kept |= {number: rest for number, *rest in rows}
-        self._rows_of = columns, kept
-        return kept
+    def _rows(self, columns: Columns, numbers: list[int]) -> dict[int, Any]:
+        """What a `Neighbour` is made of, by number."""
+
+        def read(lacking: list[int]) -> dict[int, Any]:
+            with self.connection() as connection:
+                rows = connection.execute(
+                    "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
+                    f"FROM {columns.table} WHERE number IN ({','.join(map(str, lacking))})"
+                ).fetchall()
+            return {
+                number: (
+                    *(id, accuracy, epoch_number(epoch), run, decoded(recipe, dict), dataset),
+                    *(decoded(metadata, dict), source),
+                )
+                for number, id, accuracy, epoch, run, recipe, dataset, metadata, source in rows
+            }
+
+        return self._kept.values(self._kept.rows, numbers, read)
 
     def _known(self, fingerprint: str) -> None:
         if fingerprint not in self.architectures:
@@ -383,29 +431,30 @@ class IndexStore:
             raise WeightsearchError(f"{self.path} holds no architecture {fingerprint}; it holds {names}")
 
     def _columns(self, fingerprint: str) -> Columns:
-        self._known(fingerprint)
-        with self.connection() as connection:
-            return self._fresh_columns(connection, fingerprint)
+        return self.asked(lambda: self._fresh_columns(fingerprint))
 
-    def _fresh_columns(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Columns:
+    def _fresh_columns(self, fingerprint: str) -> Columns:
+        """Of the generation that is asked about, within `asked`."""
         self._known(fingerprint)
-        columns = self._columns_of.get(fingerprint)
-        if columns is None or columns.generation != self._generation(connection):
-            table = database.rows_sql(connection)
-            saved = snapshot.load(self.path / fingerprint, self._generation(connection), self.target, table)
-            columns = self._columns_of[fingerprint] = saved or database.columns(connection, fingerprint, self.target)
+        columns, generation = self._columns_of.get(fingerprint), self._generation
+        if columns is None or columns.generation != generation:
+            with self.connection() as connection:
+                saved = snapshot.load(self.path / fingerprint, generation, self.target, database.rows_sql(connection))
+                columns = saved or database.columns(connection, fingerprint, self.target)
+            self._columns_of[fingerprint] = columns
         return columns
 
-    def _segment(self, connection: duckdb.DuckDBPyConnection, fingerprint: str) -> Segment:
-        columns = self._fresh_columns(connection, fingerprint)
+    def _segment(self, fingerprint: str) -> Segment:
+        columns = self._fresh_columns(fingerprint)
         if not len(columns):
             raise UsageError(f"{self.path} holds no checkpoints of architecture {fingerprint} yet; add some")
         segment = self._segments.get(fingerprint)
         if segment is None or segment.columns is not columns:
-            cache = self._cache(connection, fingerprint, columns)
-            segment = self._segments[fingerprint] = planner.place(
-                connection, fingerprint, columns, cache, self.metric, self._damaged.get(fingerprint)
-            )
+            with self.connection() as connection:
+                cache = self._cache(connection, fingerprint, columns)
+                segment = self._segments[fingerprint] = planner.place(
+                    connection, fingerprint, columns, cache, self.metric, self._damaged.get(fingerprint)
+                )
         return segment
 
     def _cache(self, connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns) -> vectors.Cache:
@@ -434,9 +483,12 @@ class IndexStore:
 
     def prepared(self, fingerprint: str, *, from_cache: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `(n,)` and vectors as FAISS takes them `(n, D)`: of the exact FAISS file where it has them."""
+        return self.asked(lambda: self._prepared(fingerprint, from_cache))
+
+    def _prepared(self, fingerprint: str, from_cache: bool) -> tuple[np.ndarray, np.ndarray]:
+        columns = self._fresh_columns(fingerprint)
+        cache = self.newest_cache(fingerprint, columns.generation) if from_cache else None
         with self.connection() as connection:
-            columns = self._fresh_columns(connection, fingerprint)
-            cache = self.newest_cache(fingerprint, columns.generation) if from_cache else None
             if cache is None or cache.matrix is None or cache.paged is not None:
                 numbers, embeddings = database.embeddings(connection, fingerprint)
                 return numbers, prepare(embeddings, self.metric)
@@ -456,36 +508,42 @@ class IndexStore:
             )
         return row[0] // 4 if row else None
 
-    def _mask_of(self, segment: Segment | None, fingerprint: str, selection: Selection) -> np.ndarray | None:
-        """The rows that pass, where that is known from an earlier search."""
-        generation, mask = self._masks.get((fingerprint, selection.where, selection.not_run), (None, None))
-        return mask if segment is not None and generation == segment.columns.generation else None
-
-    def _mask(
-        self, connection: duckdb.DuckDBPyConnection, segment: Segment, fingerprint: str, selection: Selection
-    ) -> np.ndarray | None:
+    def _mask(self, segment: Segment, fingerprint: str, selection: Selection) -> np.ndarray | None:
         """The rows `(n,)` that pass; None for all."""
-        if not filters.has_filter(selection):
-            return None
-        mask = self._mask_of(segment, fingerprint, selection)
-        if mask is None:
-            mask = np.ones(len(segment), bool)
-            if selection.where is not None:
-                numbers = filters.passing(connection, fingerprint, selection.where)
-                mask = np.zeros(len(segment), bool)
-                mask[np.searchsorted(segment.columns.numbers, numbers)] = True
-            if selection.not_run is not None:
-                mask &= segment.columns.runs != database.hash_of(connection, selection.not_run)
-            if len(self._masks) >= MASKS_KEPT:
-                self._masks.pop(next(iter(self._masks)))
-            key = (fingerprint, selection.where, selection.not_run)
-            self._masks[key] = (segment.columns.generation, mask)
+        mask = None if selection.where is None else self._passing(segment, fingerprint, selection.where)
+        if selection.not_run is not None:
+            others = segment.columns.runs != self._hash(selection.not_run)
+            mask = others if mask is None else mask & others
         return mask
+
+    def _passing(self, segment: Segment, fingerprint: str, where: str) -> np.ndarray:
+        mask = self._kept.masks.get((fingerprint, where))
+        if mask is None:
+            with self.connection() as connection:
+                numbers = filters.passing(connection, fingerprint, where)
+            mask = np.zeros(len(segment), bool)
+            mask[np.searchsorted(segment.columns.numbers, numbers)] = True
+            self._kept.keep_mask((fingerprint, where), mask)
+        return mask
+
+    def _hash(self, name: str) -> np.uint64:
+        """As in `Columns.runs` and `.datasets`."""
+
+        def read(names: list[str]) -> dict[str, np.uint64]:
+            attached = self._held and self._held[1]
+            of = self.database.hash_of if attached is None else partial(database.hash_of, attached)
+            return {name: of(name) for name in names}
+
+        return self._kept.values(self._kept.hashes, [name], read)[name]
 
 
 ID_LETTERS = 16
-ROWS_KEPT = 2_000
-MASKS_KEPT = 16  # results of filters, a byte a row each
+
+
+def _needed(connection: duckdb.DuckDBPyConnection | None) -> duckdb.DuckDBPyConnection:
+    if connection is None:
+        raise NotKept("the index is asked again")
+    return connection
 
 
 def _stamp(manifest: Path) -> Stamp | None:

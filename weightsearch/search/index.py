@@ -217,8 +217,7 @@ class Index:
             )
         if not_run:
             selection = replace(selection, not_run=subject.run)
-        with self.store.reading():
-            return self._answer(subject, k, selection, itself=id is None)
+        return self.store.asked(lambda: self._answer(subject, k, selection, itself=id is None))
 
     def get(self, id: str, out: str | Path, *, overwrite: bool = False) -> Path:
         """Writes an indexed checkpoint's weights to `out`, as a state dict with the names that they had.
@@ -414,7 +413,7 @@ class Index:
         """Known values of the rows on the network's own dataset, where these are enough; else of all rows."""
         values = self.store.accuracies(fingerprint)
         if dataset is not None and self.store.only_dataset(fingerprint) is None:
-            same = values[self.store.table(fingerprint, ["dataset"])["dataset"] == dataset]
+            same = self.store.accuracies(fingerprint, dataset)
             if np.count_nonzero(~np.isnan(same)) >= FEWEST_COMPARED:
                 values = same
         return values[~np.isnan(values)]
@@ -450,7 +449,8 @@ class Index:
         if space.familiar is None:
             return ()
         ids = [rows[0].id if rows else "" for rows in (good, bad)]
-        descriptions = self.store.descriptions(subject.fingerprint, [subject.id, *ids])
+        wanted = [subject.id, *ids] if subject.description is None else ids
+        descriptions = self.store.descriptions(subject.fingerprint, [id for id in wanted if id])
         described = descriptions.get(subject.id) if subject.description is None else subject.description
         if described is None or not any(id in descriptions for id in ids):
             return ()
