@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import io
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -33,6 +35,27 @@ EXAMPLES = sorted((ROOT / "index" / "examples").glob("*.pt"))
 EXAMPLE = EXAMPLES[-1]
 CLIENTS = 8
 PORT = 8765
+
+
+def variants(count: int) -> list[bytes]:
+    """Files that no answer is kept of: the examples with noise of a thousandth on their weights."""
+    import torch
+
+    saved = [torch.load(path, weights_only=True) for path in EXAMPLES]
+    generator, contents = torch.Generator().manual_seed(0), []
+    for number in range(count):
+        out = io.BytesIO()
+        torch.save(_noisy(saved[number % len(saved)], generator), out)
+        contents.append(out.getvalue())
+    return contents
+
+
+def _noisy(value: Any, generator: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _noisy(inner, generator) for key, inner in value.items()}
+    if hasattr(value, "is_floating_point") and value.is_floating_point():
+        return value * (1 + 1e-3 * value.new_empty(value.shape).normal_(generator=generator))
+    return value
 
 
 class Code:
@@ -105,6 +128,15 @@ def memory(process: psutil.Process) -> float:
     return total / 2**20
 
 
+def processor_seconds(process: psutil.Process) -> tuple[float, float]:
+    """What the server has taken itself, and what all that it started have."""
+    times, started = process.cpu_times(), 0.0
+    for one in process.children(recursive=True):
+        taken = one.cpu_times()
+        started += taken.user + taken.system + taken.children_user + taken.children_system
+    return times.user + times.system, started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=200)
@@ -125,14 +157,17 @@ def main() -> None:
     ]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        contents, slowly = [path.read_bytes() for path in EXAMPLES], []
+        contents, slowly = variants(options.queries), []
         for _ in range(3_000):  # ten minutes, on a machine that does other things
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=5)
                 break
             except OSError:
                 time.sleep(0.2)
-        for content in contents:
+        for content in variants(40):  # until what is asked of the database is kept
+            post(content)
+        time.sleep(3)
+        for content in variants(40):
             post(content)
         process, peak, done = psutil.Process(server.pid), [0.0], threading.Event()
 
@@ -149,7 +184,9 @@ def main() -> None:
             return time.perf_counter() - started
 
         with ThreadPoolExecutor(CLIENTS) as clients:
+            taken, taken_here = processor_seconds(process), time.process_time()
             seconds = list(clients.map(timed, range(options.queries)))
+            taken_after, here = processor_seconds(process), time.process_time() - taken_here
             before, children, descriptors = memory(process), len(process.children(recursive=True)), process.num_fds()
             ends = time.monotonic() + 60 * options.minutes
 
@@ -176,7 +213,10 @@ def main() -> None:
         server.wait()
     result = {
         "queries": options.queries, "clients": CLIENTS, "p50_seconds": float(np.quantile(seconds, 0.5)),
-        "p99_seconds": float(np.quantile(seconds, 0.99)), "load_average": os.getloadavg()[0],
+        "p99_seconds": float(np.quantile(seconds, 0.99)),
+        "server_processor_ms": 1e3 * (taken_after[0] - taken[0]) / options.queries,
+        "readers_processor_ms": 1e3 * (taken_after[1] - taken[1]) / options.queries,
+        "clients_processor_ms": 1e3 * here / options.queries, "load_average": os.getloadavg()[0],
         "cores": os.cpu_count(), "hostile": len(statuses), "slow_statuses": slowly,
         "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))}, "alive_after": alive,
         "code_ran": Path("weightsearch-ran-code").exists(), "peak_mib": peak[0], "mib_before": before,

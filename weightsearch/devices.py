@@ -47,8 +47,10 @@ _settings = ExitStack()
 
 
 @contextmanager
-def fast_processor(weights: int) -> Iterator[None]:
-    """For work on networks of that many weights: the settings below, and as they were again afterwards.
+def fast_processor(weights: int, networks: int = 2) -> Iterator[None]:
+    """For work on `networks` of that many weights: the settings below, and as they were again afterwards.
+
+    For a single network memory is not used again, since giving it back takes as long as its embedding.
 
     They are the process's. Of several threads the first one makes them and the last one undoes them, so that none
     changes how another one computes; a thread that ends before others keeps its number of threads.
@@ -58,7 +60,8 @@ def fast_processor(weights: int) -> Iterator[None]:
         if not _working:
             _settings.enter_context(_few_threads(weights))
             _settings.enter_context(_fast_products())
-            _settings.enter_context(_reused_memory())
+            if networks > 1:
+                _settings.enter_context(_reused_memory())
         _working += 1
     try:
         yield

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -237,11 +238,16 @@ def to_json(value: Any, **options: Any) -> str:
 def plain(value: Any) -> Any:
     """The value as JSON has it: NaN and infinity, which JSON lacks, become None; dates and the like their text.
 
+    A dataclass is an object of its fields.
+
     Example:
         >>> plain({"loss": float("nan"), "sizes": (16, 10)})
         {'loss': None, 'sizes': [16, 10]}
     """
-    if isinstance(value, Mapping):
+    kind = type(value)
+    if kind is str or kind is int or value is None:  # most are, and these take the longest ways below
+        return value
+    if kind is dict or isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
@@ -249,4 +255,6 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
         return plain(float(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -19,6 +19,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment

@@ -134,15 +134,16 @@ class Invariant(Encoder):
         """As the base class says; a network of unknown activation gets the mean of its embeddings with each of them."""
         if activations is None:
             activations = torch.zeros(len(weights))
-        embedding, predicted = super().embed(weights, activations)
         unknown = activations == 0
-        if self.chain and (n := int(unknown.sum())):
-            tried = [
-                super(Invariant, self).embed(weights[unknown], torch.full((n,), code))[0] for code in CODES.values()
-            ]
-            embedding[unknown] = torch.stack(tried).mean(dim=0)
-            predicted = self.predict(embedding)
-        return embedding, predicted
+        if not self.chain or not (n := int(unknown.sum())):
+            return super().embed(weights, activations)
+        codes = torch.tensor(list(CODES.values()), dtype=activations.dtype).repeat_interleave(n)
+        tried = super().embed(weights[unknown].repeat(len(CODES), 1), codes)[0].view(len(CODES), n, -1)
+        embedding = tried.new_empty(len(weights), tried.shape[2])
+        embedding[unknown] = tried.mean(dim=0)
+        if n < len(weights):
+            embedding[~unknown] = super().embed(weights[~unknown], activations[~unknown])[0]
+        return embedding, self.predict(embedding)
 
     def _embed_block(self, weights: Tensor, activations: Tensor | None) -> Tensor:
         """Without putting features together only to take them apart again: large networks' copies take long."""

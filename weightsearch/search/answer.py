@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from weightsearch.files import plain
@@ -34,7 +34,7 @@ class Answer(AnswerData):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them: what is not known is None."""
-        values: dict[str, Any] = plain(asdict(self))
+        values: dict[str, Any] = plain(vars(self))
         return {**values, "predicted_accuracy": values["predicted"]}  # its name until it could be a loss
 
     def __str__(self) -> str:

@@ -6,20 +6,21 @@ import contextlib
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weightsearch.checkpoints.metadata import interpret
 from weightsearch.errors import WeightsearchError
@@ -90,12 +91,15 @@ def create_app(index: Index | str | Path, options: ServeOptions | None = None) -
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         pages.start()
-        yield
+        try:
+            yield
+        finally:
+            pages.desk.readers.close()
 
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(BaseHTTPMiddleware, dispatch=pages.guard)],
+        middleware=[Middleware(_Guard, pages=pages)],
         exception_handlers={HTTPException: pages.failed, WeightsearchError: pages.failed},
     )
 
@@ -110,6 +114,36 @@ def serve(index: str | Path, options: ServeOptions) -> None:
     )  # fmt: skip
 
 
+class _Guard:
+    """Who may ask, the headers of every response, and how long it took."""
+
+    def __init__(self, app: ASGIApp, pages: _Pages) -> None:
+        self.app = app
+        self.pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await (self.pages.refused(Request(scope)) or self.app)(scope, receive, send_with_headers)
+        finally:
+            route = "/" + scope["path"].split("/")[1]
+            seconds = time.perf_counter() - started
+            self.pages.counts.request(route if route in COUNTED else "other", status, seconds)
+
+
 class _Pages:
     def __init__(self, index: Index, options: ServeOptions) -> None:
         self.index = index
@@ -122,23 +156,13 @@ class _Pages:
 
     def start(self) -> None:
         """Loads what the first question would wait for."""
-        self.desk.warm()
+        self.desk.readers.start()
         for fingerprint in self.index.architectures:
             if self.index.store.count(fingerprint):
                 self.index.store.load(fingerprint)
                 self.maps.of(fingerprint)
 
-    async def guard(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Who may ask, the headers of every response, and how long it took."""
-        started = time.perf_counter()
-        response = self._refused(request) or await call(request)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        route = "/" + request.url.path.split("/")[1]
-        self.counts.request(route if route in COUNTED else "other", response.status_code, time.perf_counter() - started)
-        return response
-
-    def _refused(self, request: Request) -> Response | None:
+    def refused(self, request: Request) -> Response | None:
         token = self.options.token
         host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
         local = self.options.host in ("127.0.0.1", "localhost", "::1")

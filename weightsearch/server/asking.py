@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -16,16 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from weightsearch.checkpoints.walk import SUFFIXES
-from weightsearch.errors import WeightsearchError
 from weightsearch.relations import SignatureIndex
 from weightsearch.search.answer import Answer
 from weightsearch.search.index import Index
 from weightsearch.server.options import ServeOptions
-from weightsearch.server.reading import context, read_apart
+from weightsearch.server.reading import Readers
 
 BLOCK = 2**20
 CLOSE = {"Connection": "close"}  # or what is still sent would be read for ever
-START_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,10 @@ class Desk:
     def __init__(self, index: Index, options: ServeOptions) -> None:
         self.index = index
         self.options = options
-        self.processes = context()
         self.slots = asyncio.Semaphore(options.readers)
         self.waiting = 0
-        self.signatures = index.path if len(SignatureIndex(index.path)) else None
+        self.readers = Readers(options, index.path if len(SignatureIndex(index.path)) else None)
         self._one = threading.Lock()  # an Index keeps what it read, for one thread at a time
-
-    def warm(self) -> None:
-        """Starts the fork server, which loads the readers: the first file would wait for that, and be out of time."""
-        with contextlib.suppress(WeightsearchError):
-            read_apart(Path(os.devnull), replace(self.options, read_seconds=START_SECONDS), self.processes)
 
     async def answer_upload(self, file: Path, name: str, **asked: Any) -> Told:
         """Of a file on the disk, which is read apart. `name` is only shown to who sent it."""
@@ -61,13 +51,13 @@ class Desk:
         self.waiting += 1
         try:
             async with self.slots:
-                checkpoint, relations = await asyncio.to_thread(
-                    read_apart, file, self.options, self.processes, self.signatures
-                )
+                return await asyncio.to_thread(self._read_and_ask, file, name, asked)
         finally:
             self.waiting -= 1
-        answer = replace(await asyncio.to_thread(self.ask, checkpoint, **asked), path=name)
-        return Told(answer, relations, checkpoint.metadata)
+
+    def _read_and_ask(self, file: Path, name: str, asked: dict[str, Any]) -> Told:
+        checkpoint, relations = self.readers.read(file)
+        return Told(replace(self.ask(checkpoint, **asked), path=name), relations, checkpoint.metadata)
 
     def ask(self, model: Any = None, **asked: Any) -> Answer:
         with self._one:

@@ -97,7 +97,7 @@ def describe_zoo(zoo: Zoo, positions: np.ndarray) -> np.ndarray:
 
 
 def _represent(encoder: Encoder, weights: np.ndarray, codes: torch.Tensor, layers: bool) -> Representation:
-    with fast_processor(encoder.architecture.size):
+    with fast_processor(encoder.architecture.size, len(weights)):
         embedding, predicted = encoder.embed(torch.from_numpy(weights), codes)
     description = describe_layers(weights, encoder.architecture) if layers else None
     return Representation(embedding.numpy(), predicted.double().numpy(), description)

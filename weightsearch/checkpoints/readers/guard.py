@@ -34,6 +34,7 @@ FREE_SECONDS, BYTES_PER_SECOND = 60.0, 2**20  # and time, on a busy machine
 _PACKAGE = Path(__file__).parents[3]
 _CHILD = "import sys; sys.path.append(sys.argv[1]); from weightsearch.checkpoints.readers.child import serve; serve()"
 _is_apart = False  # this process is such a child itself
+_may_use_libraries, _was_refused = True, False
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ def read_apart(reader: str, path: Path, *arguments: str) -> Any:
 
     Raises WeightsearchError for what it refuses, and where it takes more than its `Budget` or ends its process.
     """
+    global _was_refused
+    if not _may_use_libraries:
+        _was_refused = True
+        raise WeightsearchError(f"{reader} is read by a library, which this process may not use")
     if _is_apart:
         from importlib import import_module
 
@@ -64,13 +69,18 @@ def read_apart(reader: str, path: Path, *arguments: str) -> Any:
         return _child_of_this_process().ask(reader, path, arguments, budget)
 
 
-def limit_process(memory_bytes: int, seconds: float) -> None:
+def was_refused_a_library() -> bool:
+    """Whether a file needed one since `limit_process` forbade them."""
+    return _was_refused
+
+
+def limit_process(memory_bytes: int, seconds: float, *, libraries: bool = True) -> None:
     """From now on this process may take so much more memory and processor time, and reads all files by itself.
 
-    Windows has no such limits.
+    Without `libraries` it refuses files that are read by one. Windows has no such limits.
     """
-    global _is_apart
-    _is_apart = True
+    global _is_apart, _may_use_libraries
+    _is_apart, _may_use_libraries = True, libraries
     if sys.platform == "win32":
         return
     import resource
