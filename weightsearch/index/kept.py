@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,9 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 
-from weightsearch.errors import WeightsearchError
+from weightsearch.index import database, filters
+from weightsearch.index.connection import decoded
+from weightsearch.types import Target, epoch_number
 
 SETTLED_SECONDS = 2.5  # beyond the ticks of file systems' clocks, of which FAT's are the longest
 ROWS_KEPT = 5_000
@@ -25,9 +28,10 @@ IDS_LARGEST = 1_000_000  # rows
 HEX = 16
 K = TypeVar("K")
 V = TypeVar("V")
+Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 
 
-class NotKept(WeightsearchError):
+class NotKept(Exception):
     """What is asked is not in memory; the question is asked again, of the database."""
 
 
@@ -79,15 +83,85 @@ class Kept:
     rows: dict[int, Any] = field(default_factory=dict)  # by number
     ends: dict[tuple[str, str], Any] = field(default_factory=dict)  # of runs, by architecture and name
     descriptions: dict[tuple[str, str], np.ndarray | None] = field(default_factory=dict)  # by architecture and id
-    ids: dict[str, np.ndarray] = field(default_factory=dict)  # by architecture, as numbers, ascending
+    ids: dict[str, np.ndarray | None] = field(default_factory=dict)  # by architecture, as numbers, ascending
     masks: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # by architecture and condition
     hashes: dict[str, np.uint64] = field(default_factory=dict)  # of names of runs and datasets
 
-    def values(self, table: dict[K, V], keys: Sequence[K], read: Callable[[list[K]], dict[K, V]]) -> dict[K, V]:
-        """What one of the tables has for `keys`, or else `read` gives for those that it lacks.
+    def rows_of(self, connect: Connect, table: str, numbers: Sequence[int]) -> dict[int, Any]:
+        """What a `Neighbour` is made of, by number: id, accuracy, epoch, run, recipe, dataset, metadata, source."""
 
-        A table starts anew where it has many.
-        """
+        def read(lacking: list[int]) -> dict[int, Any]:
+            with connect() as connection:
+                rows = connection.execute(
+                    "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
+                    f"FROM {table} WHERE number IN ({','.join(map(str, lacking))})"
+                ).fetchall()
+            return {
+                number: (
+                    *(id, accuracy, epoch_number(epoch), run, decoded(recipe, dict), dataset),
+                    *(decoded(metadata, dict), source),
+                )
+                for number, id, accuracy, epoch, run, recipe, dataset, metadata, source in rows
+            }
+
+        return self._values(self.rows, numbers, read)
+
+    def ends_of(
+        self, connect: Connect, fingerprint: str, runs: Sequence[str], target: Target, table: str
+    ) -> dict[str, tuple[float, float, int]]:
+        """As `database.finals` has them."""
+
+        def read(lacking: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[float, float, int] | None]:
+            with connect() as connection:
+                ends = database.finals(connection, fingerprint, [run for _, run in lacking], target, table)
+            return {key: ends.get(key[1]) for key in lacking}
+
+        kept = self._values(self.ends, [(fingerprint, run) for run in runs], read)
+        return {run: end for (_, run), end in kept.items() if end is not None}
+
+    def descriptions_of(self, connect: Connect, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `database.descriptions` has them."""
+
+        def read(lacking: list[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray | None]:
+            with connect() as connection:
+                descriptions = database.descriptions(connection, fingerprint, [id for _, id in lacking])
+            return {key: descriptions.get(key[1]) for key in lacking}
+
+        kept = self._values(self.descriptions, [(fingerprint, id) for id in ids], read)
+        return {id: description for (_, id), description in kept.items() if description is not None}
+
+    def hash_of(self, name: str, read: Callable[[str], np.uint64]) -> np.uint64:
+        """Of the name of a run or a dataset."""
+        return self._values(self.hashes, [name], lambda names: {one: read(one) for one in names})[name]
+
+    def passing(self, connect: Connect, fingerprint: str, where: str, numbers: np.ndarray) -> np.ndarray:
+        """Which of the architecture's rows `numbers (n,)` meet a condition: `(n,)` bool."""
+        key = (fingerprint, where)
+        if key not in self.masks:
+            with connect() as connection:
+                passing = filters.passing(connection, fingerprint, where)
+            mask = np.zeros(len(numbers), bool)
+            mask[np.searchsorted(numbers, passing)] = True
+            while len(self.masks) >= max(MASKS_FEWEST, MASKS_BYTES // max(1, len(mask))):
+                self.masks.pop(next(iter(self.masks)))
+            self.masks[key] = mask
+        return self.masks[key]
+
+    def lacks(self, connect: Connect, fingerprint: str, id: str) -> bool:
+        """Whether no row of the architecture has this id of 16 digits; False, too, where ids cannot be kept."""
+        if fingerprint not in self.ids:
+            with connect() as connection:
+                self.ids[fingerprint] = _ids_of(connection, fingerprint)
+        ids = self.ids[fingerprint]
+        if ids is None:
+            return False
+        number = np.uint64(int(id, HEX))
+        at = int(np.searchsorted(ids, number))
+        return at == len(ids) or bool(ids[at] != number)
+
+    @staticmethod
+    def _values(table: dict[K, V], keys: Sequence[K], read: Callable[[list[K]], dict[K, V]]) -> dict[K, V]:
+        """What one of the tables has for `keys`, or else `read` gives; a table starts anew where it has many."""
         values = {key: table[key] for key in keys if key in table}
         lacking = [key for key in keys if key not in values]
         if lacking:
@@ -98,14 +172,8 @@ class Kept:
             table.update(added)
         return values
 
-    def keep_mask(self, key: tuple[str, str], mask: np.ndarray) -> None:
-        most = max(MASKS_FEWEST, MASKS_BYTES // max(1, len(mask)))
-        while len(self.masks) >= most:
-            self.masks.pop(next(iter(self.masks)))
-        self.masks[key] = mask
 
-
-def ids_of(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> np.ndarray | None:
+def _ids_of(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> np.ndarray | None:
     """An architecture's ids as numbers `(n,)` uint64, ascending; None where one is none."""
     stored = connection.execute("SELECT id FROM ix.checkpoints WHERE architecture = ?", [fingerprint]).fetchall()
     if any(len(id) != HEX for (id,) in stored):
@@ -114,10 +182,3 @@ def ids_of(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> np.ndarra
         return np.sort(np.array([int(id, HEX) for (id,) in stored], np.uint64))
     except ValueError:
         return None
-
-
-def has_id(ids: np.ndarray, id: str) -> bool:
-    """Whether an id of 16 digits is among ids as `ids_of` has them."""
-    number = np.uint64(int(id, HEX))
-    at = int(np.searchsorted(ids, number))
-    return at < len(ids) and bool(ids[at] == number)

@@ -20,14 +20,14 @@ from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD
 from weightsearch.index import database, filters, planner, reranked, snapshot, vectors
-from weightsearch.index.connection import Database, decoded
+from weightsearch.index.connection import Database
 from weightsearch.index.database import Columns
-from weightsearch.index.kept import IDS_LARGEST, Kept, NotKept, Watch, has_id, ids_of
+from weightsearch.index.kept import IDS_LARGEST, Kept, NotKept, Watch
 from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.planner import Segment
 from weightsearch.index.thresholds import distinct, grades_of, thresholds_among
-from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target, epoch_number
+from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target
 
 REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
 
@@ -130,7 +130,9 @@ class IndexStore:
         A caller that looked at what is kept before it opened this looks again. Within `asked` it is open already.
         """
         if self._held is not None and self._held[0] == threading.get_ident():
-            yield _needed(self._held[1])
+            if self._held[1] is None:
+                raise NotKept(f"{self.path} is asked again")
+            yield self._held[1]
             return
         deadline = time.monotonic() + REPLACED_WAIT_SECONDS
         while True:
@@ -263,32 +265,13 @@ class IndexStore:
 
     def _lacks(self, id: str, among: list[str]) -> bool:
         """Whether no row has this id, as far as all ids are in memory; they are read once they will be needed again."""
-        for fingerprint in among:
-            ids = self._kept.ids.get(fingerprint)
-            if ids is None:
-                if not self._watch.is_settled or len(self._fresh_columns(fingerprint)) > IDS_LARGEST:
-                    return False
-                with self.connection() as connection:
-                    ids = ids_of(connection, fingerprint)
-                if ids is None:
-                    return False
-                self._kept.ids[fingerprint] = ids
-            if has_id(ids, id):
-                return False
-        return True
+        if not self._watch.is_settled or any(len(self._fresh_columns(one)) > IDS_LARGEST for one in among):
+            return False
+        return all(self._kept.lacks(self.connection, fingerprint, id) for fingerprint in among)
 
     def descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """What the layers of rows are like (see `layers`), `(F,)` by id, of those for which that was kept."""
-        return self.asked(lambda: self._descriptions(fingerprint, ids))
-
-    def _descriptions(self, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        def read(lacking: list[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray | None]:
-            with self.connection() as connection:
-                descriptions = database.descriptions(connection, fingerprint, [id for _, id in lacking])
-            return {key: descriptions.get(key[1]) for key in lacking}
-
-        kept = self._kept.values(self._kept.descriptions, [(fingerprint, id) for id in ids], read)
-        return {id: description for (_, id), description in kept.items() if description is not None}
+        return self.asked(lambda: self._kept.descriptions_of(self.connection, fingerprint, ids))
 
     def finals(
         self, fingerprint: str, runs: Sequence[str], good: str | None = None, bad: str | None = None
@@ -300,18 +283,11 @@ class IndexStore:
         self, fingerprint: str, runs: Sequence[str], good: str | None, bad: str | None
     ) -> dict[str, tuple[float, float, int]]:
         columns = self._fresh_columns(fingerprint)
-
-        def read(lacking: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[float, float, int] | None]:
-            with self.connection() as connection:
-                ends = database.finals(connection, fingerprint, [run for _, run in lacking], self.target, columns.table)
-            return {key: ends.get(key[1]) for key in lacking}
-
-        kept = self._kept.values(self._kept.ends, [(fingerprint, run) for run in runs], read)
+        ends = self._kept.ends_of(self.connection, fingerprint, runs, self.target, columns.table)
         grades = self._grades(columns, good, bad)
         return {
-            run: (end[0], end[1], int(grades[np.searchsorted(columns.numbers, end[2])]))
-            for (_, run), end in kept.items()
-            if end is not None
+            run: (epoch, value, int(grades[np.searchsorted(columns.numbers, number)]))
+            for run, (epoch, value, number) in ends.items()
         }
 
     def thresholds(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> tuple[float, float]:
@@ -391,7 +367,7 @@ class IndexStore:
         numbers = segment.columns.numbers
         grades = self._grades(segment.columns, selection.good, selection.bad)
         wanted = distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
-        by_number = self._rows(segment.columns, wanted.tolist())
+        by_number = self._kept.rows_of(self.connection, segment.columns.table, wanted.tolist())
 
         def neighbour(row: int, distance: float) -> Neighbour:
             id, accuracy, epoch, run, recipe, dataset, metadata, source = by_number[int(numbers[row])]
@@ -405,25 +381,6 @@ class IndexStore:
             tuple(neighbour(row, distance) for row, distance in zip(rows.tolist(), distances.tolist(), strict=True))
             for rows, distances in lists
         ]
-
-    def _rows(self, columns: Columns, numbers: list[int]) -> dict[int, Any]:
-        """What a `Neighbour` is made of, by number."""
-
-        def read(lacking: list[int]) -> dict[int, Any]:
-            with self.connection() as connection:
-                rows = connection.execute(
-                    "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
-                    f"FROM {columns.table} WHERE number IN ({','.join(map(str, lacking))})"
-                ).fetchall()
-            return {
-                number: (
-                    *(id, accuracy, epoch_number(epoch), run, decoded(recipe, dict), dataset),
-                    *(decoded(metadata, dict), source),
-                )
-                for number, id, accuracy, epoch, run, recipe, dataset, metadata, source in rows
-            }
-
-        return self._kept.values(self._kept.rows, numbers, read)
 
     def _known(self, fingerprint: str) -> None:
         if fingerprint not in self.architectures:
@@ -510,40 +467,22 @@ class IndexStore:
 
     def _mask(self, segment: Segment, fingerprint: str, selection: Selection) -> np.ndarray | None:
         """The rows `(n,)` that pass; None for all."""
-        mask = None if selection.where is None else self._passing(segment, fingerprint, selection.where)
+        mask, columns = None, segment.columns
+        if selection.where is not None:
+            mask = self._kept.passing(self.connection, fingerprint, selection.where, columns.numbers)
         if selection.not_run is not None:
-            others = segment.columns.runs != self._hash(selection.not_run)
+            others = columns.runs != self._hash(selection.not_run)
             mask = others if mask is None else mask & others
-        return mask
-
-    def _passing(self, segment: Segment, fingerprint: str, where: str) -> np.ndarray:
-        mask = self._kept.masks.get((fingerprint, where))
-        if mask is None:
-            with self.connection() as connection:
-                numbers = filters.passing(connection, fingerprint, where)
-            mask = np.zeros(len(segment), bool)
-            mask[np.searchsorted(segment.columns.numbers, numbers)] = True
-            self._kept.keep_mask((fingerprint, where), mask)
         return mask
 
     def _hash(self, name: str) -> np.uint64:
         """As in `Columns.runs` and `.datasets`."""
-
-        def read(names: list[str]) -> dict[str, np.uint64]:
-            attached = self._held and self._held[1]
-            of = self.database.hash_of if attached is None else partial(database.hash_of, attached)
-            return {name: of(name) for name in names}
-
-        return self._kept.values(self._kept.hashes, [name], read)[name]
+        attached = self._held and self._held[1]
+        of = self.database.hash_of if attached is None else partial(database.hash_of, attached)
+        return self._kept.hash_of(name, of)
 
 
 ID_LETTERS = 16
-
-
-def _needed(connection: duckdb.DuckDBPyConnection | None) -> duckdb.DuckDBPyConnection:
-    if connection is None:
-        raise NotKept("the index is asked again")
-    return connection
 
 
 def _stamp(manifest: Path) -> Stamp | None:
