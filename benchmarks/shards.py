@@ -77,8 +77,8 @@ def engine(folder: Path, place: Path) -> dict[str, float]:
     """The same files by one process and by tasks on a Ray cluster of one processor that has started."""
     import ray
 
+    from weightsearch.ray_tasks import connect
     from weightsearch.search import shards
-    from weightsearch.search.ray_tasks import connect
 
     shards.TASK_FILES = 50
     embed([folder], place / "warm", quiet=True)  # compiles, and fills the system's cache of files

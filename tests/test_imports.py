@@ -32,7 +32,7 @@ ORDER = (
     "devices",
     "files",
     "distance",
-    "metrics progress text_table types paths",
+    "metrics progress ray_tasks text_table types paths",
     "html_template",
     "errors",
 )

@@ -12,6 +12,7 @@ from weightsearch import paths as runs
 from weightsearch.cli.common import (
     Device,
     Quiet,
+    Ray,
     Workers,
     example,
     say,
@@ -55,6 +56,7 @@ def train(
     ] = 0,
     workers: Workers = None,
     device: Device = "cpu",
+    ray: Ray = None,
     examples: Annotated[
         int, typer.Option(help="Keep this many test runs out of the index; write a checkpoint of each.")
     ] = 0,
@@ -87,6 +89,7 @@ def train(
         trials=trials,
         workers=workers,
         device=device,
+        ray=ray,
         examples=examples,
         replace=replace,
         add=add,
@@ -105,6 +108,8 @@ def train(
         raise UsageError(f"--from-scratch fits {UNIVERSAL}; leave out --method {method}")
     out = out or runs.new_index(path)
     if options.method is None and (method == UNIVERSAL or from_scratch or suits(path, options.target)):
+        if ray is not None:
+            raise UsageError(f"--ray runs trials of one method, and {UNIVERSAL} has none: name another --method")
         universal = train_universal(path, out, options, from_scratch=from_scratch, quiet=quiet)
         show(render.universal_summary(universal))
         held_out = universal.examples

@@ -16,6 +16,7 @@ from weightsearch.cli.common import (
     Key,
     Metadata,
     Quiet,
+    Ray,
     RunColumn,
     RunPattern,
     Weights,
@@ -67,6 +68,7 @@ def build_zoo(
     dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored weights.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, or a graphics card: cuda, ... (not run on one yet).")] = "cpu",
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
+    ray: Ray = None,
     derive: Annotated[
         Path | None,
         typer.Option(help="A zoo whose networks to copy in every way that people do, with the truth beside them."),
@@ -94,6 +96,7 @@ def build_zoo(
         dtype=choose(Dtype, dtype, "--dtype"),
         device=device,
         workers=workers,
+        ray=ray,
     )
     if derive is not None:
         _derive(derive, out, options, quiet)

@@ -23,11 +23,11 @@ from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import sha256
 from weightsearch.index import IndexStore
 from weightsearch.progress import progress_bar
+from weightsearch.ray_tasks import cluster, in_order_of_ending
 from weightsearch.relations.store import signed_files
 from weightsearch.search.add import find_given, open_or_create
 from weightsearch.search.file_records import FileReader, FileRecord
 from weightsearch.search.parts import Listed, finished, read_records, remove_leftovers, summarise, write_part
-from weightsearch.search.ray_tasks import on_ray
 from weightsearch.search.record_writer import CHUNK, SIGNED_TOGETHER, AddReport, RecordWriter
 
 PART_FILES = 5_000  # of a part at most
@@ -75,7 +75,7 @@ def embed(
         shard: `i/n`, the share `i` of `n`, counted from 0.
         sources: where metadata and runs' names come from, as for `add`.
         dataset: what the networks were trained on, where the files do not say.
-        ray: a Ray cluster's address, on which the share is read in tasks (see `ray_tasks.on_ray`).
+        ray: a Ray cluster's address, on which the share is read in tasks (see `ray_tasks.cluster`).
 
     Raises:
         UsageError: a shard that is none, a zoo among `paths`, or no Ray.
@@ -105,9 +105,10 @@ def embed(
                 done.append(reader.read(wanted, advance))
             else:
                 tasks = [wanted[start : start + TASK_FILES] for start in range(0, len(wanted), TASK_FILES)]
-                for files, result in on_ray(ray, read_task, tasks, (work, reader.settings)):
-                    done.append(result)
-                    advance(len(files))
+                with cluster(ray) as executor:
+                    for files, result in in_order_of_ending(executor, read_task, tasks, work, reader.settings):
+                        done.append(result)
+                        advance(len(files))
     except KeyboardInterrupt:
         parts = sum(len(one.parts) for one in done) or len(reader.done.parts)
         raise Interrupted(f"stopped: {parts:,} parts were written; run the same command again to go on") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from weightsearch.errors import UsageError
+from weightsearch.ray_tasks import check_options
 from weightsearch.types import Method, Metric, SplitBy, Target, choose
 
 MOST_EXAMPLES = 4
@@ -29,6 +30,7 @@ class TrainOptions:
     trials: int = 0  # search settings at random, this many of each method; a killed search goes on
     workers: int | None = None  # fits at a time in a search; None: one per core
     device: str = "cpu"  # that fits run on, or a graphics card, "cuda"
+    ray: str | None = None  # a Ray cluster's address, on which trials are tasks (see `ray_tasks.cluster`)
     examples: int = 0  # test runs kept out of the index, with a checkpoint of each written beside it
     replace: bool = False  # the index that is there already
     add: bool = False  # one more architecture to the index that is there; card and examples go beside its encoder
@@ -48,5 +50,8 @@ class TrainOptions:
             raise UsageError(f"--examples {self.examples}: choose between 0 and {MOST_EXAMPLES}")
         if self.trials < 0:
             raise UsageError(f"--trials {self.trials}: choose at least 1, or 0 for the default settings")
+        check_options(self.ray, self.workers, self.device)
+        if self.ray is not None and not self.trials:
+            raise UsageError("--ray runs trials, and there are none: give --trials as well")
         if self.per_run is not None and self.per_run < 1:
             raise UsageError(f"--per-run {self.per_run}: choose at least 1")

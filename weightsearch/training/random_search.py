@@ -138,7 +138,7 @@ def search_directory(protocol: SplitSpec, method: Method | Baseline, epochs: int
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     per_run = f"-{protocol.per_run}-per-run" if protocol.per_run else ""
-    return (root or runs.RUNS / "searches") / f"{zoo.path.name}-by-{protocol.by}{per_run}-{key}" / method
+    return (root or runs.RUNS / "searches").absolute() / f"{zoo.path.name}-by-{protocol.by}{per_run}-{key}" / method
 
 
 def search_jobs(
@@ -172,6 +172,7 @@ def search(
     epochs: int = 300,
     workers: int | None = None,
     device: str = "cpu",
+    ray: str | None = None,
     root: Path | None = None,
     on_trial: Callable[[dict[str, Any]], None] | None = None,
 ) -> Search:
@@ -187,7 +188,7 @@ def search(
         if on_trial:
             on_trial(result)
 
-    with worker_pool(workers, device) as pool:
+    with worker_pool(workers, device, ray) as pool:
         run_jobs(jobs, pool, finished)
         searched = collect(jobs)
         if isinstance(method, Method) and not (searched.encoder_directory / "encoder.json").exists():

@@ -31,6 +31,7 @@ from weightsearch.encoders import Encoder, config_from_dict, load_encoder, save_
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import plain, write_whole
 from weightsearch.metrics import score
+from weightsearch.ray_tasks import cluster
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
 from weightsearch.training.data import CACHE_BYTES, Features, target_values, usable_checkpoints
 from weightsearch.training.fit import fit
@@ -97,11 +98,16 @@ class Pool(NamedTuple):
 
 
 @contextmanager
-def worker_pool(workers: int | None = None, device: str = "cpu") -> Iterator[Pool]:
+def worker_pool(workers: int | None = None, device: str = "cpu", ray: str | None = None) -> Iterator[Pool]:
     """Processes that run jobs, each in one thread; `workers` None: one per core. They start with the first job.
 
-    On a graphics card (`device` "cuda") they are threads; `workers` None: `CARD_WORKERS`.
+    On a graphics card (`device` "cuda") they are threads; `workers` None: `CARD_WORKERS`. With the address of a Ray
+    cluster they are that cluster's, whose nodes have to see the zoo and the results' folder under the same paths.
     """
+    if ray is not None:
+        with cluster(ray, initializer=_start_worker) as executor:
+            yield Pool(executor, executor.workers)
+        return
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: choose at least 1")
     if check_device(device) != "cpu":
@@ -111,7 +117,7 @@ def worker_pool(workers: int | None = None, device: str = "cpu") -> Iterator[Poo
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or cores
     context = get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(count, context, _start_worker, (os.getpid(), CACHE_BYTES * 3 // 2 // count)) as executor:
+    with ProcessPoolExecutor(count, context, _start_process, (os.getpid(), count)) as executor:
         try:
             yield Pool(executor, count)
         except BaseException:  # Ctrl-C included: what is unfinished is done again by the next call
@@ -194,12 +200,17 @@ _interrupted = threading.Event()
 _loading = threading.RLock()  # threads share what is kept of zoos and features
 
 
-def _start_worker(parent: int, cache_bytes: int) -> None:
+def _start_worker(beside: int | None = None) -> None:
+    """Makes a process ready for jobs, with `beside` such processes on this machine (None: one per core)."""
     global _cache_bytes
-    _cache_bytes = cache_bytes
+    _cache_bytes = CACHE_BYTES * 3 // 2 // (beside or os.cpu_count() or 1)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("weightsearch").setLevel(logging.ERROR)  # the parent has warned already
+
+
+def _start_process(parent: int, beside: int) -> None:
+    _start_worker(beside)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -244,7 +244,9 @@ def _fit(zoo: Zoo, split: Split, method: Method, options: TrainOptions, quiet: b
 
 
 def _search(zoo: Zoo, method: Method, options: TrainOptions, quiet: bool) -> Fit:
-    protocol = SplitSpec(str(zoo.path), options.split_by, options.per_run, options.seed, target=options.target)
+    protocol = SplitSpec(
+        str(zoo.path.absolute()), options.split_by, options.per_run, options.seed, target=options.target
+    )
     best = float("inf")
     with progress_bar(f"searching {method}", options.trials, unit="trials", quiet=quiet) as advance:
 
@@ -254,8 +256,9 @@ def _search(zoo: Zoo, method: Method, options: TrainOptions, quiet: bool) -> Fit
             advance(note=f"best validation RMSE {best**0.5:.4f}")
 
         searched = search(
-            protocol, method, trials=options.trials, workers=options.workers, device=options.device, on_trial=show
-        )
+            protocol, method, trials=options.trials, workers=options.workers, device=options.device, ray=options.ray,
+            on_trial=show,
+        )  # fmt: skip
     result = searched.trials[searched.best]
     return Fit(
         load_encoder(searched.encoder_directory),

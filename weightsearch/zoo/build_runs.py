@@ -45,12 +45,19 @@ def train_missing(
             progress(done, missing * steps)
 
     def on_group(job: TrainingJob, group: Group) -> None:
+        if options.ray is not None:  # whose tasks tell of no steps
+            on_step(len(job.runs) * steps)
         written = Path(job.path) if group.checkpoints else None
         writer.publish(job.part, written, group.runs, group.checkpoints, group.architectures)
 
     with progress_bar(title, missing * steps, unit=unit, quiet=quiet) as advance:
         try:
-            train_jobs(setup, jobs, options.processes(len(jobs)), on_epoch=on_step, on_group=on_group)
+            if options.ray is None:
+                train_jobs(setup, jobs, options.processes(len(jobs)), on_epoch=on_step, on_group=on_group)
+            else:
+                from weightsearch.zoo.workers.cluster import train_jobs_on_ray  # which imports the trainer
+
+                train_jobs_on_ray(options.ray, setup, jobs, on_group)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped: {len(writer.runs)} of {options.runs} runs are kept in {writer.path}; "

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from weightsearch.errors import UsageError
+from weightsearch.ray_tasks import check_options
 from weightsearch.types import choose
 
 WILD = "wild"
@@ -46,11 +47,13 @@ class BuildOptions:
     dtype: Dtype = Dtype.FLOAT32  # of the stored weights
     device: str = "cpu"  # a torch device; `cpu` trains in one single-threaded process a core
     workers: int | None = None  # processes; None: one per core on `cpu` and one on an accelerator
+    ray: str | None = None  # a Ray cluster's address, on which groups of runs are tasks (see `ray_tasks.cluster`)
 
     def __post_init__(self) -> None:
         for name, value, least in (("runs", self.runs, 1), ("seed", self.seed, 0), ("workers", self.workers, 1)):
             if value is not None and value < least:
                 raise UsageError(f"--{name} must be at least {least}, got {value}")
+        check_options(self.ray, self.workers, self.device)
         object.__setattr__(self, "dtype", choose(Dtype, self.dtype, "--dtype"))
         if self.preset == WILD:
             changed = {

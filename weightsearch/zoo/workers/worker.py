@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from weightsearch.datasets.load import ImageDataset
 from weightsearch.errors import WeightsearchError
@@ -82,49 +83,29 @@ def _failure(good: np.ndarray, epochs: Sequence[int]) -> str | None:
     return None if good.all() else f"weights or loss not finite by epoch {epochs[int(np.argmin(good))]}"
 
 
-def serve(lines: queue.Queue[str], out: TextIO) -> None:
-    """Answer the set-up and then one job after another."""
+def trainer(setup: Setup, arrays: Mapping[str, np.ndarray]) -> Callable[[TrainingJob, Callable[[int], None]], Group]:
+    """What trains one job after another; it calls back with how many networks have advanced by a step.
 
-    def answer(**message: Any) -> None:
-        out.write(json.dumps(message) + "\n")
-        out.flush()
+    `arrays` are the set-up's, by name. Training is in one thread: the same bits wherever a processor is the same.
+    """
+    threadpool_limits(1)
+    if setup.dataset == "wild":
+        return _wild_trainer(setup, arrays)
+    shape = CnnShape(**setup.shape)
+    plan = TrainingPlan(**{**setup.plan, "checkpoint_epochs": tuple(setup.plan["checkpoint_epochs"])})
+    data = ImageDataset(name=setup.dataset, classes=setup.classes, **arrays)
 
-    try:
-        setup = Setup(**json.loads(lines.get()))
-        if setup.dataset == "wild":
-            _serve_wild(setup, lines, answer)
-        shape = CnnShape(**setup.shape)
-        plan = TrainingPlan(**{**setup.plan, "checkpoint_epochs": tuple(setup.plan["checkpoint_epochs"])})
-        # Copy-on-write maps: shared between the workers, and writable as torch wants them.
-        arrays = {name: np.load(Path(setup.data) / f"{name}.npy", mmap_mode="c") for name in ARRAYS}
-        data = ImageDataset(name=setup.dataset, classes=setup.classes, **arrays)
-        answer(kind="ready")
-        while True:
-            job = TrainingJob(**json.loads(lines.get()))
-            networks = len(job.runs)
-            group = train_group(
-                job,
-                shape,
-                plan,
-                data,
-                device=setup.device,
-                dtype=setup.dtype,
-                on_epoch=lambda _, networks=networks: answer(kind="epoch", networks=networks),  # type: ignore[misc]
-            )
-            answer(kind="done", group=group.to_dict())
-    except WeightsearchError as error:
-        answer(kind="error", text=str(error))
-    except OSError as error:
-        answer(kind="os-error", errno=error.errno, text=error.strerror or str(error))
-    except Exception as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error):  # torch has its own for each device
-            text = "out of memory: use fewer --workers, or a smaller runs_per_part in a file for --recipes"
-            answer(kind="error", text=text)
-        else:
-            answer(kind="bug", text=traceback.format_exc())
+    def train(job: TrainingJob, on_step: Callable[[int], None]) -> Group:
+        return train_group(
+            job, shape, plan, data, device=setup.device, dtype=setup.dtype, on_epoch=lambda _: on_step(len(job.runs))
+        )
+
+    return train
 
 
-def _serve_wild(setup: Setup, lines: queue.Queue[str], answer: Callable[..., None]) -> NoReturn:
+def _wild_trainer(
+    setup: Setup, arrays: Mapping[str, np.ndarray]
+) -> Callable[[TrainingJob, Callable[[int], None]], Group]:
     import torch
 
     from weightsearch.zoo.wild.group import SIZES, dataset_key
@@ -136,13 +117,45 @@ def _serve_wild(setup: Setup, lines: queue.Queue[str], answer: Callable[..., Non
     for name in DATASETS:
         for resolution in SIZES:
             key = dataset_key(name, resolution)
-            arrays = {array: np.load(Path(setup.data) / f"{key}-{array}.npy", mmap_mode="c") for array in ARRAYS}
-            datasets[key] = ImageDataset(name=name, classes=setup.classes, **arrays)
-    answer(kind="ready")
-    while True:
-        job = TrainingJob(**json.loads(lines.get()))
-        group = train_wild_group(job, datasets, dtype=setup.dtype, on_run=lambda: answer(kind="epoch", networks=1))
-        answer(kind="done", group=group.to_dict())
+            of_dataset = {array: arrays[f"{key}-{array}"] for array in ARRAYS}
+            datasets[key] = ImageDataset(name=name, classes=setup.classes, **of_dataset)
+
+    def train(job: TrainingJob, on_step: Callable[[int], None]) -> Group:
+        return train_wild_group(job, datasets, dtype=setup.dtype, on_run=lambda: on_step(1))
+
+    return train
+
+
+def load_arrays(setup: Setup) -> dict[str, np.ndarray]:
+    """The set-up's files by name: copy-on-write maps, shared between the workers, and writable as torch wants them."""
+    return {file.stem: np.load(file, mmap_mode="c") for file in Path(setup.data).glob("*.npy")}
+
+
+def serve(lines: queue.Queue[str], out: TextIO) -> None:
+    """Answer the set-up and then one job after another."""
+
+    def answer(**message: Any) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    try:
+        setup = Setup(**json.loads(lines.get()))
+        train = trainer(setup, load_arrays(setup))
+        answer(kind="ready")
+        while True:
+            job = TrainingJob(**json.loads(lines.get()))
+            group = train(job, lambda networks: answer(kind="epoch", networks=networks))
+            answer(kind="done", group=group.to_dict())
+    except WeightsearchError as error:
+        answer(kind="error", text=str(error))
+    except OSError as error:
+        answer(kind="os-error", errno=error.errno, text=error.strerror or str(error))
+    except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # torch has its own for each device
+            text = "out of memory: use fewer --workers, or a smaller runs_per_part in a file for --recipes"
+            answer(kind="error", text=text)
+        else:
+            answer(kind="bug", text=traceback.format_exc())
 
 
 def main() -> None:
