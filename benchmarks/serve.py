@@ -2,7 +2,8 @@
 
 python benchmarks/serve.py [--queries 200] [--hostile 10000] [--minutes 60] [--out benchmarks/results/serve.json]
 
-Hostile uploads end after so many minutes, and the result says how many there were.
+Hostile uploads end after so many minutes, and the result says how many there were. With `--hostile 0` there are none,
+and what the result's file says of an earlier run's stays.
 """
 
 from __future__ import annotations
@@ -185,22 +186,27 @@ def main() -> None:
 
         with ThreadPoolExecutor(CLIENTS) as clients:
             taken, taken_here = processor_seconds(process), time.process_time()
+            load, started = os.getloadavg()[0], time.monotonic()
             seconds = list(clients.map(timed, range(options.queries)))
+            whole = time.monotonic() - started
             taken_after, here = processor_seconds(process), time.process_time() - taken_here
             before, children, descriptors = memory(process), len(process.children(recursive=True)), process.num_fds()
-            ends = time.monotonic() + 60 * options.minutes
+            started = time.monotonic()
+            ends = started + 60 * options.minutes
 
             def attacked(number: int) -> int | None:
                 if time.monotonic() > ends:
                     return None
                 return endless() if number % 200 == 199 else post(*hostile(number))
 
-            waiting = [threading.Thread(target=lambda: slowly.append(slow())) for _ in range(CLIENTS)]
+            waits = CLIENTS if options.hostile else 0
+            waiting = [threading.Thread(target=lambda: slowly.append(slow())) for _ in range(waits)]
             for one in waiting:
                 one.start()
             statuses = [one for one in clients.map(attacked, range(options.hostile)) if one is not None]
             for one in waiting:
                 one.join()
+        minutes = (time.monotonic() - started) / 60
         alive = post(content) == 200
         time.sleep(10)  # connections that are kept alive end after five seconds
         after = memory(process)
@@ -211,18 +217,23 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-    result = {
-        "queries": options.queries, "clients": CLIENTS, "p50_seconds": float(np.quantile(seconds, 0.5)),
-        "p99_seconds": float(np.quantile(seconds, 0.99)),
+    result = json.loads(options.out.read_text()) if options.out.exists() else {}
+    result["questions"] = {
+        "count": options.queries, "clients": CLIENTS, "p50_seconds": float(np.quantile(seconds, 0.5)),
+        "p99_seconds": float(np.quantile(seconds, 0.99)), "each_second": options.queries / whole,
         "server_processor_ms": 1e3 * (taken_after[0] - taken[0]) / options.queries,
         "readers_processor_ms": 1e3 * (taken_after[1] - taken[1]) / options.queries,
-        "clients_processor_ms": 1e3 * here / options.queries, "load_average": os.getloadavg()[0],
-        "cores": os.cpu_count(), "hostile": len(statuses), "slow_statuses": slowly,
-        "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))}, "alive_after": alive,
-        "code_ran": Path("weightsearch-ran-code").exists(), "peak_mib": peak[0], "mib_before": before,
-        "mib_after": after, "children_left": children_left, "descriptors_left": descriptors_left,
-        "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-upload-*"))),
+        "clients_processor_ms": 1e3 * here / options.queries, "load_average_before": load, "cores": os.cpu_count(),
     }  # fmt: skip
+    if options.hostile:
+        result["hostile"] = {
+            "uploads": len(statuses), "slow_statuses": slowly, "minutes": minutes,
+            "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))},
+            "alive_after": alive, "code_ran": Path("weightsearch-ran-code").exists(), "peak_mib": peak[0],
+            "mib_before": before, "mib_after": after, "children_left": children_left,
+            "descriptors_left": descriptors_left,
+            "files_left": len(list(Path(tempfile.gettempdir()).glob("weightsearch-upload-*"))),
+        }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -248,7 +248,7 @@ def _say_moved(before: dict[str, tuple[float, float]], after: dict[str, tuple[fl
 
 
 def _say_new_columns(index: IndexStore, before: set[str]) -> None:
-    from weightsearch.index.filters import suggestion
+    from weightsearch.index.filter_faults import suggestion
 
     for name in sorted(set(index.keys()) - before):
         say(f"new column: {name}{suggestion(name, [*before])}")

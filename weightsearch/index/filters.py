@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -15,9 +12,9 @@ import numpy as np
 from weightsearch.errors import UsageError
 from weightsearch.index import database
 from weightsearch.index.database import COLUMNS
+from weightsearch.index.filter_faults import EXAMPLE, fault, unreadable
 from weightsearch.types import Selection
 
-COLUMNS_LISTED = 100  # in an error
 LONGEST = 10_000  # characters
 SECONDS = 30.0  # that a filter may take
 # What an expression may be made of: comparisons, and functions of single values whose results are no larger than those.
@@ -99,30 +96,10 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
     except duckdb.InterruptException:
         raise UsageError(f"--where {where!r}: it took over {SECONDS:.0f} s; ask something simpler") from None
     except duckdb.Error as error:
-        raise UsageError(f"--where {where!r}: {_fault(error, [*COLUMNS, *keys])}") from error
+        raise UsageError(f"--where {where!r}: {fault(str(error), [*COLUMNS, *keys])}") from error
     finally:
         alarm.cancel()
     return np.asarray(rows["number"], np.int64)
-
-
-def suggestion(name: str, columns: Sequence[str]) -> str:
-    """`; did you mean NAME?`, where a known column is much like it."""
-    close = difflib.get_close_matches(name.lower(), [*COLUMNS, *columns], 1, 0.75)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _fault(error: duckdb.Error, names: Sequence[str]) -> str:
-    """What is wrong with a condition, in our words where it is what usually is."""
-    text = str(error).splitlines()[0].partition(": ")[2]  # behind "Binder Error: "
-    more = ", ..." if len(names) > COLUMNS_LISTED else ""
-    columns = f"(columns: {', '.join(names[:COLUMNS_LISTED])}{more})"
-    if column := re.search(r'Referenced column "([^"]+)" (?:not found|was not found)', text):
-        close = suggestion(column[1], names)
-        listed = f"{close} (`weightsearch info` lists all columns)" if close else f" {columns}; texts stand in '...'"
-        return f"there is no column {column[1]}{listed}"
-    if value := re.search(r"Could not convert string '([^']*)' to (\w+)", text):
-        return f"{value[1]!r} is no number, and is compared with one {columns}"
-    return f"{text} {columns}"
 
 
 def check(connection: duckdb.DuckDBPyConnection, where: str) -> set[str]:
@@ -135,22 +112,24 @@ def check(connection: duckdb.DuckDBPyConnection, where: str) -> set[str]:
     row = database.first(connection, "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"])
     parsed = json.loads(row[0])
     if parsed["error"]:
-        fault = parsed["error_message"].splitlines()[0]
-        if "Only SELECT" in fault:
-            fault = "it is more than one expression"
-        raise UsageError(f'--where {where!r}: {fault}; write one condition such as "test_accuracy > 0.9"')
+        raise UsageError(f"--where {where!r}: {unreadable(parsed['error_message'], where)}")
     nodes = [statement["node"] for statement in parsed["statements"]]
     if len(nodes) != 1 or nodes[0]["type"] != "SELECT_NODE" or any(nodes[0].get(part) for part in _BEYOND_WHERE):
         raise UsageError(f"--where {where!r}: it is more than one expression; write one condition, joined by and, or")
     condition = nodes[0]["where_clause"]
     if condition is None or nodes[0]["from_table"]["type"] != "BASE_TABLE":
-        raise UsageError(f'--where {where!r}: it is no condition; write one such as "test_accuracy > 0.9"')
+        raise UsageError(f"--where {where!r}: it is no condition; {EXAMPLE}")
+    if condition.get("class") == "COLUMN_REF":
+        raise UsageError(f"--where {where!r}: it names a column and compares it with nothing; {EXAMPLE}")
+    if condition.get("class") == "CONSTANT" and condition.get("value", {}).get("type", {}).get("id") != "BOOLEAN":
+        raise UsageError(f"--where {where!r}: it is a value and compares nothing; {EXAMPLE}")
     for part in _parts(condition):
         kind = part.get("class", "CONSTANT")
         if kind not in _CLASSES:
             raise UsageError(f"--where {where!r}: a {kind.lower()} is not allowed; compare columns with values")
-        if kind == "FUNCTION" and part["function_name"].lower() not in _FUNCTIONS:
-            raise UsageError(f"--where {where!r}: {part['function_name']}() is not a function that it may call")
+        name = part.get("function_name", "").removesuffix("_star")
+        if kind == "FUNCTION" and name.lower() not in _FUNCTIONS:
+            raise UsageError(f"--where {where!r}: {name}() is not a function that it may call")
     return {name.lower() for part in _parts(condition) for name in part.get("column_names") or ()}
 
 
