@@ -98,6 +98,8 @@ def test_help_is_in_groups_and_flags_have_no_type(command: Run):
     for group in ("Search", "Your checkpoints", "Keep an index", "Pictures", "Research"):
         assert group in out
     assert "Other" not in out
+    for name in ("viz", "embed"):  # with arguments and options of several values
+        assert "list[" not in command(name, "--help")[1]
     _, out, _ = command("query", "--help")
     assert "<bool>" not in out
     assert "-k" in out

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -90,13 +91,20 @@ class _Escaping(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-def _flags_without_type() -> None:
-    """Help names the kind of value behind an option; a flag takes none."""
-    from typer.core import TyperOption
+def _plain_types() -> None:
+    """Help names the kind of value behind an option; a flag takes none, and an argument's name says it."""
+    from typer.core import TyperArgument, TyperOption
 
     shown = getattr(TyperOption, "display_type_rich", None)
-    if shown is not None:  # in a version of typer that names them
-        TyperOption.display_type_rich = lambda self, ctx: None if self.is_flag else shown(self, ctx=ctx)  # type: ignore[method-assign]
+    if shown is None:  # a version of typer that does not name them
+        return
+
+    def kind(option: TyperOption, ctx: Any) -> str | None:
+        text = None if option.is_flag else shown(option, ctx=ctx)
+        return text and re.sub(r"list\[(\w+)\]", r"\1", text).replace("<Path>", "<path>")
+
+    TyperOption.display_type_rich = kind  # type: ignore[method-assign, assignment]
+    TyperArgument.display_type_rich = lambda self, ctx: None  # type: ignore[method-assign]
 
 
 def _refuse_to_write_elsewhere(arguments: list[str]) -> None:
@@ -110,7 +118,7 @@ def _refuse_to_write_elsewhere(arguments: list[str]) -> None:
 
 def main() -> None:
     """The console script: whatever goes wrong ends in one line on stderr and a non-zero exit code."""
-    _flags_without_type()
+    _plain_types()
     for stream in (sys.stdout, sys.stderr):  # a terminal that is no UTF-8 shows ? for what it lacks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

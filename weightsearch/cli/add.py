@@ -9,18 +9,13 @@ import typer
 
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
-    Dataset,
-    Inventory,
-    Key,
-    Metadata,
+    FileOptions,
     OwnIndexOption,
     Quiet,
-    RunColumn,
-    RunPattern,
-    Weights,
     example,
     say,
     show,
+    with_file_options,
 )
 from weightsearch.errors import WeightsearchError
 
@@ -35,18 +30,13 @@ app = typer.Typer()
         "weightsearch add runs/zoos/usps-v2",
     )
 )
+@with_file_options
 def add(
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, glob patterns, zoos; on this machine or URLs.", metavar="PATH")
     ],
+    files: FileOptions,
     index: OwnIndexOption = None,
-    metadata: Metadata = None,
-    key: Key = "path",
-    run_column: RunColumn = None,
-    run_pattern: RunPattern = None,
-    weights: Weights = None,
-    dataset: Dataset = None,
-    inventory: Inventory = None,
     quarantine: Annotated[
         Path | None, typer.Option(help="Write the files left out and why to this .csv.", show_default="none")
     ] = None,
@@ -60,11 +50,10 @@ def add(
     path = index or runs.own_or_new_index(Path(paths[0]))
     say(f"index: {path}")
 
-    from weightsearch.checkpoints.discovery import Sources, write_quarantine
+    from weightsearch.checkpoints.discovery import write_quarantine
     from weightsearch.search.add import add as run
 
-    sources = Sources.make(metadata, key, run_column, run_pattern, weights)
-    report = run(paths, path, sources=sources, dataset=dataset, inventory=inventory, quiet=quiet)
+    report = run(paths, path, sources=files.sources, dataset=files.dataset, inventory=files.inventory, quiet=quiet)
     from weightsearch.cli import render
 
     for line in render.left_out(report.quarantined, report.unknown, report.notes):

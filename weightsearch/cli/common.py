@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightsearch import paths as runs
 from weightsearch.errors import UsageError
 from weightsearch.text_table import printable
+
+if TYPE_CHECKING:
+    from weightsearch.checkpoints.discovery import Sources
 
 
 def as_given(text: str) -> Path:
@@ -94,6 +100,44 @@ Weights = Annotated[
         "--weights", help="Key of the network in files that hold several: ema, model.generator.", show_default="chosen"
     ),
 ]
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What commands that read checkpoint files are told of them."""
+
+    metadata: Metadata = None
+    key: Key = "path"
+    run_column: RunColumn = None
+    run_pattern: RunPattern = None
+    weights: Weights = None
+    dataset: Dataset = None
+    inventory: Inventory = None
+
+    @property
+    def sources(self) -> Sources:
+        from weightsearch.checkpoints.discovery import Sources
+
+        return Sources.make(self.metadata, self.key, self.run_column, self.run_pattern, self.weights)
+
+
+def with_file_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options in the place of a command's parameter `files`, which they come as."""
+    signature = inspect.signature(command, eval_str=True)
+    options = list(inspect.signature(FileOptions, eval_str=True).parameters.values())
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        files = FileOptions(**{option.name: given.pop(option.name) for option in options})
+        command(files=files, **given)
+
+    parameters = [
+        inner for outer in signature.parameters.values() for inner in (options if outer.name == "files" else [outer])
+    ]
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def chosen_index(given: Path | None, option: Path | None, default: Callable[[], Path] = runs.newest_index) -> Path:

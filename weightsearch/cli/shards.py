@@ -9,19 +9,14 @@ import typer
 
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
-    Dataset,
-    Inventory,
-    Key,
-    Metadata,
+    FileOptions,
     OwnIndexOption,
     Quiet,
     Ray,
-    RunColumn,
-    RunPattern,
-    Weights,
     example,
     say,
     show,
+    with_file_options,
 )
 
 app = typer.Typer()
@@ -33,21 +28,16 @@ app = typer.Typer()
         "seq 0 7 | xargs -P 8 -I{} weightsearch embed sweep/ --out parts --shard {}/8",
     )
 )
+@with_file_options
 def embed(
     paths: Annotated[list[str], typer.Argument(help="Files, folders, glob patterns, URLs, as for add.", metavar="SRC")],
+    files: FileOptions,
     out: Annotated[Path, typer.Option(help="Folder of the parts, which shards share.", metavar="PARTS")],
     index: Annotated[
         Path | None,
         typer.Option("--index", help="Index whose encoders embed.", show_default="none: signatures alone"),
     ] = None,
-    inventory: Inventory = None,
     shard: Annotated[str, typer.Option(help="Share i of n, from 0.", metavar="I/N")] = "0/1",
-    metadata: Metadata = None,
-    key: Key = "path",
-    run_column: RunColumn = None,
-    run_pattern: RunPattern = None,
-    weights: Weights = None,
-    dataset: Dataset = None,
     ray: Ray = None,
     quiet: Quiet = False,
 ) -> None:
@@ -55,14 +45,13 @@ def embed(
 
     What finished parts hold is not read again.
     """
-    from weightsearch.checkpoints.discovery import Sources
     from weightsearch.cli import render
     from weightsearch.search.shards import embed as run
 
-    sources = Sources.make(metadata, key, run_column, run_pattern, weights)
     report = run(
         paths, out,
-        index=index, inventory=inventory, shard=shard, sources=sources, dataset=dataset, ray=ray, quiet=quiet,
+        index=index, inventory=files.inventory, shard=shard, sources=files.sources, dataset=files.dataset, ray=ray,
+        quiet=quiet,
     )  # fmt: skip
     for line in render.left_out(report.quarantined, report.unknown, report.notes):
         say(line)

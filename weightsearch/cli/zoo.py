@@ -10,20 +10,15 @@ import typer
 
 from weightsearch import paths as runs
 from weightsearch.cli.common import (
-    Dataset,
-    Inventory,
+    FileOptions,
     Json,
-    Key,
-    Metadata,
     Quiet,
     Ray,
-    RunColumn,
-    RunPattern,
-    Weights,
     example,
     say,
     show,
     tell,
+    with_file_options,
 )
 from weightsearch.errors import UsageError
 from weightsearch.text_table import counted
@@ -131,23 +126,18 @@ def _derive(zoo: Path, out: Path | None, options: BuildOptions, quiet: bool) -> 
         r"weightsearch import sweep --run-pattern 'seed(\d+)' --metadata runs.csv --key file",
     ),
 )
+@with_file_options
 def import_zoo(
     folder: Annotated[
         str, typer.Argument(help="Folder of a public zoo, or of anybody's checkpoints; or a URL.", metavar="FOLDER")
     ],
+    files: FileOptions,
     out: Annotated[
         Path | None, typer.Option(help="Zoo directory; an unfinished one goes on.", show_default="runs/zoos/FOLDER")
     ] = None,
     layout: Annotated[
         str, typer.Option(help="auto, small-cnn-zoo, ray-tune, comvex, huggingface or folder (anybody's).")
     ] = "auto",
-    metadata: Metadata = None,
-    key: Key = "path",
-    run_column: RunColumn = None,
-    run_pattern: RunPattern = None,
-    weights: Weights = None,
-    dataset: Dataset = None,
-    inventory: Inventory = None,
     architecture: Annotated[
         str | None, typer.Option(help="Fingerprint of the one to import.", show_default="all")
     ] = None,
@@ -157,17 +147,16 @@ def import_zoo(
     quiet: Quiet = False,
 ) -> None:
     """Import a zoo that others have made, or your own folder of checkpoints, to train on. Resumes where it was."""
-    from weightsearch.checkpoints.discovery import Sources
     from weightsearch.zoo.import_zoo import ImportOptions, Layout
     from weightsearch.zoo.import_zoo import import_zoo as run
 
     options = ImportOptions(
         layout=None if layout == "auto" else choose(Layout, layout, "--layout", "auto or "),
-        sources=Sources.make(metadata, key, run_column, run_pattern, weights),
-        dataset=dataset,
+        sources=files.sources,
+        dataset=files.dataset,
         architecture=architecture,
         runs=runs_,
-        inventory=inventory,
+        inventory=files.inventory,
     )
     summary = run(folder, out or runs.imported_zoo(Path(folder)), options, quiet=quiet)
     from weightsearch.cli import render
