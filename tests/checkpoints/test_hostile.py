@@ -151,6 +151,8 @@ HOSTILE_PICKLES = {
     "a claimed stride": (pickled_tensor(4, 4, 10**12), "tensor 'weight' claims more values"),
     "a size beyond 64 bits": (pickled_tensor(4, 2**70), "impossible tensor shape"),
     "an expanded tensor": (pickled_tensor(4, 10**12, 0), "tensor 'weight' is expanded"),
+    "a name that is a tuple of 2^60": (b"\x80\x04)" + b"2\x86" * 60 + b"\x8c\x01a\x93.", "a global without a name"),
+    "a call of a call of a call": (b"\x80\x02cfoo\nbar\n" + b"2)R" * 50_000 + b".", f"it holds a call of|{KEYS}"),
 }
 
 
@@ -166,7 +168,9 @@ def torch_legacy(path: Path, pickled: bytes, values: bytes, claimed: int = 4, vi
 @pytest.mark.parametrize(
     "trick",
     [
-        pytest.param(t, marks=pytest.mark.slow) if t in ("many instructions", "time by copying") else t
+        pytest.param(t, marks=pytest.mark.slow)
+        if t in ("many instructions", "time by copying", "a call of a call of a call")
+        else t
         for t in HOSTILE_PICKLES
     ],
 )

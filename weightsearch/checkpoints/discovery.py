@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
@@ -27,7 +27,7 @@ from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_dist
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import clean_text, write_whole
 from weightsearch.text_table import counted
-from weightsearch.types import Checkpoint
+from weightsearch.types import Architecture, Checkpoint
 
 SKIPPED_LISTED = 4
 _METRIC = re.compile(  # in a file's name; a number without a point may be anything
@@ -122,9 +122,14 @@ class Sources:
         if self.table is not None:
             self.table.expect((file.path, file.root) for file in files)
 
-    def read(self, file: CheckpointFile) -> DescribedCheckpoint:
-        """Opens the file and merges what is known of it. Raises WeightsearchError, one line, for the quarantine."""
-        checkpoint = read_checkpoint(file.path, self.weights)
+    def read(
+        self, file: CheckpointFile, needed: Callable[[Architecture], bool] = lambda architecture: True
+    ) -> DescribedCheckpoint:
+        """Opens the file and merges what is known of it. Raises WeightsearchError, one line, for the quarantine.
+
+        Weights of an architecture that is not `needed` are checked, and not kept.
+        """
+        checkpoint = read_checkpoint(file.path, self.weights, needed)
         metadata = self.describe(file, checkpoint.metadata)
         return DescribedCheckpoint(checkpoint, metadata, file.path)
 

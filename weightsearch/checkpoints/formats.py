@@ -33,6 +33,7 @@ from weightsearch.checkpoints.readers.torch_files import (
     read_tar,
     read_torch_zip,
 )
+from weightsearch.checkpoints.readers.torch_templates import TEMPLATES
 from weightsearch.checkpoints.remote.paths import RemotePath
 from weightsearch.checkpoints.remote.reading import localize, read_one_version
 from weightsearch.checkpoints.tensors import Content, FileBytes, MemoryBytes, Source
@@ -165,6 +166,9 @@ def _not_a_checkpoint(start: bytes) -> str:
 
 
 def _read_zip(path: Path, file: BinaryIO, source: Source, size: int) -> Content:
+    in_memory = bytes(source.content) if isinstance(source, MemoryBytes) else None
+    if in_memory is not None and (content := TEMPLATES.read(in_memory)) is not None:
+        return content
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
@@ -190,7 +194,10 @@ def _read_zip(path: Path, file: BinaryIO, source: Source, size: int) -> Content:
             return _apart("keras", path)
         if members and all(member.filename.endswith(".npy") for member in members):
             return read_npz(archive)
-        return read_torch_zip(archive, source, size)
+        content = read_torch_zip(archive, source, size)
+        if in_memory is not None:
+            TEMPLATES.learn(archive, in_memory)
+        return content
 
 
 __all__ = ["MAX_FILE_BYTES", "ORDER_KEY", "natural", "read_content"]

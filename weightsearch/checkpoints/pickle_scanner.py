@@ -10,7 +10,7 @@ protocols 0 to 5.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from weightsearch.checkpoints.tensors import StoredTensor
@@ -105,7 +105,7 @@ class PickleReader:
     def read(self, stream: Any) -> Any:
         """Follow one pickle and leave `stream` just behind it. Raises a `WeightsearchError` where it is damaged."""
         try:
-            return self._follow(stream)
+            return self.follow(pickletools.genops(stream))
         except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise WeightsearchError(f"its pickle is damaged ({shown(str(error))}); save it again") from error
 
@@ -116,12 +116,13 @@ class PickleReader:
                 f"its pickle takes more than {MAX_PICKLE_OPERATIONS:,} instructions; save only the state dict"
             )
 
-    def _follow(self, stream: Any) -> Any:
+    def follow(self, instructions: Iterable[tuple[Any, Any, Any]]) -> Any:
+        """What one pickle's instructions make: opcodes as `pickletools` has them, their arguments and places."""
         stacks: list[list[Any]] = [[]]  # MARK puts the current stack aside and starts another
         memo: dict[int, Any] = {}
         opcode: Any
         argument: Any
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in instructions:
             self._budget -= 1
             if self._budget < 0:
                 self.spend(0)
@@ -143,7 +144,7 @@ class PickleReader:
             elif name == "STOP":
                 return stack.pop()
             elif name in ("GLOBAL", "STACK_GLOBAL"):
-                stack.append(self._named(argument if name == "GLOBAL" else " ".join(map(str, _pop(stack, 2)))))
+                stack.append(self._named(argument if name == "GLOBAL" else _joined(*_pop(stack, 2))))
             elif name in ("EXT1", "EXT2", "EXT4"):
                 stack.append(self._named(f"copyreg extension{argument}"))
             elif name in ("BINPERSID", "PERSID"):
@@ -181,11 +182,18 @@ class PickleReader:
             function, arguments = _pop(stacks[-1], 2)
         if not isinstance(function, Named):  # a call of what another call made
             value: Any = Placeholder(
-                f"call of {function!r}" if isinstance(function, Placeholder) else "call", arguments
+                shown(f"call of {function!r}") if isinstance(function, Placeholder) else "call", arguments
             )
         else:
             value = self.meaning.call(function, arguments, self.spend, _nearest_name(stacks))
         stacks[-1].append(value)
+
+
+def _joined(module: Any, name: Any) -> str:
+    """What `STACK_GLOBAL` names; a name that is no text could be containers that unfold without end."""
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise ValueError("a global without a name")
+    return f"{module} {name}"
 
 
 def _nearest_name(stacks: Sequence[list[Any]]) -> str:

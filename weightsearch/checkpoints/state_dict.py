@@ -20,19 +20,24 @@ from weightsearch.checkpoints.formats import ORDER_KEY, read_content
 from weightsearch.checkpoints.named_tensors import Network, array_of, find_tensors, one_line, stored_values
 from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.checkpoints.remote.paths import as_path
-from weightsearch.checkpoints.tensors import Content
+from weightsearch.checkpoints.tensors import Content, StoredTensor
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import write_whole
 from weightsearch.types import Architecture, Checkpoint, Layer, LayerKind
 
 NORM_EXTRAS = ("bias", "running_mean", "running_var")
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+READ_TOGETHER = 2**18  # values of a file that are read at a time to be checked alone
 MAX_SHARING = 16  # values in all tensors per stored value: tied layers share them, and a hostile file's all do
 
 _KINDS = {1: LayerKind.NORM, 2: LayerKind.DENSE, 3: LayerKind.CONV1D, 4: LayerKind.CONV2D, 5: LayerKind.CONV3D}
 
 
-def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path,
+    weights: str | None = None,
+    needed: Callable[[Architecture], bool] = lambda architecture: True,
+) -> Checkpoint:
     """Read a file of weights of any format that `checkpoints.formats` knows; the content tells which.
 
     The result has flat float32 weights `(P,)` in layer-matrix layout; numbers, strings and dicts beside the weights
@@ -41,6 +46,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
 
     Args:
         weights: the key of the network, where the file holds several (`ema`, `model.generator`); None to choose.
+        needed: whether the weights of an architecture are wanted; else they are checked, and the result has none.
 
     Raises `WeightsearchError`, one line, for a missing, damaged, hostile or unsuitable file. Zips are checked by
     their checksums; in `.safetensors` and legacy `.pt` files a flipped bit within the weights goes unnoticed.
@@ -50,7 +56,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         4970
     """
     with one_line(str(path)):
-        return assemble(find_tensors(read_content(as_path(path)), weights), str(path))
+        return assemble(find_tensors(read_content(as_path(path)), weights), str(path), needed)
 
 
 def from_state_dict(state_dict: Mapping[Any, Any], source: str = "", weights: str | None = None) -> Checkpoint:
@@ -68,11 +74,15 @@ def from_state_dict(state_dict: Mapping[Any, Any], source: str = "", weights: st
 
 
 def assemble(
-    network: Network, source: str, needed: Callable[[Architecture], bool] = lambda architecture: True
+    network: Network,
+    source: str,
+    needed: Callable[[Architecture], bool] = lambda architecture: True,
+    not_finite: Mapping[str, int] | None = None,
 ) -> Checkpoint:
     """A network's tensors, read and checked, as a checkpoint. To be called within `one_line`.
 
-    Of an architecture that is not `needed` no more than a tensor is in memory, and the checkpoint has no weights.
+    Of an architecture that is not `needed` no more than a block is in memory, and the checkpoint has no weights.
+    `not_finite` has each tensor's count of NaN and infinite values where somebody counted them: they are not read then.
     """
     tensors = network.tensors
     architecture = Architecture(_layers({name: tuple(value.shape) for name, value in tensors.items()}))
@@ -83,8 +93,7 @@ def assemble(
     else:
         flat = np.empty(0, np.float32)
         for name, value in tensors.items():
-            with np.errstate(over="ignore"):
-                _check_finite(name, np.asarray(array_of(value), np.float32))
+            _refuse_not_finite(name, _count_not_finite(value) if not_finite is None else not_finite[name])
     return Checkpoint(
         source, architecture, flat, network.metadata, network.skipped, network.notes, ordered=network.ordered
     )
@@ -233,12 +242,21 @@ def _flatten(tensors: Mapping[str, Any], architecture: Architecture) -> np.ndarr
         for name, part in parts.items():
             with np.errstate(over="ignore"):
                 part[...] = array_of(tensors[name]).reshape(part.shape)
-            _check_finite(name, part)
+            finite = np.isfinite(part)
+            if not finite.all():
+                _refuse_not_finite(name, part.size - int(np.count_nonzero(finite)))
     return weights
 
 
-def _check_finite(name: str, values: np.ndarray) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
-        count = values.size - np.count_nonzero(finite)
+def _count_not_finite(value: Any) -> int:
+    count = 0
+    for block in value.blocks(READ_TOGETHER) if isinstance(value, StoredTensor) else (array_of(value),):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(block, np.float32))
+        count += finite.size - int(np.count_nonzero(finite))
+    return count
+
+
+def _refuse_not_finite(name: str, count: int) -> None:
+    if count:
         raise WeightsearchError(f"tensor '{name}' holds {count:,} NaN or infinite values; give an earlier checkpoint")

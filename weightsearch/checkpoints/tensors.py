@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from weightsearch.checkpoints.remote.paths import RemotePath
 from weightsearch.errors import WeightsearchError
 
 # By torch's names. NumPy lacks those that have None: `_widened` reads them.
@@ -138,6 +139,29 @@ class StoredTensor:
             return items.reshape(self.shape)
         strides = tuple(step * items.itemsize for step in self.steps)
         return np.lib.stride_tricks.as_strided(items, self.shape, strides, writeable=False)
+
+    @property
+    def value_dtype(self) -> np.dtype:
+        """Of the arrays that its values are read as."""
+        return np.dtype(ITEM_TYPES.get(self.dtype) or "f4")
+
+    def blocks(self, items: int) -> Iterator[np.ndarray]:
+        """The values in row-major order, flat, `items` at a time; no more are in memory where they lie in that order.
+
+        Those of a remote file come all together, by few requests. Raises WeightsearchError, as `array` does.
+        """
+        source = None if self.storage is None else self.storage.source
+        is_remote = isinstance(source, FileBytes) and isinstance(source.path, RemotePath)
+        if source is None or is_remote or self.steps != row_major(self.shape):
+            flat = self.array().reshape(-1)
+            yield from (flat[start : start + items] for start in range(0, flat.size, items))
+            return
+        for start in range(0, self.size, items):
+            wanted = min(items, self.size - start) * self.item_bytes
+            content = source.read((self.offset + start) * self.item_bytes, wanted)
+            if len(content) != wanted:
+                raise WeightsearchError("the file ends within a tensor; copy or save it again")
+            yield decode(content, self.dtype, self.byteorder)
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 CHUNK = 65_536  # values at a time: they stay in the cache, and memory stays bounded
+READ_TOGETHER = 4 * CHUNK  # values of a file that are read at a time
 WEIGHTS = np.random.PCG64(20_261_127).random_raw(CHUNK) | np.uint64(1)
 MIX_ADD, MIX_FIRST, MIX_SECOND = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 _FOLD = 0xD1342543DE82EF95  # odd: chunks' hashes are folded in as digits of this base
@@ -116,12 +118,26 @@ def value_hashes(values: np.ndarray) -> ValueHashes:
     return hasher.finish()
 
 
-def chunks(values: np.ndarray) -> Iterator[np.ndarray]:
-    """The array's values in C order as float32, `CHUNK` at a time."""
-    flat = values.reshape(-1)  # a copy only where the array is not contiguous
-    for start in range(0, len(flat), CHUNK):
-        with np.errstate(over="ignore", invalid="ignore"):
-            yield np.ascontiguousarray(flat[start : start + CHUNK], dtype=np.float32)
+class Unread(Protocol):
+    """A tensor whose values are read a block at a time, in C order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def value_dtype(self) -> np.dtype: ...
+
+    def blocks(self, items: int) -> Iterator[np.ndarray]: ...
+
+
+def chunks(values: np.ndarray | Unread) -> Iterator[np.ndarray]:
+    """The tensor's values in C order as float32, `CHUNK` at a time."""
+    # reshape copies only where the array is not contiguous
+    blocks = iter([values.reshape(-1)]) if isinstance(values, np.ndarray) else values.blocks(READ_TOGETHER)
+    for block in blocks:
+        for start in range(0, len(block), CHUNK):
+            with np.errstate(over="ignore", invalid="ignore"):
+                yield np.ascontiguousarray(block[start : start + CHUNK], dtype=np.float32)
 
 
 def row_hashes(matrix: np.ndarray, *, ordered: bool) -> np.ndarray:

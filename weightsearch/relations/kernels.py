@@ -58,7 +58,7 @@ def hash_chunk(values, weights, result):  # type: ignore[no-untyped-def]
 
 @_jit_sums
 def moments(values, result):  # type: ignore[no-untyped-def]
-    """Fills `result (8,)`: Σv, Σv², Σv³, Σv⁴, zeros, whether values differ, bits of the largest |v|, all finite or not.
+    """Fills `result (8,)`: Σv, Σv², Σv³, Σv⁴, zeros, whether values differ, bits of the largest |v|, not finite.
 
     A value that is not finite counts as zero.
     """
@@ -82,7 +82,7 @@ def moments(values, result):  # type: ignore[no-untyped-def]
         third += power * value
         fourth += power * power
     result[0], result[1], result[2], result[3] = total, square, third, fourth
-    result[4], result[5], result[6], result[7] = zeros, differ != ZERO, largest, strange == 0
+    result[4], result[5], result[6], result[7] = zeros, differ != ZERO, largest, strange
 
 
 @_jit

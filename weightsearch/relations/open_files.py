@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from weightsearch.checkpoints.named_tensors import Network
     from weightsearch.checkpoints.tensors import Content
 
+HASHED_BESIDE = 2**26  # bytes of a file that is hashed while it is signed, on another core where there is one
+
 
 @dataclass(frozen=True)
 class OpenFile:
@@ -29,7 +32,13 @@ class OpenFile:
     def sign(self) -> Signature:
         if self.path is None:
             return sign(self.tensors)
-        return sign(self.tensors, file_hash=hash_of_file(self.path), file_bytes=bytes_of_file(self.path))
+        tensors = self.tensors.unread if isinstance(self.tensors, _Lazy) else self.tensors
+        file_bytes = bytes_of_file(self.path)
+        if file_bytes < HASHED_BESIDE:
+            return replace(sign(tensors), file_hash=hash_of_file(self.path), file_bytes=file_bytes)
+        with ThreadPoolExecutor(1) as beside:
+            file_hash = beside.submit(hash_of_file, self.path)
+            return replace(sign(tensors), file_hash=file_hash.result(), file_bytes=file_bytes)
 
     @property
     def label(self) -> str:
@@ -107,18 +116,18 @@ class _Lazy(Mapping[str, np.ndarray]):
     """Tensors of a file, read one at a time."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
-        self._tensors = tensors
+        self.unread = tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
         from weightsearch.checkpoints.named_tensors import array_of
 
-        return array_of(self._tensors[name])
+        return array_of(self.unread[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.unread)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.unread)
 
 
 def _array(value: Any) -> np.ndarray:

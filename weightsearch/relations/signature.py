@@ -10,11 +10,11 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from weightsearch.relations.hashes import CHUNK, WEIGHTS, Hasher, ValueHashes, chunk_hashes, chunks
+from weightsearch.relations.hashes import CHUNK, WEIGHTS, Hasher, Unread, ValueHashes, chunk_hashes, chunks
 from weightsearch.relations.roles import Role, role_of
 
 SKETCH_WIDTH = 512  # a power of two, so that a sketch can be folded to a narrower one
@@ -26,7 +26,10 @@ _TURN = 977  # places by which the signs move on from chunk to chunk
 
 @dataclass(frozen=True)
 class TensorSignature:
-    """Of one tensor: `mean`, `norm` (Euclidean), `kurtosis` (3 for a normal), `largest` |value|, count of `zeros`."""
+    """Of one tensor: `mean`, `norm` (Euclidean), `kurtosis` (3 for a normal), `largest` |value|, count of `zeros`.
+
+    `not_finite` counts the values that are NaN or infinite as float32, which the others leave out; no index keeps it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -38,6 +41,7 @@ class TensorSignature:
     largest: float
     zeros: int
     role: Role
+    not_finite: int = field(default=0, compare=False)
 
     @property
     def numbers(self) -> int:
@@ -96,9 +100,9 @@ def _content(signature: Signature, hashes: list[int]) -> str:
 
 
 def sign(
-    tensors: Mapping[str, np.ndarray], *, file_hash: str | None = None, file_bytes: int | None = None
+    tensors: Mapping[str, np.ndarray | Unread], *, file_hash: str | None = None, file_bytes: int | None = None
 ) -> Signature:
-    """The signature of named tensors, each read once, in memory bounded by the largest.
+    """The signature of named tensors, each read once: of one that is `Unread` no more than a block is in memory.
 
     The mapping may read tensors as they are asked for. Values that are not finite are hashed, and left out of sketches.
 
@@ -110,7 +114,8 @@ def sign(
     sketch, raw_sketch = np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH)
     signed = []
     for name in tensors:
-        tensor, sums = _sign_tensor(name, np.asarray(tensors[name]))
+        values = tensors[name]
+        tensor, sums = _sign_tensor(name, values if hasattr(values, "blocks") else np.asarray(values))
         signed.append(tensor)
         if tensor.role is Role.WEIGHT:
             values, ones = sums
@@ -129,13 +134,14 @@ def sign(
     )
 
 
-def _sign_tensor(name: str, values: np.ndarray) -> tuple[TensorSignature, tuple[np.ndarray, np.ndarray]]:
+def _sign_tensor(name: str, values: np.ndarray | Unread) -> tuple[TensorSignature, tuple[np.ndarray, np.ndarray]]:
     """The tensor's signature, and the count sketches `(512,)` of its values and of all ones."""
-    shape = values.shape
+    shape, count = values.shape, math.prod(values.shape)
+    dtype = values.dtype if isinstance(values, np.ndarray) else values.value_dtype
     hasher = Hasher()
     sums = empty_sums()
-    signs = _signs(tuple(sorted(size for size in shape if size != 1)), min(values.size, CHUNK + 1))
-    add = _adder(values.size)
+    signs = _signs(tuple(sorted(size for size in shape if size != 1)), min(count, CHUNK + 1))
+    add = _adder(count)
     first: float | None = None
     for number, chunk in enumerate(chunks(values)):
         start = number * _TURN % CHUNK
@@ -143,7 +149,6 @@ def _sign_tensor(name: str, values: np.ndarray) -> tuple[TensorSignature, tuple[
         own_first = float(chunk[0]) if np.isfinite(chunk[0]) else 0.0
         first = own_first if first is None else first
         sums.differ = sums.differ or own_first != first
-    count = values.size
     total, square, third, fourth = sums.powers.tolist()
     mean = total / count if count else 0.0
     variance = square / count - mean**2 if count else 0.0
@@ -153,8 +158,8 @@ def _sign_tensor(name: str, values: np.ndarray) -> tuple[TensorSignature, tuple[
     if not math.isfinite(kurtosis):
         kurtosis = 0.0
     tensor = TensorSignature(
-        name, shape, str(values.dtype), hasher.finish(), math.sqrt(square), mean, kurtosis, sums.largest, sums.zeros,
-        role_of(name, shape, values.dtype, not sums.differ),
+        name, shape, str(dtype), hasher.finish(), math.sqrt(square), mean, kurtosis, sums.largest, sums.zeros,
+        role_of(name, shape, dtype, not sums.differ), sums.not_finite,
     )  # fmt: skip
     return tensor, (sums.sketch, sums.ones)
 
@@ -163,11 +168,12 @@ def _sign_tensor(name: str, values: np.ndarray) -> tuple[TensorSignature, tuple[
 class Sums:
     """Over a tensor's finite values: powers 1 to 4, count of zeros, largest |value|, whether any two differ, sketches.
 
-    `sketch` and `ones` `(512,)` are the count sketches of the values and of as many ones.
+    `sketch` and `ones` `(512,)` are the count sketches of the values and of as many ones. The others are counted.
     """
 
     powers: np.ndarray
     zeros: int
+    not_finite: int
     largest: float
     differ: bool
     sketch: np.ndarray
@@ -175,7 +181,7 @@ class Sums:
 
 
 def empty_sums() -> Sums:
-    return Sums(np.zeros(4), 0, 0.0, False, np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH))
+    return Sums(np.zeros(4), 0, 0, 0.0, False, np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH))
 
 
 Adder = Callable[[np.ndarray, np.ndarray, Hasher, Sums], None]
@@ -192,8 +198,10 @@ def _adder(numbers: int) -> Adder:
 def add_in_numpy(values: np.ndarray, signs: np.ndarray, hasher: Hasher, sums: Sums) -> None:
     """Adds a chunk `(n,)` of float32 with its random signs `(n,)` to a tensor's hashes and sums."""
     hasher.update(*chunk_hashes(values))
-    if not np.isfinite(values).all():
-        values = np.where(np.isfinite(values), values, np.float32(0))
+    finite = np.isfinite(values)
+    if not finite.all():
+        sums.not_finite += len(values) - int(np.count_nonzero(finite))
+        values = np.where(finite, values, np.float32(0))
     sums.differ = sums.differ or bool(values.min() != values.max())
     sums.zeros += len(values) - int(np.count_nonzero(values))
     sums.largest = max(sums.largest, float(np.abs(values).max()))
@@ -219,7 +227,8 @@ def compiled() -> Adder:
         sums.zeros += int(totals[4])
         sums.differ = sums.differ or bool(totals[5])
         sums.largest = max(sums.largest, float(np.uint32(totals[6]).view(np.float32)))
-        if not totals[7]:
+        if totals[7]:
+            sums.not_finite += int(totals[7])
             values = np.where(np.isfinite(values), values, np.float32(0))
         sketch_chunk(values, signs, sums.sketch, sums.ones)
 

@@ -13,7 +13,6 @@ from weightsearch.checkpoints.folder_layouts import Layout, find, recognise
 from weightsearch.checkpoints.remote.paths import RemotePath, located
 from weightsearch.checkpoints.remote.reading import fetched_ahead
 from weightsearch.checkpoints.walk import Account
-from weightsearch.encoders import Encoder
 from weightsearch.errors import Interrupted
 from weightsearch.index import IndexStore
 from weightsearch.index.create import create_empty
@@ -24,8 +23,6 @@ from weightsearch.relations.store import signed_files
 from weightsearch.search.file_records import FileReader
 from weightsearch.search.record_writer import CHUNK, AddReport, RecordWriter
 from weightsearch.search.signatures import sign_zoo
-from weightsearch.training.data import finite_weights
-from weightsearch.training.represent import represent, represent_zoo
 from weightsearch.types import ANY
 from weightsearch.zoo.store import Zoo
 
@@ -147,6 +144,10 @@ def find_given(paths: Iterable[str | Path], inventory: str | Path | None = None)
 
 
 def _add_zoo(zoo: Zoo, reader: FileReader, writer: RecordWriter, advance: Callable[..., object]) -> None:
+    from weightsearch.encoders import Encoder
+    from weightsearch.training.data import finite_weights
+    from weightsearch.training.represent import represent_zoo
+
     table = zoo.table()
     if zoo.is_mixed or zoo.architecture.fingerprint not in reader.architectures:
         _add_to_all(zoo, reader, writer, advance)
@@ -168,6 +169,8 @@ def _add_zoo(zoo: Zoo, reader: FileReader, writer: RecordWriter, advance: Callab
 
 def _add_to_all(zoo: Zoo, reader: FileReader, writer: RecordWriter, advance: Callable[..., object]) -> None:
     """Into the space of all architectures."""
+    from weightsearch.training.represent import represent
+
     fingerprints = zoo.fingerprints
     if ANY.fingerprint not in reader.architectures:
         for architecture, places in zoo.groups(np.arange(len(fingerprints))):

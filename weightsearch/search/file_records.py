@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +21,11 @@ from weightsearch.index import IndexStore
 from weightsearch.index.zoo_rows import network_columns
 from weightsearch.relations.open_files import OpenFile, signed_tensors
 from weightsearch.relations.store import Signed
-from weightsearch.training.represent import AnyEncoder, load_any_encoder, represent
+from weightsearch.search.subject import may_embed
 from weightsearch.types import ANY, Architecture, Checkpoint, content_hash
+
+if TYPE_CHECKING:  # an index without encoders has no use for PyTorch
+    from weightsearch.training.represent import AnyEncoder
 
 BATCH_BYTES = 64 * 2**20  # of weights that are embedded together
 BATCH_ROWS = 256
@@ -77,6 +82,7 @@ class FileReader:
         self.sources = sources
         self.dataset = dataset  # what the networks were trained on, where the files do not say
         self.architectures = {} if index is None else index.architectures
+        self._needed = partial(may_embed, architectures=self.architectures)
         self._encoders: dict[str, AnyEncoder] = {}
         self._pending: dict[str, _Pending] = {}
         self._bytes = 0
@@ -99,32 +105,28 @@ class FileReader:
         except WeightsearchError as error:
             record.refusal = record.unsigned = reason_of(error, file.path)
             return record
+        signature = None
+        if signed.get(record.source) != (status.st_size, status.st_mtime_ns):
+            try:
+                with one_line(str(file.path)):
+                    signature = OpenFile(file.path, signed_tensors(content, network, weights)).sign()
+            except WeightsearchError as error:
+                record.unsigned = reason_of(error, file.path)
+        not_finite = None if signature is None else {tensor.name: tensor.not_finite for tensor in signature.tensors}
         try:
             with one_line(str(file.path)):
-                checkpoint = assemble(network, str(file.path), self._may_embed)
+                checkpoint = assemble(network, str(file.path), self._needed, not_finite)
                 checkpoint = align(checkpoint, self.architectures.values())
             metadata = self.sources.describe(file, checkpoint.metadata)
             record.metadata = replace(metadata, dataset=metadata.dataset or self.dataset)
             self._take(record, checkpoint)
         except WeightsearchError as error:
             record.refusal = reason_of(error, file.path)
-        if signed.get(record.source) == (status.st_size, status.st_mtime_ns):
-            return record
-        try:
-            with one_line(str(file.path)):
-                signature = OpenFile(file.path, signed_tensors(content, network, weights)).sign()
-        except WeightsearchError as error:
-            record.unsigned = reason_of(error, file.path)
-        else:
+        if signature is not None:
             about = record.metadata
             run, epoch = (file.run, None) if about is None else (about.run or file.run, about.epoch)
             record.signed = Signed(record.source, signature, run, epoch, status.st_mtime_ns)
         return record
-
-    def _may_embed(self, architecture: Architecture) -> bool:
-        """Whether the index may have an encoder for it, whatever the order of its layers."""
-        sizes = {other.size for other in self.architectures.values()}
-        return ANY.fingerprint in self.architectures or architecture.size in sizes
 
     def _take(self, record: FileRecord, checkpoint: Checkpoint) -> None:
         """Keeps of a checkpoint what a row needs, and its weights until they are embedded."""
@@ -158,6 +160,8 @@ class FileReader:
             self._embed(fingerprint)
 
     def _embed(self, fingerprint: str) -> None:
+        from weightsearch.training.represent import represent
+
         pending = self._pending.pop(fingerprint)
         self._bytes -= sum(weights.nbytes for weights in pending.weights)
         space = pending.records[0].space
@@ -172,6 +176,8 @@ class FileReader:
 
     def encoder(self, space: str) -> AnyEncoder:
         assert self.index is not None
+        from weightsearch.training.represent import load_any_encoder
+
         if space not in self._encoders:
             self._encoders[space] = load_any_encoder(self.index.encoder_directory(space))
         return self._encoders[space]

@@ -33,6 +33,7 @@ from weightsearch.search.subject import (
     dataset_of,
     described,
     faults,
+    may_embed,
     shuffled_descriptions,
     space_of,
 )
@@ -247,7 +248,7 @@ class Index:
     def _read(self, model: Any, activation: str | None, weights: str | None) -> Subject:
         from weightsearch.checkpoints.state_dict import align
 
-        checkpoint, told = described(model, weights)
+        checkpoint, told = described(model, weights, partial(may_embed, architectures=self.architectures))
         checkpoint = align(checkpoint, self.architectures.values())
         fingerprint = space_of(checkpoint, self.path, self.architectures)
         from weightsearch.checkpoints.metadata import as_fractions

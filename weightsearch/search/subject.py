@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,15 +50,22 @@ class Subject:
     strangeness: float | None = None  # over 1: of no kind known to the encoder of all architectures
 
 
-def described(model: Any, weights: str | None = None) -> tuple[Checkpoint, Metadata]:
-    """What `to_checkpoint` makes of a model, and what is known of it: of a file also what lies beside it."""
+def described(
+    model: Any,
+    weights: str | None = None,
+    needed: Callable[[Architecture], bool] = lambda architecture: True,
+) -> tuple[Checkpoint, Metadata]:
+    """What `to_checkpoint` makes of a model, and what is known of it: of a file also what lies beside it.
+
+    Of a file whose architecture is not `needed`, no more than a block of weights is in memory.
+    """
     from weightsearch.checkpoints.discovery import CheckpointFile, Sources
     from weightsearch.checkpoints.metadata import interpret
     from weightsearch.checkpoints.remote.paths import as_path
 
     if isinstance(model, str | Path):
         path = as_path(model)
-        record = Sources(weights=weights).read(CheckpointFile(path, path.parent, run=""))
+        record = Sources(weights=weights).read(CheckpointFile(path, path.parent, run=""), needed)
         return record.checkpoint, record.metadata
     checkpoint = to_checkpoint(model, weights)
     return checkpoint, interpret(checkpoint.metadata, "file")
@@ -79,6 +86,12 @@ def to_checkpoint(model: Any, weights: str | None = None) -> Checkpoint:
         activation = module_activation(model)
         return checkpoint if activation is None else replace(checkpoint, metadata={"activation": activation.value})
     raise UsageError(f"a {type(model).__name__} is no network; give a file, a module, a state dict or a Checkpoint")
+
+
+def may_embed(architecture: Architecture, architectures: Mapping[str, Architecture]) -> bool:
+    """Whether one of the encoders may be for networks of an architecture, whatever the order of its layers."""
+    sizes = {other.size for other in architectures.values()}
+    return ANY.fingerprint in architectures or architecture.size in sizes
 
 
 def space_of(checkpoint: Checkpoint, path: Path, architectures: Mapping[str, Architecture]) -> str:
