@@ -63,5 +63,5 @@ def test_values_that_are_not_finite_are_still_seen(tmp_path: Path):
     save_file({"a.weight": bad}, tmp_path / "bad.safetensors")
     record = record_of(tmp_path / "bad.safetensors")
     assert "tensor 'a.weight' holds 1 NaN or infinite values" in str(record.refusal)
-    with pytest.raises(WeightsearchError, match="'a.weight' holds 1 NaN"):
+    with pytest.raises(WeightsearchError, match=r"'a\.weight' holds 1 NaN"):
         read_checkpoint(tmp_path / "bad.safetensors", needed=lambda architecture: False)
