@@ -188,9 +188,9 @@ def test_the_command(zoo: Zoo, trained: TrainSummary, index_copy: Path, sweep: P
     assert column(index_copy, zoo.architecture.fingerprint, "run")["r1e0.pt"] == "x1"
 
     code, out, err = run_cli("sweep", "--quarantine", "bad.csv")
-    assert "1 checkpoint added, 4 were there already, 2 signatures, 2 left out" in out
+    assert "1 checkpoint added, 4 were there already, 2 signatures, 1 known by relations alone, 1 left out" in out
     assert code == 0
-    assert "left out: 1 file of another architecture, dense 3x2 (6 parameters)" in err
+    assert "known by relations alone: 1 file of dense 3x2 (6 parameters): no encoder for it here" in err
     assert "left out: sweep/broken.pt: " in err
     assert (tmp_path / "bad.csv").read_text().splitlines()[0] == "path,reason"
     assert (tmp_path / "bad.csv").read_text().splitlines()[1].startswith("sweep/broken.pt,")

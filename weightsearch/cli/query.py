@@ -235,7 +235,7 @@ def _relatives(signatures: SignatureIndex | None, model: Path | None) -> Relativ
 def _show_relatives(related: Relatives) -> None:
     tell(f"{related.path}: {related.summary}")
     for relative in related.relatives[1:RELATIVES_SHOWN]:
-        tell(f"  {relative.comparison.relation} of {relative.source}: {relative.comparison.summary}")
+        tell(f"  {relative.comparison.relation.to(relative.source)}: {relative.comparison.summary}")
     if len(related.relatives) > RELATIVES_SHOWN:
         tell(f"  and {len(related.relatives) - RELATIVES_SHOWN} more")
     if related.unseen:

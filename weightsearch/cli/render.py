@@ -11,6 +11,7 @@ from rich.text import Text
 from weightsearch.search import wording
 from weightsearch.text_table import Table, counted
 
+ARCHITECTURE_LINES, ARCHITECTURE_WIDTH = 5, 70
 QUARANTINED_LINES = 20
 
 if TYPE_CHECKING:
@@ -100,13 +101,13 @@ def import_summary(summary: ImportSummary) -> RenderableType:
 
 
 def add_report(report: AddReport) -> RenderableType:
-    already = f", {report.already:,} were there already" if report.already else ""
-    left = len(report.quarantined) + sum(report.unknown.values())
-    return Text(
-        f"{report.index}: {counted(report.added, 'checkpoint')} added{already}"
-        + (f", {counted(report.signed, 'signature')}" if report.signed else "")
-        + (f", {left:,} left out" if left else "")
-    )
+    alone = sum(report.unknown.values())
+    parts = [f"{counted(report.added, 'checkpoint')} added"] if report.added or not alone else []
+    parts += [f"{report.already:,} were there already"] if report.already else []
+    parts += [counted(report.signed, "signature")] if report.signed else []
+    parts += [f"{alone:,} known by relations alone"] if alone else []
+    parts += [f"{len(report.quarantined):,} left out"] if report.quarantined else []
+    return Text(f"{report.index}: {', '.join(parts)}")
 
 
 def embed_report(report: EmbedReport) -> RenderableType:
@@ -119,16 +120,35 @@ def embed_report(report: EmbedReport) -> RenderableType:
     )
 
 
-def left_out(quarantined: Sequence[Quarantined], others: Mapping[str, int], notes: Sequence[str]) -> Iterator[str]:
-    """Lines for stderr: what was assumed, and which files were left out and why."""
+def left_out(
+    quarantined: Sequence[Quarantined], others: Mapping[str, int], notes: Sequence[str], *, signed: bool = True
+) -> Iterator[str]:
+    """Lines for stderr: what was assumed, and which files were left out and why.
+
+    `others` are architectures that have no encoder, whose files are `signed` for relations, or are left out.
+    """
     yield from (f"note: {note}" for note in notes)
-    for name, count in others.items():
-        files = counted(count, "file")
-        yield f"left out: {files} of another architecture, {name} (no encoder; relations can be asked for)"
+    for name, count in list(others.items())[:ARCHITECTURE_LINES]:
+        files, short = counted(count, "file"), _short(name)
+        yield (
+            f"known by relations alone: {files} of {short}: no encoder for it here"
+            if signed
+            else f"left out: {files} of another architecture, {short}"
+        )
+    if (more := len(others) - ARCHITECTURE_LINES) > 0:
+        yield f"and {more:,} more architectures"
     for bad in quarantined[:QUARANTINED_LINES]:
         yield f"left out: {bad.path}: {bad.reason}"
     if len(quarantined) > QUARANTINED_LINES:
         yield f"left out: {len(quarantined) - QUARANTINED_LINES:,} more"
+
+
+def _short(architecture: str) -> str:
+    """An architecture's description, without its middle where it is long."""
+    if len(architecture) <= ARCHITECTURE_WIDTH or " (" not in architecture:
+        return architecture
+    layers, size = architecture.rsplit(" (", 1)
+    return f"{layers[: ARCHITECTURE_WIDTH - len(size) - 4].rsplit(' - ', 1)[0]} - … ({size}"
 
 
 def train_summary(summary: TrainSummary) -> RenderableType:

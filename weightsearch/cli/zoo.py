@@ -162,7 +162,7 @@ def import_zoo(
     from weightsearch.cli import render
 
     show(render.import_summary(summary))
-    for line in render.left_out(summary.quarantined, summary.others, summary.notes):
+    for line in render.left_out(summary.quarantined, summary.others, summary.notes, signed=False):
         say(line)
     if summary.quarantined:
         say(f"{len(summary.quarantined):,} left out in all: {summary.path / 'quarantine.csv'}")

@@ -26,6 +26,17 @@ class Kind(StrEnum):
     INDEPENDENT = "independent"  # the same shapes, trained apart
     UNRELATED = "unrelated"
 
+    def to(self, source: str) -> str:
+        """What a checkpoint of this relation is to `source`, for people.
+
+        Example:
+            >>> Kind.SAME_WEIGHTS.to('base.pt')
+            'the same weights as base.pt'
+        """
+        words = {Kind.IDENTICAL: "identical to", Kind.SAME_WEIGHTS: "the same weights as"}
+        words |= {Kind.SAME_FUNCTION: "the same function as", Kind.CONTAINS: "containing, or contained in,"}
+        return f"{words.get(self, f'{self} of')} {source}"
+
     @property
     def is_copy(self) -> bool:
         return self in (Kind.IDENTICAL, Kind.SAME_WEIGHTS)

@@ -348,7 +348,7 @@ def _summary(told: Sequence[Relative], signatures: int) -> tuple[str, str]:
                 return f"merge of {' and '.join(evidence['parents'])} onto {evidence['base']} by sparse changes", ""
             parts = " and ".join(f"{r.source} ({r.comparison.evidence['share']:.0%})" for r in merged)
             return f"merge of {parts}", ""
-        return f"{first.comparison.relation} of {first.source}: {first.comparison.summary}", ""
+        return f"{first.comparison.relation.to(first.source)}: {first.comparison.summary}", ""
     shares = [relative for relative in told if relative.comparison.relation is Kind.SHARES]
     if shares:
         return f"shares a component with {shares[0].source}: {shares[0].comparison.summary}", shares[

@@ -230,7 +230,7 @@ def _asked(run: Run, index: Index) -> Run:
     if len(signatures):
         relatives = signatures.relatives(run.path).relatives
         if relatives:
-            relation = f"{relatives[0].comparison.relation} of {relatives[0].source}"
+            relation = relatives[0].comparison.relation.to(relatives[0].source)
             run = replace(run, relation=relation)
     return told(run, index.query(run.path, k=5, run=run.run, epoch=run.epoch))
 
