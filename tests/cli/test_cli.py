@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Run
+from weightsearch import cli
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.index import IndexStore
 from weightsearch.search.index import query
@@ -308,3 +309,13 @@ def test_wrong_questions_are_one_line(run: Run, trained: TrainSummary, tmp_path:
     fails(run("get", "0" * 16, *index), 2, "--out")
     (tmp_path / "empty").mkdir()
     fails(run("query", "empty", *index), 1, "empty", "it holds no file of weights")
+
+
+def test_one_command_alone_is_made_for_a_question_and_reads_as_among_all(command: Run, monkeypatch: pytest.MonkeyPatch):
+    assert [each.callback.__name__ for each in cli._asked(["query", "x.pt"]).registered_commands] == ["query"]
+    assert cli._asked(["zoo", "list"]) is cli._asked(["--help"]) is cli._asked([]) is cli._asked(["quarry"]) is cli.app
+    shown = [command("import", "--help")]
+    monkeypatch.setattr(cli, "_asked", lambda arguments: cli.app)
+    shown.append(command("import", "--help"))
+    assert shown[0] == shown[1]
+    assert "--metadata" in shown[0][1]

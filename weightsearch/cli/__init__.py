@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -67,6 +68,18 @@ for part in (
 app.add_typer(zoos.zoo_app, name="zoo", rich_help_panel=PANELS["zoo"])
 
 
+def _asked(arguments: list[str]) -> typer.Typer:
+    """The app with the one command that is asked for: to make the options of all takes as long as a search."""
+    for part in app.registered_groups:
+        for command in part.typer_instance.registered_commands if part.typer_instance and not part.name else ():
+            name = command.name or getattr(command.callback, "__name__", "").replace("_", "-")
+            if arguments[:1] == [name]:
+                narrow = copy.copy(app)
+                narrow.registered_groups, narrow.registered_commands = [], [command]
+                return narrow
+    return app
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -128,7 +141,7 @@ def main() -> None:
     logging.addLevelName(logging.WARNING, "warning")
     try:
         _refuse_to_write_elsewhere(sys.argv[1:])
-        code = app(prog_name="weightsearch", standalone_mode=False)
+        code = _asked(sys.argv[1:])(prog_name="weightsearch", standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this
             print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)
         sys.stdout.flush()

@@ -25,6 +25,7 @@ LARGEST_GRAM = 4096  # rows; of larger layers, which have that many on either si
 BLOCK = 2**21  # weights at a time
 
 TINY = 1e-8
+UNDERFLOW = 80.0  # e to the minus that is nought beside one; processors are slow with numbers that are smaller still
 
 MOMENTS = ("log_rms", "log_gain", "mean", "mean_abs", "skew", "kurtosis", "log_max", "small")
 SPECTRUM = (
@@ -134,16 +135,17 @@ def _matrix(matrix: Tensor, node: Node, first: bool, grams: dict[int, Tensor], i
     w = matrix * scale[:, None, None]
     w2 = w.square()
     w3 = w2 * w
+    absolute = w.abs()
     moments = torch.stack(
         [
             (rms + TINY).log(),
             (rms * math.sqrt(columns) + TINY).log(),
             w.mean((1, 2)),
-            w.abs().mean((1, 2)),
+            absolute.mean((1, 2)),
             _cube_root(w3.mean((1, 2))),
             w2.square().mean((1, 2)).clamp_min(TINY).log(),
-            w.abs().amax((1, 2)).clamp_min(TINY).log(),
-            torch.exp(-100 * w2).mean((1, 2)),
+            absolute.amax((1, 2)).clamp_min(TINY).log(),
+            torch.exp(-(100 * w2).clamp_max(UNDERFLOW)).mean((1, 2)),
         ],
         1,
     )
