@@ -9,7 +9,7 @@ from torch import nn
 
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.encoders.invariant import chain_of
-from weightsearch.encoders.probes import POOLED_SIDE, answers, image_shape
+from weightsearch.encoders.probes import POOLED_SIDE, answers, image_size
 from weightsearch.encoders.registry import config_from_dict
 from weightsearch.types import Architecture, Layer, LayerKind, Method
 
@@ -61,7 +61,9 @@ def test_answers_are_those_of_the_networks_as_modules(
     layers: tuple[Layer, ...], shape: tuple[int, ...], pooled: bool, activation: type[nn.Module]
 ) -> None:
     architecture = Architecture(layers)
-    assert image_shape(architecture, chain_of(architecture), 10**6) == shape
+    size = image_size(architecture, chain_of(architecture))
+    assert size is not None
+    assert size.shape == shape
     generator = np.random.default_rng(0)
     weights = generator.standard_normal((7, architecture.size)).astype(np.float32)
     images = torch.from_numpy(generator.standard_normal((5, *shape)).astype(np.float32))
@@ -74,11 +76,18 @@ def test_answers_are_those_of_the_networks_as_modules(
 
 def test_networks_without_images() -> None:
     mlp = Architecture((Layer("a", DENSE, (4, 6)), Layer("b", DENSE, (3, 4))))
-    assert image_shape(mlp, chain_of(mlp), 10**6) is None
-    pooled = Architecture(POOLED)
-    assert image_shape(pooled, chain_of(pooled), 100) is None  # too many multiplications
+    assert image_size(mlp, chain_of(mlp)) is None
     encoder = build_encoder(mlp, EncoderConfig(Method.INVARIANT, probes=3), torch.Generator())
     assert encoder.probes.shape == (6, 3)  # inputs as patches
+    wide = Architecture(
+        (Layer("a", CONV, (900, 9, 9, 9)), Layer("b", CONV, (900, 900, 3, 3)), Layer("c", DENSE, (3, 900)))
+    )
+    size = image_size(wide, chain_of(wide))
+    assert size is not None
+    assert size.values == 900 * 5 * 5
+    assert size.products == 900 * 730 * 25 + 900 * 8101 * 9 + 3 * 901
+    large = build_encoder(wide, EncoderConfig(Method.INVARIANT, probes=4), torch.Generator())
+    assert large.image is None  # too many multiplications: patches
 
 
 def test_an_encoder_of_an_older_version_keeps_its_patches() -> None:

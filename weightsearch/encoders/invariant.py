@@ -11,14 +11,13 @@ An MLP on both gives the embedding, on which the predictor is linear, so that di
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
-from weightsearch.encoders.probes import answers, image_shape
+from weightsearch.encoders.probes import answers, image_size
 from weightsearch.encoders.symmetry import Hidden, hidden_units
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Activation, Architecture, activation_named
@@ -55,13 +54,13 @@ class Invariant(Encoder):
         self.register_buffer("knots", torch.zeros(self.summary_width, KNOTS))  # ascending once calibrated
         width = self.summary_width
         self.probed = bool(self.chain) and config.probes > 0
-        self.image: tuple[int, ...] | None = None
+        self.image = image_size(architecture, self.chain) if self.probed and config.images else None
+        if self.image and self.image.products * config.probes > PROBE_PRODUCTS:
+            self.image = None
         if self.probed:
             outputs = architecture.layers[-1].rows
-            if config.images:
-                self.image = image_shape(architecture, self.chain, PROBE_PRODUCTS // config.probes)
             if self.image:
-                self.probes = nn.Parameter(torch.empty(config.probes, *self.image))
+                self.probes = nn.Parameter(torch.empty(config.probes, *self.image.shape))
                 self.probe_width = config.probes * 2 * outputs
             else:
                 self.patches = _patches(architecture, self.chain, config.probes)
@@ -119,8 +118,8 @@ class Invariant(Encoder):
         if not self.probed:
             return self.body(self._noisy(summaries))
         kinds = torch.cat([codes == CODES[activation] for activation in CODES], dim=1)  # (B, 2)
-        positions_each = math.prod(self.image[1:]) if self.image else self.patches[0]
-        size = max(1, PROBE_BLOCK // (positions_each * self.config.probes * self.architecture.layers[0].rows))
+        values = self.image.values if self.image else self.patches[0] * self.architecture.layers[0].rows
+        size = max(1, PROBE_BLOCK // (values * self.config.probes))
         tanh = kinds[:, list(CODES).index(Activation.TANH)]
         blocks: list[Tensor] = []
         groups = [tanh.nonzero()[:, 0], (~tanh).nonzero()[:, 0]]  # positions; the unknown count as ReLU

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +26,29 @@ CONVOLVE: dict[LayerKind, Callable[..., Tensor]] = {
 }
 
 
-def image_shape(architecture: Architecture, chain: Sequence[Hidden], most_products: int) -> tuple[int, ...] | None:
-    """`(C, ...)` of an image that fits the network, or None.
+@dataclass(frozen=True)
+class ImageSize:
+    """What one image is to a network: its shape `(C, ...)`, multiplications, and values of the largest layer's output.
 
-    None where there is no convolution, where kinds of convolutions are mixed, or where one image would take more than
-    `most_products` multiplications.
+    Example:
+        >>> ImageSize((1, 5, 5), 1_520, 144).shape
+        (1, 5, 5)
+    """
+
+    shape: tuple[int, ...]
+    products: int
+    values: int
+
+
+def image_size(architecture: Architecture, chain: Sequence[Hidden]) -> ImageSize | None:
+    """Of an image that fits the network; None without convolutions, and with kinds of convolutions mixed.
 
     Example:
         >>> from weightsearch.encoders.symmetry import hidden_units
         >>> from weightsearch.types import Layer
         >>> layers = (Layer('a', LayerKind.CONV2D, (16, 1, 3, 3)), Layer('b', LayerKind.DENSE, (10, 16)))
-        >>> image_shape(Architecture(layers), hidden_units(Architecture(layers)), 10**6)
-        (1, 5, 5)
+        >>> image_size(Architecture(layers), hidden_units(Architecture(layers)))
+        ImageSize(shape=(1, 5, 5), products=1610, values=144)
     """
     kinds = [layer.kind for layer in architecture.layers]
     convolutions = [layer for layer in architecture.layers if layer.kind in CONVOLUTIONS]
@@ -47,10 +59,12 @@ def image_shape(architecture: Architecture, chain: Sequence[Hidden], most_produc
     read = chain[count - 1].block if count <= len(chain) else 1  # by the first dense layer, of each unit
     sides = (POOLED_SIDE,) * axes if read == 1 else _sides(read, axes)
     products = sum(layer.size for layer in architecture.layers[count:])
+    values = 0
     for layer in reversed(convolutions):
         products += layer.size * math.prod(sides)
+        values = max(values, layer.rows * math.prod(sides))
         sides = tuple(side + kernel - 1 for side, kernel in zip(sides, layer.shape[2:], strict=True))
-    return (convolutions[0].shape[1], *sides) if products <= most_products else None
+    return ImageSize((convolutions[0].shape[1], *sides), products, values)
 
 
 def _sides(pixels: int, axes: int) -> tuple[int, ...]:
@@ -64,7 +78,7 @@ def _sides(pixels: int, axes: int) -> tuple[int, ...]:
 def answers(
     images: Tensor, weights: Tensor, architecture: Architecture, activation: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Images `(K, C, ...)` of `image_shape`, flat weights `(B, P)` -> the last layer's outputs `(B, K, rows)`."""
+    """Images `(K, C, ...)` of `image_size`, flat weights `(B, P)` -> the last layer's outputs `(B, K, rows)`."""
     networks, values = len(weights), images
     for number, (part, layer) in enumerate(zip(architecture.slices, architecture.layers, strict=True)):
         matrix = weights[:, part].view(networks, layer.rows, layer.columns)
