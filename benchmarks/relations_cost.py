@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from weightsearch.index.create import create_empty
 from weightsearch.index.writer import writing
 from weightsearch.relations import Signature, SignatureIndex, compare, sign
+from weightsearch.relations.lookups import read_heads
 from weightsearch.relations.open_files import open_file
 from weightsearch.relations.signature import SKETCH_WIDTH
 from weightsearch.relations.store import SCHEME, Signed, add_signatures, read_signatures
@@ -85,12 +86,11 @@ def search(signature: Signature) -> dict[str, float]:
         for start in range(0, SIGNATURES, 20_000):
             fill(path, rng, start + 1, 20_000)
         index = SignatureIndex(path)
-        rows = index.candidates(signature)
-        assert index.known["source"][next(iter(rows))] == first.source
+        nearest = next(iter(index.candidates(signature)))
+        assert read_heads(path, [nearest])[nearest].source == first.source
 
         def ask() -> None:
-            numbers = [int(index.known["number"][row]) for row in index.candidates(signature)]
-            read_signatures(path, numbers)
+            read_signatures(path, list(index.candidates(signature)))
 
         return {
             f"open an index of {SIGNATURES:,} signatures": seconds(lambda: SignatureIndex(path)),

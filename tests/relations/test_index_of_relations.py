@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 import weightsearch
 from weightsearch.relations import Kind, SignatureIndex, compare
+from weightsearch.relations.lookups import read_heads
 from weightsearch.relations.merges import find_merge
 from weightsearch.relations.signature import sign
 from weightsearch.relations.store import read_known, read_signatures, remove_signatures
@@ -192,8 +193,8 @@ def test_a_query_of_many_signatures_is_quick(relations_index: Path, networks: Ne
     """Candidates alone; the time of 100,000 is in the benchmark."""
     signatures = SignatureIndex(relations_index)
     signature = sign(networks["mlp"][1]["tuned"])
-    rows = signatures.candidates(signature)
-    assert name(signatures.known["source"][next(iter(rows))]) == "tuned.safetensors"
+    nearest = next(iter(signatures.candidates(signature)))
+    assert name(read_heads(relations_index, [nearest])[nearest].source) == "tuned.safetensors"
 
 
 def test_compare_of_files_is_compare_of_tensors(folder: Path, networks: Networks):

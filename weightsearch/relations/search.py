@@ -16,10 +16,12 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.relations.adapters import is_adapter, merged_pair, modules_of, weights_for
 from weightsearch.relations.compare import compare
 from weightsearch.relations.kinds import Certainty, Comparison, Direction, Kind
+from weightsearch.relations.lookups import Head, count, fitting, read_heads, sharing, with_values
 from weightsearch.relations.merges import TaskMerge, find_merge, find_task_merge
 from weightsearch.relations.open_files import OpenFile, open_file
 from weightsearch.relations.signature import Signature
-from weightsearch.relations.store import Known, fitting, read_known, read_signatures, shapes_of, sharing
+from weightsearch.relations.sketches import Sketches
+from weightsearch.relations.store import SCHEME, read_signatures, shapes_of
 
 LIKE = 0.18  # cosine of sketches that foreign pairs rarely reach
 CANDIDATES = 12  # compared at most
@@ -67,67 +69,59 @@ class Relatives:
 
 
 class SignatureIndex:
-    """An index's signatures held in memory for many questions; sketches are looked through without an index of them."""
+    """An index's signatures, for many questions."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.known: Known = read_known(self.path)
-        self._sketches = self.known.sketches.astype(np.float32)
+        self._count = count(self.path)
+        self._sketches = Sketches(self.path, SCHEME) if self._count else None
 
     def __len__(self) -> int:
-        return len(self.known)
+        return self._count
 
-    def candidates(self, signature: Signature, count: int = CANDIDATES) -> dict[int, float]:
-        """Rows that may be relatives, with the cosine of their sketches, the likeliest first."""
-        if not len(self):
+    def candidates(self, signature: Signature, most: int = CANDIDATES) -> dict[int, float]:
+        """Numbers of signatures that may be relatives', with the cosine of their sketches, the likeliest first."""
+        if self._sketches is None:
             return {}
-        cosine = self._sketches @ signature.sketch
-        signed = self.known
         contents = signature.rounded_content
-        keys = [("exact", content) for content in contents] + [("content", signature.content)]
-        keys += [("float16", contents[0]), ("bfloat16", contents[0])]
-        if signature.file_hash is not None:
-            keys.append(("file_hash", signature.file_hash))
-        same = np.logical_or.reduce([signed[column] == value for column, value in keys])
-        chosen = np.flatnonzero(same)[:count].tolist()
-        near = np.argpartition(-cosine, min(count, len(self) - 1))[:count]
-        chosen += [int(row) for row in near[np.argsort(-cosine[near])] if cosine[row] >= LIKE]
+        same = {
+            "exact": contents, "content": [signature.content], "float16": contents[:1], "bfloat16": contents[:1],
+            "file_hash": [] if signature.file_hash is None else [signature.file_hash],
+        }  # fmt: skip
+        chosen = with_values(self.path, same, most)
+        near, cosines = self._sketches.nearest(signature.sketch, most)
+        chosen += near[cosines >= LIKE].tolist()
         tensors = sharing(self.path, [tensor.hashes.unordered for tensor in signature.weights])
-        chosen += self._rows([number for number, _ in sorted(tensors.items(), key=lambda item: -item[1])[:ALIGNED]])
+        chosen += [number for number, _ in sorted(tensors.items(), key=lambda item: -item[1])[:ALIGNED]]
         if is_adapter(signature):
-            chosen += self._rows(fitting(self.path, modules_of(signature))[-FITTING:])
-            return {row: float(cosine[row]) for row in dict.fromkeys(chosen)}
+            chosen += fitting(self.path, modules_of(signature))[-FITTING:]
+            return self._cosines(signature, list(dict.fromkeys(chosen)))
         chosen = list(dict.fromkeys(chosen))
-        twins = np.zeros(len(self), bool)
-        for content in {signed["content"][row] for row in chosen[:ALIGNED]}:
-            twins |= signed["content"] == content
-        twins[chosen] = False
-        chosen += [int(row) for row in np.flatnonzero(twins)[:ALIGNED]]  # the likest in another order
-        alike = signed["shapes"] == shapes_of(signature)
-        alike[chosen] = False
-        chosen += [int(row) for row in np.flatnonzero(alike)[:ALIGNED]]
-        return {row: float(cosine[row]) for row in list(dict.fromkeys(chosen))[:count]}
+        contents_of = {head.content for head in read_heads(self.path, chosen[:ALIGNED]).values()}
+        chosen += with_values(self.path, {"content": sorted(contents_of)}, ALIGNED, chosen)  # in another order
+        chosen += with_values(self.path, {"shapes": [shapes_of(signature)]}, ALIGNED, chosen)
+        return self._cosines(signature, list(dict.fromkeys(chosen))[:most])
 
-    def _rows(self, numbers: Sequence[int]) -> list[int]:
-        rows: list[int] = np.searchsorted(self.known["number"], np.array(numbers, np.int64)).tolist()
-        return rows
+    def _cosines(self, signature: Signature, numbers: Sequence[int]) -> dict[int, float]:
+        heads = read_heads(self.path, numbers)
+        return {number: float(head.sketch @ signature.sketch) for number, head in heads.items()}
 
     def relatives(self, model: Any, *, itself: bool = False, signature: Signature | None = None) -> Relatives:
         """The relatives of a file, a state dict or a module. The file's own row is left out unless `itself`."""
         subject = open_file(model)
         signature = signature or subject.sign()
         place = None if subject.path is None else str(subject.path.resolve())
-        rows = {
-            row: cosine for row, cosine in self.candidates(signature).items()
-            if itself or self.known["source"][row] != place
+        cosines = self.candidates(signature)
+        heads = {
+            number: head for number, head in read_heads(self.path, list(cosines)).items()
+            if itself or head.source != place
         }  # fmt: skip
-        signatures = read_signatures(self.path, [int(self.known["number"][row]) for row in rows])
+        signatures = read_signatures(self.path, list(heads))
         compared = [
-            self._compare(subject, signature, row, cosine, signatures[int(self.known["number"][row])])
-            for row, cosine in rows.items()
+            _compare(subject, signature, head, cosines[number], signatures[number]) for number, head in heads.items()
         ]
         if is_adapter(signature):
-            by_source = {str(self.known["source"][row]): signatures[int(self.known["number"][row])] for row in rows}
+            by_source = {head.source: signatures[number] for number, head in heads.items()}
             compared = self._bases(subject, signature, compared, by_source)
         fits = sum(bool(relative.comparison.evidence.get("fits")) for relative in compared)
         told = [relative for relative in compared if relative.comparison.relation is not Kind.UNRELATED]
@@ -137,28 +131,7 @@ class SignatureIndex:
         summary, unseen = _summary(told, len(self))
         if fits and not told:
             summary = f"an adapter that fits {fits} checkpoints here; which it was made for does not show"
-        return Relatives(subject.label, tuple(told), len(rows), len(self), summary, unseen)
-
-    def open_source(self, row: int) -> OpenFile | None:
-        return open_source(str(self.known["source"][row]))
-
-    def _compare(self, subject: OpenFile, signature: Signature, row: int, cosine: float, other: Signature) -> Relative:
-        run, epoch = self.known["run"][row], self.known["epoch"][row]
-        source = str(self.known["source"][row])
-        opened = self.open_source(row)
-        if opened is not None:
-            names = short_name(source), "this one"
-            comparison = compare(opened.tensors, subject.tensors, other, signature, names=names)
-        else:
-            comparison = by_signature(other, signature, cosine)
-        return Relative(
-            source,
-            comparison,
-            cosine,
-            run,
-            None if epoch is None or np.isnan(epoch) else float(epoch),
-            opened is not None,
-        )
+        return Relatives(subject.label, tuple(told), len(heads), len(self), summary, unseen)
 
     def _bases(
         self, subject: OpenFile, signature: Signature, compared: list[Relative], signatures: Mapping[str, Signature]
@@ -233,6 +206,16 @@ class SignatureIndex:
                     sources = [one.source, other.source]
                     return [_as_task_merge(relative, base.source, sources, merge) for relative in told]
         return told
+
+
+def _compare(subject: OpenFile, signature: Signature, head: Head, cosine: float, other: Signature) -> Relative:
+    opened = open_source(head.source)
+    if opened is not None:
+        names = short_name(head.source), "this one"
+        comparison = compare(opened.tensors, subject.tensors, other, signature, names=names)
+    else:
+        comparison = by_signature(other, signature, cosine)
+    return Relative(head.source, comparison, cosine, head.run, head.epoch, opened is not None)
 
 
 def _as_merge(relative: Relative, shares: dict[str, float], sources: list[str], left_over: float, how: str) -> Relative:

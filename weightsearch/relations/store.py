@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,14 @@ import numpy as np
 from weightsearch.errors import WeightsearchError
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.manifest import DATABASE
-from weightsearch.index.writer import writing
+from weightsearch.index.paged import DamagedVectorsError
+from weightsearch.index.writer import Writer, writing
+from weightsearch.relations import sketches
 from weightsearch.relations.hashes import ValueHashes
 from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import SKETCH_WIDTH, Signature, TensorSignature
+
+log = logging.getLogger("weightsearch")
 
 SCHEME = 2  # of hashes and sketches: signatures by another one cannot be compared, and are made anew
 SCHEMA = f"""
@@ -89,25 +94,44 @@ def add_signatures(path: str | Path, signed: Sequence[Signed]) -> int:
     signed = list({one.source: one for one in signed}.values())
     if not signed:
         return 0
-    with writing(path) as writer, writer.transaction() as connection:
+    with writing(path) as writer:
+        _add(writer, signed)
+        publish_sketches(writer)
+    return len(signed)
+
+
+def _add(writer: Writer, signed: Sequence[Signed]) -> None:
+    with writer.transaction() as connection:
         _make_tables(connection)
-        connection.register("given", {"source": _objects(one.source for one in signed)})
+        connection.register("given", {"source": objects(one.source for one in signed)})
         old = "(SELECT number FROM ix.signatures WHERE source IN (SELECT source FROM given))"
         connection.execute(f"DELETE FROM ix.tensors WHERE signature IN {old}")
         connection.execute("DELETE FROM ix.signatures WHERE source IN (SELECT source FROM given)")
         connection.unregister("given")
         last = connection.execute("SELECT coalesce(max(number), -1) FROM ix.signatures").fetchall()[0][0]
-        numbers = np.arange(last + 1, last + 1 + len(signed))
+        start = max(last, sketches.last_number(writer.path)) + 1
+        numbers = np.arange(start, start + len(signed))
         _insert(connection, "signatures", _rows(signed, numbers))
         _insert(connection, "tensors", _tensors(signed, numbers))
-    return len(signed)
+
+
+def publish_sketches(writer: Writer) -> None:
+    """Writes what the files of sketches lack, where that is much."""
+    try:
+        with writer.database.open() as connection:
+            sketches.publish_if_stale(writer.path, connection, SCHEME)
+    except (
+        OSError,
+        DamagedVectorsError,
+    ) as error:  # readers do without these files
+        log.warning("the signatures are saved, but not the files of their sketches (%s): questions take longer", error)
 
 
 def remove_signatures(path: str | Path, sources: Iterable[str]) -> int:
     """Forgets the signatures of these sources; returns how many those were."""
     with writing(path) as writer, writer.transaction() as connection:
         _make_tables(connection)
-        connection.register("given", {"source": _objects(sources)})
+        connection.register("given", {"source": objects(sources)})
         old = "(SELECT number FROM ix.signatures WHERE source IN (SELECT source FROM given))"
         count = int(connection.execute(f"SELECT count(*) FROM {old}").fetchall()[0][0])
         connection.execute(f"DELETE FROM ix.tensors WHERE signature IN {old}")
@@ -123,7 +147,7 @@ def read_known(path: str | Path, *, required: bool = False) -> Known:
     """
     with Database(Path(path) / DATABASE).open() as connection:
         columns = None
-        if _has_tables(connection):
+        if has_tables(connection):
             columns = connection.execute(
                 f"SELECT {', '.join(COLUMNS)}, sketch FROM ix.signatures ORDER BY number"
             ).fetchnumpy()
@@ -134,16 +158,16 @@ def read_known(path: str | Path, *, required: bool = False) -> Known:
                 f"add the files with `weightsearch add FOLDER --index {path}`"
             )
         return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
-    sketches = np.frombuffer(b"".join(columns["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
-    return Known({name: _plain(columns[name]) for name in COLUMNS}, sketches)
+    matrix = np.frombuffer(b"".join(columns["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
+    return Known({name: _plain(columns[name]) for name in COLUMNS}, matrix)
 
 
 def signed_files(path: str | Path, sources: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Bytes and time in nanoseconds of those of these files that the index at `path` has signatures of."""
     with Database(Path(path) / DATABASE).open() as connection:
-        if not _has_tables(connection):
+        if not has_tables(connection):
             return {}
-        connection.register("given", {"source": _objects(sources)})
+        connection.register("given", {"source": objects(sources)})
         rows = connection.execute(
             "SELECT source, file_bytes, modified FROM ix.signatures WHERE source IN (SELECT source FROM given)"
         ).fetchall()
@@ -199,50 +223,14 @@ def read_raw_sketches(path: str | Path) -> np.ndarray:
     return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, SKETCH_WIDTH)
 
 
-def sharing(path: str | Path, hashes: Iterable[int]) -> dict[int, int]:
-    """How many of these tensors (by hash of their values without order) each signature has; those that have any."""
-    with Database(Path(path) / DATABASE).open() as connection:
-        if not _has_tables(connection):
-            return {}
-        connection.register("given", {"unordered": np.array(sorted(set(hashes)), np.uint64)})
-        rows = connection.execute(
-            "SELECT signature, count(DISTINCT unordered) FROM ix.tensors WHERE role = 'weight' AND unordered IN "
-            "(SELECT unordered FROM given) GROUP BY signature"
-        ).fetchall()
-        connection.unregister("given")
-    return dict(rows)
-
-
-def fitting(path: str | Path, modules: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Numbers of the signatures with a weight of the given shape for each module, by the ends of names.
-
-    Three of the modules are looked for, which leaves the rest to be compared.
-    """
-    names = sorted(modules)
-    chosen = [names[k] for k in sorted({0, len(names) // 2, len(names) - 1})]
-    with Database(Path(path) / DATABASE).open() as connection:
-        if not names or not _has_tables(connection):
-            return []
-        shapes = _objects(json.dumps(modules[name]) for name in chosen)
-        connection.register("given", {"module": _objects(f"{name}.weight" for name in chosen), "shape": shapes})
-        rows = connection.execute(
-            "SELECT t.signature FROM ix.tensors t JOIN given g ON t.shape = g.shape "
-            "AND (t.name = g.module OR ends_with(t.name, '.' || g.module)) "
-            "GROUP BY t.signature HAVING count(DISTINCT g.module) = ? ORDER BY t.signature",
-            [len(chosen)],
-        ).fetchall()
-        connection.unregister("given")
-    return [number for (number,) in rows]
-
-
 def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
     """Makes the tables where they are not there, or hold signatures by another scheme."""
-    if not _has_tables(connection):
+    if not has_tables(connection):
         connection.execute("DROP TABLE IF EXISTS ix.signatures; DROP TABLE IF EXISTS ix.tensors")
     connection.execute(SCHEMA)
 
 
-def _has_tables(connection: duckdb.DuckDBPyConnection) -> bool:
+def has_tables(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether there are signatures' tables, by this scheme."""
     columns = connection.execute(
         "SELECT column_name FROM duckdb_columns() WHERE database_name = 'ix' AND table_name = 'signatures'"
@@ -257,18 +245,18 @@ def _rows(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndarray
     nan = float("nan")
     return {
         "number": numbers,
-        "source": _objects(one.source for one in signed),
-        "content": _objects(one.signature.content for one in signed),
-        **{name: _objects(row[k] for row in rounded) for k, name in enumerate(("exact", "float16", "bfloat16"))},
-        "shapes": _objects(shapes_of(one.signature) for one in signed),
-        "file_hash": _objects(one.signature.file_hash for one in signed),
+        "source": objects(one.source for one in signed),
+        "content": objects(one.signature.content for one in signed),
+        **{name: objects(row[k] for row in rounded) for k, name in enumerate(("exact", "float16", "bfloat16"))},
+        "shapes": objects(shapes_of(one.signature) for one in signed),
+        "file_hash": objects(one.signature.file_hash for one in signed),
         "file_bytes": np.array([one.signature.file_bytes or 0 for one in signed], np.int64),
         "modified": np.array([one.modified or 0 for one in signed], np.int64),
         "numbers": np.array([one.signature.numbers for one in signed], np.int64),
-        "run": _objects(one.run for one in signed),
+        "run": objects(one.run for one in signed),
         "epoch": np.array([nan if one.epoch is None else float(one.epoch) for one in signed]),
-        "sketch": _objects(one.signature.sketch.astype("<f2").tobytes() for one in signed),
-        "raw_sketch": _objects(one.signature.raw_sketch.astype("<f4").tobytes() for one in signed),
+        "sketch": objects(one.signature.sketch.astype("<f2").tobytes() for one in signed),
+        "raw_sketch": objects(one.signature.raw_sketch.astype("<f4").tobytes() for one in signed),
     }
 
 
@@ -289,10 +277,10 @@ def _tensors(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndar
     return {
         "signature": np.array([number for number, _, _ in flat], np.int64),
         "place": np.array([place for _, place, _ in flat], np.int32),
-        "name": _objects(tensor.name.encode("utf-8", "replace").decode() for tensor in tensors),
-        "shape": _objects(json.dumps(tensor.shape) for tensor in tensors),
-        "dtype": _objects(tensor.dtype for tensor in tensors),
-        "role": _objects(str(tensor.role) for tensor in tensors),
+        "name": objects(tensor.name.encode("utf-8", "replace").decode() for tensor in tensors),
+        "shape": objects(json.dumps(tensor.shape) for tensor in tensors),
+        "dtype": objects(tensor.dtype for tensor in tensors),
+        "role": objects(str(tensor.role) for tensor in tensors),
         **{name: integers(name) for name in ("exact", "float16", "bfloat16", "unordered")},
         **{name: floats(name) for name in ("norm", "mean", "kurtosis", "largest")},
         "zeros": np.array([tensor.zeros for tensor in tensors], np.int64),
@@ -305,7 +293,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[
     connection.unregister("fresh")
 
 
-def _objects(values: Iterable[Any]) -> np.ndarray:
+def objects(values: Iterable[Any]) -> np.ndarray:
     listed = list(values)
     column = np.empty(len(listed), object)
     column[:] = listed
