@@ -26,7 +26,7 @@ from weightsearch.index.paged import DamagedVectorsError, PagedVectors
 from weightsearch.relations.signature import SKETCH_WIDTH
 
 FRESH = 20_000  # signatures that are taken from the database into memory; where there are more, the files are written
-BY_SIGNS = 2_000  # of the files' signatures that are ranked by their sketches
+BY_SIGNS = 10_000  # of the files' signatures that are ranked by their sketches
 DEAD_SHARE = 0.2  # of replaced and removed signatures, from which on the files are made anew
 BLOCK = 20_000
 DESCRIPTION = "sketches.json"
