@@ -128,23 +128,39 @@ def evaluation() -> str:
         "interval.coverage": "90 % interval",
     }
     parts = []
-    for path in sorted(RESULTS.glob("evaluation*/evaluation.json")):
-        content = json.loads(path.read_text())
-        pooled = [r for r in content["rows"] if r["seed"] is None and r["on"] is None and r["against"] is None]
-        for zoo in dict.fromkeys(row["zoo"] for row in pooled):
-            own = {(row["method"], row["metric"]): row for row in pooled if row["zoo"] == zoo}
-            seeds = content["settings"]["seeds"]
-            lines = [
-                f"{zoo}, {count(seeds, 'seed')} ([all figures](benchmarks/results/{path.parent.name}/evaluation.md)):",
-                "",
-                f"| method | {' | '.join(columns.values())} |",
-                "|---|" + "---:|" * len(columns),
-            ]
-            for method in dict.fromkeys(method for method, metric in own if metric in columns):
-                cells = [f"{own[method, m]['value']:.3f}" if (method, m) in own else "–" for m in columns]
-                lines.append(f"| `{method}` | {' | '.join(cells)} |")
-            parts.append("\n".join(lines))
+    for zoo, (values, sources) in evaluated().items():
+        links = "; ".join(
+            f"{count(seeds, 'seed')} ([all figures](benchmarks/results/{name}/evaluation.md))"
+            for name, seeds in sources.items()
+        )
+        lines = [f"{zoo}, {links}:", ""]
+        lines += [f"| method | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
+        for method in dict.fromkeys(method for method, metric in values if metric in columns):
+            cells = [f"{values[method, m]:.3f}" if (method, m) in values else "–" for m in columns]
+            lines.append(f"| `{method}` | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def evaluated() -> dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]]:
+    """Of each zoo: means over seeds by method and metric, and the seeds of each directory that they are from.
+
+    Directories `evaluation*` have all methods; later ones, `again-*`, measure some of them anew: of `invariant` the
+    earlier figures stay, as of the version that they were measured with.
+    """
+    zoos: dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]] = {}
+    first, again = (sorted(RESULTS.glob(f"{kind}*/evaluation.json")) for kind in ("evaluation", "again-"))
+    for path in [*first, *again]:
+        content = json.loads(path.read_text())
+        rows = [row for row in content["rows"] if row["seed"] is row["on"] is row["against"] is None]
+        for zoo in dict.fromkeys(row["zoo"] for row in rows):
+            values, sources = zoos.setdefault(zoo, ({}, {}))
+            sources[path.parent.name] = content["settings"]["seeds"]
+            if path.parent.name.startswith("again-"):
+                older = {metric: value for (method, metric), value in values.items() if method == "invariant"}
+                values |= {("invariant 0.2", metric): value for metric, value in older.items()}
+            values |= {(row["method"], row["metric"]): row["value"] for row in rows if row["zoo"] == zoo}
+    return zoos
 
 
 def peers() -> str:
@@ -173,11 +189,8 @@ def how_true() -> str:
         "90 % interval": ("invariant", "interval.coverage"),
     }
     lines = [f"| zoo | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for path in sorted(RESULTS.glob("evaluation*/evaluation.json")):
-        rows = [r for r in json.loads(path.read_text())["rows"] if r["seed"] is r["on"] is r["against"] is None]
-        values = {(row["zoo"], row["method"], row["metric"]): row["value"] for row in rows}
-        for zoo in dict.fromkeys(row["zoo"] for row in rows):
-            lines.append(f"| {zoo} | {' | '.join(f'{values[zoo, *column]:.3f}' for column in columns.values())} |")
+    for zoo, (values, _) in evaluated().items():
+        lines.append(f"| {zoo} | {' | '.join(f'{values[column]:.3f}' for column in columns.values())} |")
     return "\n".join(lines)
 
 
