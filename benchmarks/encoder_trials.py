@@ -23,7 +23,7 @@ from weightsearch.evaluation.retrieval import with_noise
 from weightsearch.files import plain, write_whole
 from weightsearch.metrics import score
 from weightsearch.training.baselines import TreeSettings, baseline_features, fit_baseline
-from weightsearch.training.data import Features, activation_codes
+from weightsearch.training.data import activation_codes
 from weightsearch.training.fit import fit
 from weightsearch.training.fit_settings import DEFAULTS
 from weightsearch.training.represent import represent_zoo
@@ -97,8 +97,7 @@ def judge(zoo: Zoo, split: Split, variant: str) -> dict[str, float]:
             invariant.Invariant, "_summaries", nothing if off == "summaries" else invariant.Invariant._summaries
         ),
     ):
-        features = Features(zoo, method, split.train, np.concatenate([split.train, split.validation]))
-        encoder = fit(zoo, split, replace(usual, **config), replace(how, **settings), features=features).encoder
+        encoder = fit(zoo, split, replace(usual, **config), replace(how, **settings)).encoder
         index = represent_zoo(zoo, encoder, split.train, layers=False).embedding
         held_out = represent_zoo(zoo, encoder, split.test, layers=False)
         queries, predicted = held_out.embedding, held_out.predicted

@@ -23,6 +23,16 @@ CNN = Architecture(
 )
 MLP = Architecture((Layer("a", LayerKind.DENSE, (20, 6)), Layer("b", LayerKind.DENSE, (3, 20))))
 RESIDUAL = Architecture((Layer("a", LayerKind.DENSE, (4, 6)), Layer("b", LayerKind.DENSE, (3, 9))))
+NORM = ("bias", "running_mean", "running_var")
+NORMED = Architecture(
+    (
+        Layer("a", LayerKind.CONV2D, (4, 1, 3, 3), extras=()),
+        Layer("a_norm", LayerKind.NORM, (4,), NORM),
+        Layer("b", LayerKind.CONV2D, (5, 4, 3, 3)),
+        Layer("b_norm", LayerKind.NORM, (5,), NORM),
+        Layer("c", LayerKind.DENSE, (3, 5)),
+    )
+)
 FUNCTIONS = {Activation.RELU: lambda x: np.maximum(x, 0), Activation.TANH: np.tanh}
 
 
@@ -90,7 +100,9 @@ def test_summaries_are_moments_spectra_and_the_biases_statistics():
 @pytest.mark.parametrize("activation", [*TRAINED_ACTIVATIONS, None])
 @pytest.mark.parametrize("images", [True, False], ids=["images", "patches"])
 @pytest.mark.parametrize(
-    "architecture", [CNN, MLP, CnnShape(16).architecture, RESIDUAL], ids=["cnn", "mlp", "v1", "residual"]
+    "architecture",
+    [CNN, MLP, CnnShape(16).architecture, RESIDUAL, NORMED],
+    ids=["cnn", "mlp", "v1", "residual", "normed"],
 )
 def test_twins_get_the_same_embedding_and_prediction(
     architecture: Architecture, images: bool, activation: Activation | None

@@ -4,7 +4,8 @@
 2. Each layer is summed up by moments, extremes and singular values, which no order of rows and columns changes.
 3. Learned probes, inputs that the fit finds, go through the layers; what comes out is a function of the function alone
    (after Kahana et al. 2024, "Deep linear probe generators for weight space learning", arXiv:2410.10811). They are
-   images where the network starts with convolutions (`encoders.probes`), and patches of inputs otherwise.
+   images where the network starts with convolutions (`encoders.probes`), and patches of inputs otherwise. Batch
+   normalisations are folded into the layers before them for it.
 
 An MLP on both gives the embedding, on which the predictor is linear, so that distance follows accuracy.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsearch.encoders.base import KNOTS, Dropout, Encoder, EncoderConfig, normal_scores, seven_statistics
+from weightsearch.encoders.folding import fold_norms, without_norms
 from weightsearch.encoders.probes import answers, image_size
 from weightsearch.encoders.symmetry import Hidden, hidden_units
 from weightsearch.errors import WeightsearchError
@@ -50,21 +52,22 @@ class Invariant(Encoder):
 
     def __init__(self, architecture: Architecture, config: EncoderConfig) -> None:
         super().__init__(architecture, config)
-        self.chain = chain_of(architecture)
+        self.folded = _folded(architecture) if config.images else architecture
+        self.chain = chain_of(self.folded)
         self.register_buffer("knots", torch.zeros(self.summary_width, KNOTS))  # ascending once calibrated
         width = self.summary_width
         self.probed = bool(self.chain) and config.probes > 0
-        self.image = image_size(architecture, self.chain) if self.probed and config.images else None
+        self.image = image_size(self.folded, self.chain) if self.probed and config.images else None
         if self.image and self.image.products * config.probes > PROBE_PRODUCTS:
             self.image = None
         if self.probed:
-            outputs = architecture.layers[-1].rows
+            outputs = self.folded.layers[-1].rows
             if self.image:
                 self.probes = nn.Parameter(torch.empty(config.probes, *self.image.shape))
                 self.probe_width = config.probes * 2 * outputs
             else:
-                self.patches = _patches(architecture, self.chain, config.probes)
-                inputs = architecture.layers[0].weight_columns
+                self.patches = _patches(self.folded, self.chain, config.probes)
+                inputs = self.folded.layers[0].weight_columns
                 self.probes = nn.Parameter(torch.empty(inputs, self.patches[0] * config.probes))
                 self.probe_width = config.probes * outputs
             if not self.probes.is_meta:  # while loading: drawing would import half of torch for nothing
@@ -93,10 +96,10 @@ class Invariant(Encoder):
         """`activations (B,)` are codes (see `CODES`; None: all unknown); `summaries (B, S)` saves computing them."""
         if activations is None:
             activations = torch.zeros(len(weights))
-        weights = canonical(weights, self.architecture, self.chain, activations) if self.chain else weights
+        summed_up, probed = self._forms(weights, activations)
         if summaries is None:
-            summaries = self._summaries(weights)
-        return torch.cat([summaries, activations[:, None], weights], dim=1)
+            summaries = self._summaries(summed_up)
+        return torch.cat([summaries, activations[:, None], probed], dim=1)
 
     def calibrate(self, features: Tensor) -> None:
         probabilities = torch.linspace(0, 1, KNOTS, dtype=features.dtype)
@@ -111,14 +114,14 @@ class Invariant(Encoder):
         return torch.cat([normal_scores(features[:, :width], self.knots), features[:, width:]], dim=1)
 
     def encode(self, normalised: Tensor) -> Tensor:
-        return self._encode(*normalised.split([self.summary_width, 1, self.architecture.size], dim=1))
+        return self._encode(*normalised.split([self.summary_width, 1, self.folded.size], dim=1))
 
     def _encode(self, summaries: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
         """Normalised summaries `(B, S)`, activations' codes `(B, 1)`, canonical weights `(B, P)` -> `(B, D)`."""
         if not self.probed:
             return self.body(self._noisy(summaries))
         kinds = torch.cat([codes == CODES[activation] for activation in CODES], dim=1)  # (B, 2)
-        values = self.image.values if self.image else self.patches[0] * self.architecture.layers[0].rows
+        values = self.image.values if self.image else self.patches[0] * self.folded.layers[0].rows
         size = max(1, PROBE_BLOCK // (values * self.config.probes))
         tanh = kinds[:, list(CODES).index(Activation.TANH)]
         blocks: list[Tensor] = []
@@ -147,8 +150,18 @@ class Invariant(Encoder):
     def _embed_block(self, weights: Tensor, activations: Tensor | None) -> Tensor:
         """Without putting features together only to take them apart again: large networks' copies take long."""
         codes = torch.zeros(len(weights)) if activations is None else activations
+        summed_up, probed = self._forms(weights, codes)
+        return self._encode(normal_scores(self._summaries(summed_up), self.knots), codes[:, None], probed)
+
+    def _forms(self, weights: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights `(B, P)`, activations' codes `(B,)` -> what is summed up `(B, P)`, and what probes go through.
+
+        Where there are norms, their own numbers tell something, too: weights are summed up as they are.
+        """
+        if self.folded is not self.architecture:
+            return weights, canonical(fold_norms(weights, self.architecture), self.folded, self.chain, codes)
         weights = canonical(weights, self.architecture, self.chain, codes) if self.chain else weights
-        return self._encode(normal_scores(self._summaries(weights), self.knots), codes[:, None], weights)
+        return weights, weights
 
     def _summaries(self, weights: Tensor) -> Tensor:
         """Weights `(B, P)` -> summaries `(B, S)`."""
@@ -163,10 +176,10 @@ class Invariant(Encoder):
     def _probe(self, weights: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         """Canonical weights `(B, P)` -> what the last layer makes of all probes, compressed `(B, probe_width)`."""
         if self.image:
-            outputs = answers(self.probes * PROBE_SCALE, weights, self.architecture, activation)  # (B, probes, rows)
+            outputs = answers(self.probes * PROBE_SCALE, weights, self.folded, activation)  # (B, probes, rows)
             return torch.cat([compressed(outputs), shares_of_classes(outputs)], dim=2).flatten(1)
         count, values = len(weights), self.probes * PROBE_SCALE  # (inputs, patches * probes)
-        for number, (part, layer) in enumerate(zip(self.architecture.slices, self.architecture.layers, strict=True)):
+        for number, (part, layer) in enumerate(zip(self.folded.slices, self.folded.layers, strict=True)):
             matrix = weights[:, part].view(count, layer.rows, layer.columns)
             inputs = layer.weight_columns
             values = matrix[:, :, :inputs] @ values  # (B, rows, patches * probes)
@@ -191,6 +204,15 @@ def shares_of_classes(outputs: Tensor) -> Tensor:
 def compressed(values: Tensor) -> Tensor:
     """The logarithm of each value's size, with its sign; linear near 0."""
     return values.sign() * torch.log1p(values.abs())
+
+
+def _folded(architecture: Architecture) -> Architecture:
+    """Without batch normalisations, where layers follow one another."""
+    try:
+        folded = without_norms(architecture)
+    except WeightsearchError:
+        return architecture
+    return folded if folded != architecture and chain_of(folded) else architecture
 
 
 def chain_of(architecture: Architecture) -> tuple[Hidden, ...]:

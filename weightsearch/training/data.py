@@ -83,7 +83,7 @@ class Features:
 
     Raw weights of large networks come in bfloat16 where the device multiplies that: half the memory, and the first
     layer, nearly all of a fit's work, takes half the time. Its parameters and everything behind it stay float32.
-    They are made on the processor; `device` is where they are kept and come from.
+    They are made on the processor; `device` is where they are kept and come from, and `images` as in `EncoderConfig`.
     """
 
     def __init__(
@@ -94,10 +94,11 @@ class Features:
         positions: np.ndarray,
         cache_bytes: int = CACHE_BYTES,
         device: str = "cpu",
+        images: bool = True,
     ) -> None:
         self.device = torch.device(device)
         self._zoo = zoo
-        smallest = EncoderConfig(method, embedding_size=1, hidden_layers=0, hidden_size=1)
+        smallest = EncoderConfig(method, embedding_size=1, hidden_layers=0, hidden_size=1, images=images)
         self._encoder = build_encoder(zoo.architecture, smallest, torch.Generator())
         self._activations = activation_codes(zoo.table())
         self._row = torch.zeros(len(zoo.table()), dtype=torch.int64)

@@ -70,7 +70,8 @@ def fit(
     low, high = _target_range(zoo, values[split.train], target)
     config = replace(config, target=target.column, target_low=low, target_high=high)
     if features is None:
-        features = Features(zoo, config.method, split.train, np.concatenate([split.train, split.validation]))
+        both = np.concatenate([split.train, split.validation])
+        features = Features(zoo, config.method, split.train, both, images=config.images)
     fitting = _Fitting(zoo, split, values, config, settings, features, seed)
     on_processor = features.device.type == "cpu"
     with fast_processor(zoo.architecture.size) if on_processor else nullcontext():
