@@ -158,7 +158,7 @@ def evaluated() -> dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]
             sources[path.parent.name] = content["settings"]["seeds"]
             if path.parent.name.startswith("again-"):
                 older = {metric: value for (method, metric), value in values.items() if method == "invariant"}
-                values |= {("invariant 0.2", metric): value for metric, value in older.items()}
+                values |= {("invariant, patches", metric): value for metric, value in older.items()}
             values |= {(row["method"], row["metric"]): row["value"] for row in rows if row["zoo"] == zoo}
     return zoos
 

@@ -36,7 +36,7 @@ class EncoderConfig:
     `statistics`: of the whole); `fc` has none, its first layer is one more hidden layer of `hidden_size`.
     `input_noise` is the standard deviation of Gaussian noise on the normalised features while fitting.
     `probes` are the learned inputs of `invariant`, and `images` says whether they are images where networks start with
-    convolutions, or patches as in version 0.2 and before.
+    convolutions, or patches as in version 0.1.
     `target` is the column that is predicted, always between `target_low` and `target_high`.
     """
 

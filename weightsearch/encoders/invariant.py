@@ -43,7 +43,7 @@ class Invariant(Encoder):
 
     Features are `[summaries (S), activation's code, canonical weights (P)]`. Of images, the outputs and the sorted
     softmax of each count. Where probes are patches of the first layer's inputs (networks without convolutions, very
-    large ones, and encoders of version 0.2 and before), a later layer's patch is put together from outputs of the one
+    large ones, and encoders of version 0.1), a later layer's patch is put together from outputs of the one
     before. Where layers do not follow one another (`chain` is empty), there are summaries alone.
     """
 
