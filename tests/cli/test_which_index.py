@@ -95,8 +95,11 @@ def test_removing_and_updating_by_ids_as_they_are_shown(command: Run, here: Path
 
 def test_help_is_in_groups_and_flags_have_no_type(command: Run):
     _, out, _ = command("--help")
-    for group in ("Search", "Your checkpoints", "Keep an index", "Pictures", "Research"):
-        assert group in out
+    groups = [
+        out.index(f" {group} ─") for group in ("Search", "Your checkpoints", "Keep an index", "Pictures", "Research")
+    ]
+    assert groups == sorted(groups)
+    assert out.index(" query ") < out.index(" sweep ") < out.index(" import ") < out.index(" add ")
     assert "Other" not in out
     for name in ("viz", "embed"):  # with arguments and options of several values
         assert "list[" not in command(name, "--help")[1]

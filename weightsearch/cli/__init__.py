@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from weightsearch.cli import add as adding
 from weightsearch.cli import demo
@@ -41,7 +42,16 @@ PANELS = {
     for name in names
 }
 
+
+class _ByPanel(typer.core.TyperGroup):
+    """`--help` lists panels, and commands in them, in the order of `PANELS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=list(PANELS).index)
+
+
 app = typer.Typer(
+    cls=_ByPanel,
     help="The search engine for neural-network checkpoints: find networks that perform alike, from weights alone.",
     epilog="Start with `weightsearch demo`.",
     no_args_is_help=True,
@@ -49,21 +59,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (
-    zoos,
-    making,
-    adding,
-    sharing,
-    asking,
-    serving,
-    relating,
-    pictures,
-    measuring,
-    upkeep,
-    demo,
-):  # the order of commands in `--help`
+for part in (zoos, making, adding, sharing, asking, serving, relating, pictures, measuring, upkeep, demo):
     for command in part.app.registered_commands:
-        command.rich_help_panel = PANELS.get(command.name or command.callback.__name__.replace("_", "-"), "Other")
+        command.rich_help_panel = PANELS[command.name or command.callback.__name__.replace("_", "-")]
     app.add_typer(part.app)
 app.add_typer(zoos.zoo_app, name="zoo", rich_help_panel=PANELS["zoo"])
 
