@@ -35,7 +35,7 @@ from weightsearch.search.add import find_given
 from weightsearch.search.shards import collect, embed
 
 RESULT = ROOT / "benchmarks" / "results" / "shards.json"
-FILES, BIG_FILES, REPEATS = 4_000, 300, 2
+FILES, BIG_FILES, REPEATS = 4_000, 300, 3
 STORE_BYTES_A_SECOND = 5e9  # what a store gives all workers together, in the table
 TABLE_FILES, TABLE_WORKERS = 10_000_000, (1, 2, 8, 64, 512)
 
@@ -46,22 +46,24 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def workers(folder: Path, place: Path, count: int) -> float:
-    """Seconds of `count` processes that share the files, from their common start to the last one's end."""
+def workers(folder: Path, place: Path, count: int) -> dict[str, float]:
+    """`count` processes that share the files: seconds until the last one ends, and processor seconds of the busiest."""
     shutil.rmtree(place / "parts", ignore_errors=True)
     command = [sys.executable, "-m", "weightsearch", "embed", str(folder), "--out", str(place / "parts")]
     command += ["--index", str(ROOT / "index"), "--quiet", "--shard"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def run() -> None:
-        running = [
-            subprocess.Popen([*command, f"{i}/{count}"], env=environment, stdout=subprocess.DEVNULL)
-            for i in range(count)
-        ]
-        if any([one.wait() for one in running]):
+    start = time.perf_counter()
+    running = [
+        subprocess.Popen([*command, f"{i}/{count}"], env=environment, stdout=subprocess.DEVNULL) for i in range(count)
+    ]
+    busy = []
+    for one in running:
+        _, status, usage = os.wait4(one.pid, 0)
+        one.returncode = status
+        if status:
             raise SystemExit("a worker failed")
-
-    return seconds(run)
+        busy.append(usage.ru_utime + usage.ru_stime)
+    return {"seconds": time.perf_counter() - start, "busiest": max(busy), "all": sum(busy)}
 
 
 def write_big(folder: Path, count: int) -> None:
@@ -74,22 +76,38 @@ def write_big(folder: Path, count: int) -> None:
 
 
 def engine(folder: Path, place: Path) -> dict[str, float]:
-    """The same files by one process and by tasks on a Ray cluster of one processor that has started."""
+    """The same files by one process and by tasks on a Ray cluster of one processor that has started, turn by turn."""
     import ray
 
     from weightsearch.ray_tasks import connect
     from weightsearch.search import shards
 
-    shards.TASK_FILES = 50
+    shards.TASK_FILES = 300
     embed([folder], place / "warm", quiet=True)  # compiles, and fills the system's cache of files
-    alone, on_ray = [], []
     connect(ray, "local", 1)
     embed([folder], place / "warm-ray", ray="local", quiet=True)
+    turns: dict[str, list[float]] = {name: [] for name in ("alone", "alone, busy", "ray", "ray, busy")}
     for number in range(REPEATS):
-        alone.append(seconds(lambda n=number: embed([folder], place / f"alone-{n}", quiet=True)))
-        on_ray.append(seconds(lambda n=number: embed([folder], place / f"ray-{n}", ray="local", quiet=True)))
+        for name, address in (("alone", None), ("ray", "local")):
+            before = busy_seconds()
+            out = place / f"{name}-{number}"
+            turns[name].append(seconds(lambda out=out, address=address: embed([folder], out, ray=address, quiet=True)))
+            turns[f"{name}, busy"].append(busy_seconds() - before)
     ray.shutdown()
-    return {"alone": min(alone), "ray": min(on_ray), "overhead": min(on_ray) / min(alone) - 1}
+    result = {name: float(np.median(values)) for name, values in turns.items()}
+    for measure in ("", ", busy"):
+        ratios = np.array(turns[f"ray{measure}"]) / turns[f"alone{measure}"]
+        result[f"overhead{measure}"] = float(np.median(ratios)) - 1
+    return result
+
+
+def busy_seconds() -> float:
+    """Of processors, by this process and by the workers of a Ray cluster that it has started."""
+    import psutil
+
+    me = psutil.Process()
+    workers_of_ray = [one for one in me.children(recursive=True) if one.name().startswith("ray::")]
+    return sum(sum(one.cpu_times()[:2]) for one in [me, *workers_of_ray])
 
 
 def table(listing: float, reading: float, collecting: float, bytes_a_file: float) -> list[dict[str, Any]]:
@@ -121,24 +139,35 @@ def main() -> None:
         write_files(place / "files", arguments.files)
         (place / "empty").mkdir()
         size = sum(path.stat().st_size for path in (place / "files").rglob("*.pt")) / arguments.files
-        start = min(workers(place / "empty", place, 1) for _ in range(REPEATS))
-        one = min(workers(place / "files", place, 1) for _ in range(REPEATS))
-        two = min(workers(place / "files", place, 2) for _ in range(REPEATS))
+        turns = [
+            [workers(place / folder, place, count) for folder, count in (("empty", 1), ("files", 1), ("files", 2))]
+            for _ in range(REPEATS)
+        ]
+        start, one, two = (
+            {name: float(np.median([turn[k][name] for turn in turns])) for name in turns[0][k]} for k in range(3)
+        )
         shutil.copytree(ROOT / "index", place / "index")
-        listing = seconds(lambda: find_given([place / "files"]))
-        collecting = seconds(lambda: collect(place / "parts", place / "index", quiet=True))
+        before = time.process_time()
+        find_given([place / "files"])
+        listing = time.process_time() - before
+        before = time.process_time()
+        collect(place / "parts", place / "index", quiet=True)
+        collecting = time.process_time() - before
         result: dict[str, Any] = {
             "files": arguments.files,
             "bytes a file": size,
             "start of a worker": start,
             "one worker": one,
             "two workers": two,
-            "speed-up": one / two,
-            "speed-up without the start": (one - start) / (two - start),
+            "speed-up": float(np.median([turn[1]["seconds"] / turn[2]["seconds"] for turn in turns])),
+            "speed-up by processor": float(np.median([turn[1]["busiest"] / turn[2]["busiest"] for turn in turns])),
+            "speed-up by processor without the start": (one["busiest"] - start["busiest"])
+            / (two["busiest"] - start["busiest"]),
             "listing": listing,
             "collecting": collecting,
+            "load": [round(load, 1) for load in os.getloadavg()],
         }
-        reading = (one - start - listing) / arguments.files
+        reading = (one["busiest"] - start["busiest"] - listing) / arguments.files
         result["table"] = table(listing / arguments.files, reading, collecting / arguments.files, size)
         result["table's files"], result["table's store"] = TABLE_FILES, STORE_BYTES_A_SECOND
         if not arguments.no_ray:

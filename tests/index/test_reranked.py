@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from tests.index.test_store import DENSE, make_rows, write_encoder_files
-from weightsearch.index import IndexStore, Rows, add_rows, create_index, info, rebuild, remove_rows, update_rows
+from weightsearch.index import (
+    IndexStore,
+    Rows,
+    add_rows,
+    create_index,
+    database,
+    info,
+    rebuild,
+    remove_rows,
+    update_rows,
+)
 from weightsearch.index.connection import Database
 from weightsearch.index.doctor import State, doctor
 from weightsearch.types import Metric, Selection
@@ -107,7 +117,9 @@ def test_it_is_made_anew_when_it_has_grown_fourfold(tmp_path: Path):
     assert info(path).architectures[0].faiss == "IVF64,RaBitQ2"
     assert agreement(IndexStore.open(path), joined(first, more)) >= 0.99
     assert len(list((path / FINGERPRINT).glob("vectors-*"))) == 4
-    assert len(list((path / FINGERPRINT).glob("columns-*"))) == 2
+    assert (
+        len(list((path / FINGERPRINT).glob("columns-*"))) == 9
+    )  # a file and its checksums for each of four, and what they are
     rebuild(path, "Flat")
     assert [file.suffix for file in sorted((path / FINGERPRINT).glob("vectors-*"))] == [".faiss", ".json"]
     assert agreement(IndexStore.open(path), joined(first, more)) == 1
@@ -159,7 +171,7 @@ def test_columns_are_read_from_their_file_only_where_that_is_as_the_database_and
     create_index(path, DENSE, rows, write_extras=write_encoder_files)
 
     def file() -> Path:
-        (only,) = (path / FINGERPRINT).glob("columns-*[0-9]")
+        (only,) = (path / FINGERPRINT).glob("columns-*.values")
         return only
 
     def values() -> np.ndarray:
@@ -172,7 +184,7 @@ def test_columns_are_read_from_their_file_only_where_that_is_as_the_database_and
     rows.test_accuracy[7] = 0.125
     assert values().tolist() == rows.test_accuracy.tolist()
     content = bytearray(file().read_bytes())
-    content[20_000] ^= 1
+    content[10_000] ^= 1
     file().write_bytes(content)
     assert values().tolist() == rows.test_accuracy.tolist()
     assert agreement(IndexStore.open(path), rows) >= 0.99
@@ -180,3 +192,41 @@ def test_columns_are_read_from_their_file_only_where_that_is_as_the_database_and
         connection.execute("UPDATE ix.checkpoints SET test_accuracy = 0.5 WHERE id = ?", [rows.id[3]])
         connection.execute("UPDATE ix.state SET generation = generation + 1")
     assert values()[3] == 0.5
+
+
+@pytest.mark.slow
+def test_rows_that_are_added_are_appended_to_the_files_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, rows = tmp_path / "index", runs_of_checkpoints(2_000)
+    create_index(path, DENSE, rows, write_extras=write_encoder_files)
+
+    def files() -> dict[str, bytes]:
+        return {file.suffix: file.read_bytes() for file in (path / FINGERPRINT).glob("columns-*[a-z]")}
+
+    before, inode = files(), next((path / FINGERPRINT).glob("columns-*.values")).stat().st_ino
+    few = replace(runs_of_checkpoints(20, 20_000), dataset=np.full(20, "svhn", object))
+    reads: list[object] = []
+    everything = database.columns
+    monkeypatch.setattr(database, "columns", lambda *args: reads.append(args[3:]) or everything(*args))
+    opened = IndexStore.open(path)
+    assert opened.only_dataset(FINGERPRINT) is not None
+    add_rows(path, FINGERPRINT, few)
+    assert reads == [(1_999,)]  # no other row was read
+    after = files()
+    for part in (".numbers", ".values", ".datasets", ".runs"):
+        assert after[part][: len(before[part])] == before[part]
+        assert len(after[part]) == 8 * 2_020
+    assert next((path / FINGERPRINT).glob("columns-*.values")).stat().st_ino == inode
+    for index in (opened, IndexStore.open(path)):
+        assert index.accuracies(FINGERPRINT).tolist() == [*rows.test_accuracy, *few.test_accuracy]
+        assert index.only_dataset(FINGERPRINT) is None
+        assert agreement(index, joined(rows, few)) >= 0.99
+    assert len(reads) == 1
+    assert add_rows(path, FINGERPRINT, few).added == 0
+    assert files() == after
+    for file in (path / FINGERPRINT).glob("columns-*.values"):  # as a writer leaves it that is killed
+        with file.open("ab") as handle:
+            handle.write(b"half")
+    add_rows(path, FINGERPRINT, runs_of_checkpoints(10, 30_000))
+    assert len(files()[".values"]) == 8 * 2_030
+    assert len(IndexStore.open(path).accuracies(FINGERPRINT)) == 2_030
+    assert {finding.state for finding in doctor(path)} == {State.OK}

@@ -189,11 +189,15 @@ class Columns:
         return len(self.numbers)
 
 
-def columns(connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target) -> Columns:
+def columns(
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target, after: int | None = None
+) -> Columns:
+    """Of all rows of an architecture, or of those behind number `after`."""
+    behind = "" if after is None else f" AND number > {int(after)}"
     table = rows_sql(connection)
     stored = connection.execute(
         f"SELECT number, coalesce({target_sql(target)}, 'NaN') AS value, hash(dataset) AS dataset, "
-        f"hash(coalesce(run, id)) AS run FROM {table} WHERE architecture = ?",
+        f"hash(coalesce(run, id)) AS run FROM {table} WHERE architecture = ?{behind}",
         [fingerprint],
     ).fetchnumpy()
     numbers, values = np.asarray(stored["number"], np.int64), np.asarray(stored["value"], np.float64)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def add_rows(
         if identity not in (None, index.identity):
             raise WeightsearchError(f"{path} was replaced by another index meanwhile; add to it again")
         width = index.width(fingerprint)
+        with writer.database.open() as connection:
+            before = database.generation(connection)
         added = given = 0
         for part in (rows,) if isinstance(rows, Rows) else rows:
             check_rows(part, width)
@@ -121,6 +124,7 @@ def add_rows(
             for batch in _batches(np.arange(len(part)), BATCH if isinstance(rows, Rows) else BATCH_OF_MANY):
                 with writer.transaction() as connection:
                     added += database.insert(connection, fingerprint, part.take(batch))
+        extend_snapshots(writer, before)
         publish_if_stale(writer, fingerprint)
         with writer.database.open() as connection:
             return AddSummary(added, given - added, database.generation(connection))
@@ -359,12 +363,22 @@ def publish_if_stale(writer: Writer, fingerprint: str) -> None:
 
 
 def save_snapshot(writer: Writer, fingerprint: str) -> None:
-    """Writes the columns that searches need beside the vectors, where there are many rows."""
-    index = IndexStore.open(writer.path)
+    """Writes the columns that searches need beside the vectors, where there are many rows, unless they are there."""
+    index, directory = IndexStore.open(writer.path), writer.path / fingerprint
     if index.count(fingerprint) > vectors.EXACT_LIMIT:
         with index.connection() as connection:
-            columns = database.columns(connection, fingerprint, index.target)
-        snapshot.save(writer.path / fingerprint, columns, index.target)
+            generation, table = database.generation(connection), database.rows_sql(connection)
+            if snapshot.load(directory, generation, index.target, table) is None:
+                snapshot.save(directory, database.columns(connection, fingerprint, index.target), index.target)
+
+
+def extend_snapshots(writer: Writer, generation: int) -> None:
+    """Appends to the files of columns, of every architecture, the rows that alone were added since `generation`."""
+    index = IndexStore.open(writer.path)
+    for fingerprint in index.architectures:
+        with contextlib.suppress(OSError), writer.database.open() as connection:  # readers do without these files
+            fresh = partial(database.columns, connection, fingerprint, index.target)
+            snapshot.extend(writer.path / fingerprint, generation, index.target, fresh)
 
 
 def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
@@ -428,15 +442,11 @@ def leftovers(path: Path) -> list[Path]:
             file for file in path.glob("*/vectors-*")
             if file.suffix in ends and not file.with_suffix(ends[file.suffix]).exists()
         ]  # fmt: skip
-        left += [file for file in path.glob("*/columns-*") if not _twin(file).exists()]
+        for directory in {file.parent for file in path.glob("*/columns-*")}:
+            left += snapshot.leftovers(directory)
         left += [file for file in path.glob("*/vectors-*.pages") if not file.with_suffix(".json").exists()]
         for directory in {file.parent for file in path.glob("*/vectors-*.float32")}:
             infos = [vectors.read_info(file, read_manifest(path)) for file in directory.glob("vectors-*.faiss")]
             needed = {info.exact["file"] for info in infos if info is not None and info.exact is not None}
             left += [file for file in directory.glob("vectors-*.float32") if file.name not in needed]
     return left
-
-
-def _twin(columns: Path) -> Path:
-    """The description of a snapshot, or the snapshot of a description."""
-    return columns.with_suffix("" if columns.suffix else ".json")

@@ -164,7 +164,10 @@ def publish_if_stale(path: Path, connection: duckdb.DuckDBPyConnection, scheme: 
         files, after = None, -1
     newest = first(connection, "SELECT max(number) FROM ix.signatures")[0]
     about = {"scheme": scheme, "generation": generation(connection)}
-    write(path, files, newest, lambda: blocks(connection, after), about)
+    try:
+        write(path, files, newest, lambda: blocks(connection, after), about)
+    except DamagedVectorsError:
+        write(path, None, newest, lambda: blocks(connection), about)
 
 
 def write(

@@ -15,7 +15,6 @@ import numpy as np
 from weightsearch.errors import WeightsearchError
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.manifest import DATABASE
-from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.writer import Writer, writing
 from weightsearch.relations import sketches
 from weightsearch.relations.hashes import ValueHashes
@@ -120,10 +119,7 @@ def publish_sketches(writer: Writer) -> None:
     try:
         with writer.database.open() as connection:
             sketches.publish_if_stale(writer.path, connection, SCHEME)
-    except (
-        OSError,
-        DamagedVectorsError,
-    ) as error:  # readers do without these files
+    except OSError as error:  # readers do without these files
         log.warning("the signatures are saved, but not the files of their sketches (%s): questions take longer", error)
 
 
