@@ -58,7 +58,9 @@ def map_picture(target: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=runs.RUNS, help="Where `fits` and `searches` are.")
-    root = parser.parse_args().root
+    parser.add_argument("--index", action="store_true", help="Those of the reference index alone, which need no zoo.")
+    options = parser.parse_args()
+    root = options.root
     OUT.mkdir(parents=True, exist_ok=True)
     index, zoos = ROOT / "index", ROOT / "runs" / "zoos"
     with tempfile.TemporaryDirectory() as name:
@@ -66,11 +68,10 @@ def main() -> None:
         examples = [index / "examples" / "good.pt", index / "examples" / "bad.pt"]
         for path in draw(index, folder, ["embedding", "training"], networks=examples):
             shrink(path, OUT / f"index-{path.name}")
-        compared = ["distribution", "embedding", "similarity"]
-        for path in draw([zoos / "usps-v1", zoos / "mnist-v1"], folder, compared, root=root):
-            shrink(path, OUT / path.name)
-        for path in draw([zoos / "usps-v1", zoos / "mnist-v1"], folder, ["efficiency"], root=root):
-            shrink(path, OUT / path.name)
+        compared = [] if options.index else ["distribution", "embedding", "similarity", "efficiency"]
+        for figure in compared:
+            for path in draw([zoos / "usps-v1", zoos / "mnist-v1"], folder, [figure], root=root):
+                shrink(path, OUT / path.name)
         if browser_files():
             map_picture(OUT / "map.png", folder)
 

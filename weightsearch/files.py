@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -247,14 +247,16 @@ def plain(value: Any) -> Any:
     kind = type(value)
     if kind is str or kind is int or value is None:  # most are, and these take the longest ways below
         return value
+    if kind is float:
+        return value if math.isfinite(value) else None
     if kind is dict or isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if kind is tuple or isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if is_dataclass(kind):
+        return {name: plain(item) for name, item in vars(value).items()}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
         return plain(float(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     return value if value is None or isinstance(value, bool | int | str) else str(value)

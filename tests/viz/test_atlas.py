@@ -38,6 +38,18 @@ def test_rows_have_places_neighbours_labels_and_recipes(tmp_path: Path):
             others = [own[rows["id"][other]] for other in rows["near"][place]]
             assert row not in others
             assert distances[others] == pytest.approx(rows["far"][place], abs=1e-5)
+    # As `embedding-atlas --help` of 0.26 has it: {"ids": [n1, n2, ...], "distances": [d1, d2, ...]}, of zero-based row
+    # indices. A column of JSON it would show as a wall of text.
+    types = dict(duckdb.sql(f"SELECT column_name, column_type FROM (DESCRIBE FROM '{out}')").fetchall())
+    assert types["projection_x"] in ("FLOAT", "DOUBLE")
+    assert types["projection_y"] in ("FLOAT", "DOUBLE")
+    assert types["neighbors"] == "STRUCT(ids BIGINT[], distances DOUBLE[])"
+    assert types["label"] == "VARCHAR"
+    assert not {"recipe", "metadata", "embedding"} & set(types)
+    assert all(0 <= other < len(index) for near in rows["near"] for other in near)
+    spans = duckdb.sql(f"SELECT min(projection_x), max(projection_x) FROM '{out}' GROUP BY architecture ORDER BY 1")
+    (_, end), (start, _) = spans.fetchall()  # of the two spaces, side by side
+    assert end < start
     (label,) = duckdb.sql(f"SELECT label FROM '{out}' WHERE run = 'usps-v1/35' AND epoch = 80").fetchall()[0]
     assert label == "usps-v1/35 epoch 80 0.945"
 

@@ -21,7 +21,7 @@ from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Method, Metric
 from weightsearch.viz import Format, Part, Projection, draw, figures
 from weightsearch.viz.figures import Options
-from weightsearch.viz.projection import nearest, place, project
+from weightsearch.viz.projection import nearest, place, project, spread
 from weightsearch.viz.sources import Source, open_sources
 from weightsearch.zoo.store import Zoo
 
@@ -143,6 +143,9 @@ def test_a_run_is_followed_through_the_picture(source: Source, trained: TrainSum
     points = project(source.vectors(source.methods[0], np.arange(len(source.values))), Projection.PCA, Metric.COSINE)
     order = own[np.argsort(source.columns["epoch"][own])]
     dots = [np.asarray(drawn.get_offsets()) for drawn in axes.collections if not hasattr(drawn, "get_segments")]
+    projected, points = points, np.empty_like(points)
+    points[np.argsort(source.values, kind="stable")] = dots[0]  # all networks, the best on top
+    assert np.hypot(*((points - projected) / np.ptp(projected, axis=0)).T).max() < 0.1
     assert [dot for dot in dots if dot.shape == points[order].shape and dot == pytest.approx(points[order])]
     (steps,) = [drawn.get_segments() for drawn in axes.collections if hasattr(drawn, "get_segments")]
     lengths = np.hypot(*(np.diff(points[order], axis=0) / np.ptp(points, axis=0)).T)
@@ -156,13 +159,26 @@ def test_a_run_is_followed_through_the_picture(source: Source, trained: TrainSum
         figures.training([source], Options(run="nobody"), lambda _: None)
 
 
+def test_dots_at_one_place_are_moved_apart_and_others_are_not():
+    generator = np.random.default_rng(0)
+    lonely = np.stack([np.linspace(0, 10, 21), np.tile([0.0, 4.0], 11)[:21]], axis=1)
+    island = np.tile([[5.2, 2.0]], (9, 1))  # a run's epochs
+    points = np.concatenate([lonely, island + generator.normal(scale=1e-6, size=island.shape)])
+    moved = (spread(points, 0.03) - points) / np.ptp(points, axis=0)
+    assert np.hypot(*moved[:21].T).max() < 1e-3
+    scaled = spread(points, 0.03)[21:] / np.ptp(points, axis=0)
+    gaps = np.hypot(*(scaled[:, None] - scaled[None]).transpose(2, 0, 1)) + np.eye(9)
+    assert gaps.min() > 0.8 * 0.03  # each shows, in little more than the room that nine dots take
+    assert np.hypot(*moved[21:].T).max() < 3 * 0.03
+
+
 @pytest.mark.slow
 def test_a_network_is_joined_to_its_nearest(source: Source, trained: TrainSummary):
     options = Options(projection=Projection.PCA, networks=(trained.examples[0].path,))
     figure = figures.embedding([source], options, lambda _: None)
     (lines,) = [drawn for drawn in figure.axes[0].collections if hasattr(drawn, "get_segments")]
     assert len(lines.get_segments()) == 5
-    points = project(source.vectors(source.methods[0], np.arange(len(source.values))), Projection.PCA, Metric.COSINE)
+    points = np.asarray(figure.axes[0].collections[0].get_offsets())
     for segment in lines.get_segments():
         assert np.abs(points - segment[1]).sum(axis=1).min() < 1e-5
     answer = query(trained.index, trained.examples[0].path)

@@ -15,6 +15,7 @@ from weightsearch.index import IndexStore, export
 from weightsearch.viz.projection import Projection, nearest, project
 
 NEIGHBOURS = 10
+PLACE, BETWEEN = 10.0, 2.0  # of one architecture, in width and height, and the gap to the next
 LABEL = (
     "concat_ws(' ', coalesce(run, id[:8]), 'epoch ' || printf('%g', epoch), "
     "CASE WHEN isfinite(test_accuracy) THEN round(test_accuracy, 3)::VARCHAR END)"
@@ -34,7 +35,8 @@ def export_atlas(
 
     Beside what `export` writes, but for the embeddings, there are `projection_x`, `projection_y`, `neighbors` (a
     struct of `ids`, which are row numbers of the file, and `distances`) and `label`, as
-    https://apple.github.io/embedding-atlas/tool.html asks for. Each architecture is placed on its own.
+    https://apple.github.io/embedding-atlas/tool.html asks for. Each architecture is placed on its own, one beside the
+    other.
 
     Raises UsageError where `out` exists, unless `overwrite`, and where no row passes.
     """
@@ -53,6 +55,8 @@ def export_atlas(
             ).fetchnumpy()
             vectors = prepare(np.array(fetched["embedding"].tolist(), np.float32), index.metric)
             points = project(vectors, projection, index.metric, seed=seed)
+            points = (points - points.min(axis=0)) / np.ptp(points, axis=0).clip(1e-12) * PLACE
+            points[:, 0] += number * (PLACE + BETWEEN)  # side by side: places of two spaces mean nothing to each other
             near, distances = nearest(vectors, vectors, NEIGHBOURS + 1, index.metric)
             places = fetched["place"][near]  # (n, k) of the whole file
             in_space = places == fetched["place"][:, None]
@@ -69,7 +73,7 @@ def export_atlas(
             connection.execute(f"{'INSERT INTO placed' if number else 'CREATE TABLE placed AS'} {statement}")
             connection.unregister("part")
         chosen = (
-            "SELECT rows.* EXCLUDE (place, embedding), x AS projection_x, y AS projection_y, "
+            "SELECT rows.* EXCLUDE (place, embedding, recipe, metadata), x AS projection_x, y AS projection_y, "
             "{'ids': list_transform(pairs, lambda pair: pair.id), "
             "'distances': list_transform(pairs, lambda pair: pair.far)} AS neighbors, "
             f"{LABEL} AS label FROM rows JOIN placed USING (place) ORDER BY place"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 
@@ -16,7 +17,7 @@ from weightsearch.distance import prepare, unit_length
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import block_means
 from weightsearch.types import choose
-from weightsearch.viz.projection import Projection, nearest, place, project
+from weightsearch.viz.projection import Projection, nearest, place, project, spread
 from weightsearch.viz.sources import RAW, Part, Sample, Source, networks_in
 from weightsearch.viz.style import COLOURS, DIVERGING, MARK, bare, label_of, limits, rows_of
 
@@ -25,6 +26,7 @@ SIMILARITY_SAMPLE = 1_000
 RAW_BYTES = 1 << 30  # of raw weights that are drawn at a time
 PANEL = 2.55  # inches, of the square pictures side by side,
 ALONE = 4.4  # and of one alone
+DRAWN = 0.9  # of it, within the frame
 ABREAST = 6  # pictures side by side
 EPOCHS_NAMED = 5  # on a run's path
 ROOM = 0.05  # of the picture, between the names of two epochs
@@ -104,8 +106,10 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
             joined, _ = nearest(prepare(vector, source.metric), prepare(vectors, source.metric), JOINED, source.metric)
             lines = [(where, points[other]) for other in joined[0]]
             axes.add_collection(LineCollection(lines, colors=MARK, linewidths=1.0, zorder=4))
-            axes.scatter(*points[joined[0]].T, s=26, facecolors="none", edgecolors=MARK, linewidths=1, zorder=5)
-            axes.scatter(*where, s=110, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=6)
+            axes.scatter(*where, s=110, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=5)
+            ink = rcParams["text.color"]  # on the star, too, which hides none of them so
+            ring = 2.5 * _dot(len(points))
+            axes.scatter(*points[joined[0]].T, s=ring, facecolors="none", edgecolors=ink, linewidths=0.8, zorder=6)
             predicted = source.predict(method, network)
             label = path.name if predicted is None else f"{path.name}, {predicted:.2f} predicted"
             _beside(axes, label, where, points, points[joined[0]])
@@ -139,7 +143,8 @@ def _beside(axes: Any, label: str, where: np.ndarray, points: np.ndarray, near: 
 
 def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
     """The path of one run's checkpoints through the embedding, from its first to its last epoch."""
-    chosen = {id(source): _choose_run(source, options) for source in sources}
+    chosen = _choose_runs(sources, options)
+    sources = [source for source in sources if id(source) in chosen]
 
     def marks(axes: Any, source: Source, method: str, vectors: np.ndarray, points: np.ndarray, sample: Sample) -> None:
         of_run = _checkpoints_of(source, chosen[id(source)])
@@ -181,6 +186,28 @@ def training(sources: Sequence[Source], options: Options, note: Note) -> Figure:
         )
 
     return _pictures(sources, options, note, f"A run's way through the {options.projection.label}", marks, more)
+
+
+def _choose_runs(sources: Sequence[Source], options: Options) -> dict[int, str]:
+    """The run whose path is drawn of each source, by the source's id(); those without a path are left out.
+
+    Raises UsageError where no source has the run that is asked for.
+    """
+    chosen: dict[int, str] = {}
+    fault: UsageError | None = None
+    for source in sources:
+        try:
+            chosen[id(source)] = _choose_run(source, options)
+        except UsageError as error:
+            fault = error
+    if not chosen and fault is not None:
+        raise fault
+    paths = {
+        id(source): chosen[id(source)]
+        for source in sources
+        if id(source) in chosen and len(_checkpoints_of(source, chosen[id(source)])) > 1
+    }
+    return paths or chosen
 
 
 def _choose_run(source: Source, options: Options) -> str:
@@ -237,7 +264,8 @@ def _pictures(
                 vectors, options.projection, source.metric, seed=options.seed, on_epoch=epoch,
                 neighbours=source.neighbours(sample),
             )  # fmt: skip
-            size = float(np.clip(6000 / len(points), 4, 18))
+            size = _dot(len(points))
+            points = spread(points, np.sqrt(size) / (72 * DRAWN * _panel(sources)))
             drawn = axes.scatter(
                 *points[order].T, c=values[order], cmap=COLOURS, vmin=low, vmax=high, s=size, linewidths=0, alpha=0.9,
                 rasterized=True,
@@ -250,10 +278,15 @@ def _pictures(
     return figure
 
 
+def _dot(count: int) -> float:
+    """The area of one of so many dots, in square points."""
+    return float(np.clip(6000 / count, 4, 18))
+
+
 def _graph(source: Source, sample: Sample, options: Options) -> str:
     return (
         f", each laid out by its {source.neighbours(sample)} nearest" if options.projection is Projection.UMAP else ""
-    )
+    ) + ", moved apart where dots would cover each other"
 
 
 def similarity(sources: Sequence[Source], options: Options, note: Note) -> Figure:

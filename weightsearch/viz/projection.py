@@ -15,6 +15,9 @@ NEIGHBOURS = 15  # UMAP's default
 PLACED_BY = 5  # neighbours that a new point is placed among
 TSNE_WIDTH = 50  # wider vectors are reduced to their principal components first (van der Maaten & Hinton 2008)
 
+SPREAD_STEPS = 60
+MOST_COVERED = 0.2  # of a picture, by dots that are moved apart
+
 
 class Projection(StrEnum):
     """How vectors are drawn in two dimensions.
@@ -145,3 +148,29 @@ def _counter(on_epoch: Callable[[int, int], None] | None, epochs: int) -> dict[s
             pass
 
     return {"disable": on_epoch is None, "file": Lines(), "bar_format": "{n}", "mininterval": 0.5}
+
+
+def spread(points: np.ndarray, diameter: float) -> np.ndarray:
+    """`points (n, 2)` moved apart until few dots overprint each other, each as little as that takes.
+
+    The epochs of a run that hardly moves lie at one place: as one dot they would show one accuracy, and hide other
+    runs' dots. `diameter` is a dot's, in a picture of width and height 1. Where there is no room they overprint less.
+    """
+    from scipy.spatial import cKDTree
+
+    low, span = points.min(axis=0), np.ptp(points, axis=0).clip(1e-12)
+    diameter = min(diameter, np.sqrt(MOST_COVERED / len(points)))
+    moved = (points - low) / span + np.random.default_rng(0).normal(scale=1e-4 * diameter, size=points.shape)
+    for _ in range(SPREAD_STEPS):
+        first, second = cKDTree(moved).query_pairs(diameter, output_type="ndarray").T
+        if not len(first):
+            break
+        apart = moved[first] - moved[second]
+        length = np.hypot(*apart.T)[:, None].clip(1e-9)
+        push = apart / length * (diameter - length) / 2
+        shift = np.zeros_like(moved)
+        np.add.at(shift, first, push)
+        np.add.at(shift, second, -push)
+        crowd = np.bincount(np.concatenate([first, second]), minlength=len(moved))
+        moved += shift / np.sqrt(crowd.clip(1))[:, None]  # all pushes at once would overshoot
+    return low + moved * span
