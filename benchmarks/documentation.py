@@ -311,6 +311,26 @@ def map_frames() -> str:
     )
 
 
+def serve() -> str:
+    """How quickly a page answers, and what hostile uploads leave, from benchmarks/results/serve.json."""
+    result = json.loads((RESULTS / "serve.json").read_text())
+    asked, hostile = result["questions"], result["hostile"]
+    left = [hostile[name] for name in ("children_left", "descriptors_left", "files_left")]
+    busy = asked["load_average_before"] > asked["cores"]
+    return (
+        f"A warm question about a file that was never seen takes {asked['server_processor_ms']:.1f} ms of the server's "
+        f"processor and {asked['readers_processor_ms']:.1f} ms of the process that reads the file. {asked['clients']} "
+        f"clients that ask at once, each for {asked['clients_processor_ms']:.1f} ms, wait "
+        f"{1e3 * asked['p50_seconds']:.0f} ms in the median and {1e3 * asked['p99_seconds']:.0f} ms in the 99th "
+        f"percentile, {asked['each_second']:.0f} answers a second on {asked['cores']} cores"
+        f"{' that {:.0f} other processes used, too'.format(asked['load_average_before']) if busy else ''}. "
+        f"{hostile['uploads']:,} hostile uploads in {hostile['minutes']:.1f} minutes (cut, of bits turned over, "
+        f"endless, slow, of code, with a header that promises too much, with HTML in their names) left "
+        f"{'nothing' if not any(left) else f'{left}'} behind: at most {hostile['peak_mib']:.0f} MiB with all "
+        f"processes, {hostile['mib_after']:.0f} afterwards (`python benchmarks/serve.py`)."
+    )
+
+
 def umap() -> str:
     """How long the picture of many embeddings takes, from benchmarks/results/umap_time.json."""
     result = json.loads((RESULTS / "umap_time.json").read_text())
@@ -483,6 +503,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scale": scale,
     "fits": fits,
     "map": map_frames,
+    "serve": serve,
     "umap": umap,
     "any-architecture": any_architecture,
 }
