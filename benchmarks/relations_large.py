@@ -1,12 +1,13 @@
 """What `diff`, `add` and `query` take on networks of 100 and 500 million numbers: seconds of a core, and memory.
 
-    OMP_NUM_THREADS=1 python benchmarks/relations_large.py [--numbers 1e8 5e8] [--folder PLACE]
+    OMP_NUM_THREADS=1 python benchmarks/relations_large.py [--numbers 1e8 5e8] [--folder PLACE] [--only SHA add query]
 
-Writes benchmarks/results/relations_large.json. The files are `.safetensors` of random numbers in matrices of 4,096 ×
-4,096, written to a temporary directory (three of them, 5 GB for 500 million numbers): a base, its copy in half
-precision, and the base with a matrix of rank 8 added to every weight. Each command is a process of its own. Seconds are
-processor time, the start of Python included; memory is the most that was the process's own (anonymous pages, not those
-of mapped files, which the system takes back when it needs them).
+Writes benchmarks/results/relations_large.json; of what is not measured anew it keeps what it has. The files are
+`.safetensors` of random numbers in matrices of 4,096 × 4,096, written to a temporary directory, or kept in PLACE (three
+of them, 5 GB for 500 million numbers): a base, its copy in half precision, and the base with a matrix of rank 8 added
+to every weight. Each command is a process of its own. Seconds are processor time, the start of Python included; memory
+is the most that was the process's own (anonymous pages, not those of mapped files, which the system takes back when it
+needs them).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,6 +47,8 @@ def write(path: Path, count: int, dtype: str, rank: int = 0) -> None:
     """A `.safetensors` file, streamed: a header of its length in eight bytes and JSON, then the tensors."""
     kind = np.dtype(dtype)
     size = WIDTH**2 * kind.itemsize
+    if path.exists() and path.stat().st_size > count * size:
+        return
     header = {
         f"layers.{k}.weight": {
             "dtype": {4: "F32", 2: "F16"}[kind.itemsize], "shape": [WIDTH, WIDTH],
@@ -85,12 +89,9 @@ def measured(*command: str) -> tuple[str, float, float]:
     return output, round(seconds, 2), round(peak / 1e6, 1)
 
 
-def measure(numbers: float, folder: Path) -> Iterator[dict[str, Any]]:
+def measure(numbers: float, folder: Path, only: list[str]) -> Iterator[dict[str, Any]]:
     count = round(numbers / WIDTH**2)
-    base, half, merged = (folder / f"{name}.safetensors" for name in ("base", "half", "merged"))
-    write(base, count, "float32")
-    write(half, count, "float16")
-    write(merged, count, "float32", rank=8)
+    base, half, merged = (folder / f"{name}-{count}.safetensors" for name in ("base", "half", "merged"))
     index = folder / "index"
     program = (sys.executable, "-m", "weightsearch")
     jobs = {
@@ -101,6 +102,13 @@ def measure(numbers: float, folder: Path) -> Iterator[dict[str, Any]]:
         "query of the one with LoRA merged": (*program, "query", str(merged), "--index", str(index)),
     }
     for name, command in jobs.items():
+        if not name.startswith(tuple(only)):
+            continue
+        write(base, count, "float32")
+        if str(half) in command:
+            write(half, count, "float16")
+        if str(merged) in command:
+            write(merged, count, "float32", rank=8)
         output, seconds, memory = measured(*command)
         told = output.split(":")[0].strip() if name.startswith("diff") else ""
         if name.startswith("query"):
@@ -114,16 +122,20 @@ def measure(numbers: float, folder: Path) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--numbers", type=float, nargs="+", default=[1e8, 5e8])
-    parser.add_argument("--folder", type=Path, help="where the files are written; a temporary directory by default")
+    parser.add_argument("--folder", type=Path, help="where the files are kept; a temporary directory by default")
+    parser.add_argument("--only", nargs="+", default=[""], help="how the measured commands begin")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    rows = []
+    before = json.loads(options.out.read_text()) if options.out.exists() else []
+    rows = {(row["numbers"], row["command"]): row for row in before}
     for numbers in options.numbers:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            for row in measure(numbers, Path(folder)):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = options.folder or Path(temporary)
+            shutil.rmtree(folder / "index", ignore_errors=True)
+            for row in measure(numbers, folder, options.only):
                 print(row, flush=True)
-                rows.append(row)
-                options.out.write_text(json.dumps(rows, indent=1) + "\n")
+                rows[row["numbers"], row["command"]] = row
+                options.out.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,18 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from weightsearch.checkpoints import formats
 from weightsearch.checkpoints.formats import read_content
+from weightsearch.checkpoints.named_tensors import find_tensors
 from weightsearch.checkpoints.readers.torch_templates import PickleTemplate, TorchTemplates
 from weightsearch.checkpoints.state_dict import read_checkpoint, to_state_dict
 from weightsearch.checkpoints.tensors import StoredTensor
@@ -48,7 +51,7 @@ def plain(value: Any) -> Any:
 
 
 def whole_way(path: Path) -> Any:
-    """The same by a reader without templates: what it holds, or its error."""
+    """The same by a reader without templates and plans: what it holds, or its error."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "TEMPLATES", NoTemplates())
         return outcome(path)
@@ -57,16 +60,22 @@ def whole_way(path: Path) -> Any:
 def outcome(path: Path) -> Any:
     try:
         content = read_content(path)
+        network = find_tensors(content)
     except Exception as error:
         return type(error), str(error)
-    return plain(content.tree), content.notes, content.globals, content.ordered
+    told = plain(network.tensors), plain(network.metadata), network.tied, network.skipped, network.notes
+    return plain(content.tree), content.notes, content.globals, content.ordered, told, plain(network.counters)
 
 
 def sweep_file(path: Path, seed: int, **beside: Any) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 4, generator=generator)
-    state = OrderedDict([("0.weight", weight), ("0.bias", weight[0]), ("tied", weight)])
-    torch.save({"epoch": seed % 200, **beside, "state_dict": state, "betas": (0.9, 0.1 * seed)}, path)
+    counter = torch.tensor(seed)
+    state = OrderedDict(
+        [("0.weight", weight), ("0.bias", weight[0]), ("tied", weight), ("1.num_batches_tracked", counter)]
+    )
+    averaged = {"0.weight": weight + 1}
+    torch.save({"epoch": seed % 200, **beside, "state_dict": state, "betas": (0.9, 0.1 * seed), "ema": averaged}, path)
 
 
 KINDS: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -77,6 +86,7 @@ KINDS: dict[str, Callable[[int], dict[str, Any]]] = {
     "numbers as keys": lambda seed: {"by_epoch": {seed % 3: 1.0, 7: seed}},
     "numpy's numbers": lambda seed: {"accuracy": np.float64(seed / 7)},
     "a device": lambda seed: {"device": torch.device("cpu"), "accuracy": seed / 7},
+    "a text that is too long": lambda seed: {"note": "x" * (250_000 if seed == 7 else 10), "epoch_": seed},
     "one container twice": lambda seed: {"a": (shared := {"x": seed}), "b": shared},
 }
 
@@ -89,6 +99,19 @@ def test_a_file_is_read_as_without_a_template(kind: str, tmp_path: Path, templat
         assert outcome(path) == whole_way(path)
     if kind in ("numbers", "texts", "a device"):
         assert templates.fitted >= 6  # numbers of one byte and of two alternate
+
+
+def test_a_safetensors_file_is_found_as_without_a_plan(tmp_path: Path):
+    for seed in range(4):
+        path = tmp_path / f"{seed}.safetensors"
+        tensors = {"module.0.weight": np.full((3, 2), seed, np.float32), "module.0.bias": np.ones(3, np.float32)}
+        save_file(tensors, path, metadata={"epoch": str(seed), "config": "{}" if seed % 2 else '{"lr": 1}'})
+        content = read_content(path)
+        assert content.form is not None
+        read, without = find_tensors(content), find_tensors(replace(content, form=None))
+        assert plain(read.tensors) == plain(without.tensors)
+        assert (read.metadata, read.skipped, read.notes) == (without.metadata, without.skipped, without.notes)
+        assert read.metadata["epoch"] == seed
 
 
 def test_weights_of_a_fitting_file_are_its_own(tmp_path: Path, templates: TorchTemplates):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from weightsearch.relations import signature
 from weightsearch.relations.hashes import CHUNK, Hasher, to_bfloat16, to_float16, value_hashes
 from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import add_in_numpy, compiled, empty_sums, sign
@@ -33,6 +36,35 @@ def test_a_copy_in_half_precision_has_the_hash_that_its_origin_foretells(values:
     assert hashes.float16 == value_hashes(values.astype(np.float16)).exact
     assert hashes.bfloat16 == value_hashes(torch.from_numpy(values).bfloat16().float().numpy()).exact
     assert len({hashes.exact, hashes.float16, hashes.bfloat16, hashes.unordered}) == 4
+
+
+@pytest.mark.slow
+def test_small_tensors_signed_together_are_signed_as_each_alone(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    tensors = {
+        "a.weight": rng.standard_normal((16, 9), np.float32),
+        "a.bias": rng.standard_normal(16),
+        "constant": np.ones((3, 3), np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+        "strange": np.array([[1, np.nan], [3, -np.inf]], np.float32),
+        "counter": np.int64(4),
+        "half": rng.standard_normal((200, 300)).astype(np.float16),
+        "long": rng.standard_normal(CHUNK + 7).astype(np.float32),
+        "vast": np.array([1e30, -1e38, 0], np.float32),
+    }
+    signatures = []
+    for seen in (-(10**12), 10**12):  # numbers signed before: below and above those that compiled code pays from
+        monkeypatch.setattr(signature, "_seen", seen)
+        signatures.append(sign(tensors))
+    alone, together = signatures
+    for one, other in zip(alone.tensors, together.tensors, strict=True):
+        close = {"norm": 0.0, "mean": 0.0, "kurtosis": 0.0}
+        assert replace(one, **close) == replace(other, **close)
+        assert one.not_finite == other.not_finite
+        sums = [(tensor.norm, tensor.mean, tensor.kurtosis) for tensor in (one, other)]
+        np.testing.assert_allclose(sums[0], sums[1], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(alone.sketch, together.sketch, atol=1e-5)
 
 
 @pytest.mark.slow

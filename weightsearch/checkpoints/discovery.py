@@ -23,7 +23,7 @@ from weightsearch.checkpoints.remote.paths import RemotePath, as_path, located
 from weightsearch.checkpoints.remote.reading import localize
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
-from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk
+from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk_places
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import clean_text, write_whole
 from weightsearch.text_table import counted
@@ -57,6 +57,12 @@ class CheckpointFile:
     run: str
     metadata: Metadata = Metadata()  # noqa: RUF009 - frozen, and one for all saves much of a long list
     prefix: str = ""
+    resolved: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """The path with links followed."""
+        return self.path.resolve() if self.resolved is None else self.resolved
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ class Sources:
     def describe(self, file: CheckpointFile, values: Mapping[str, Any]) -> Metadata:
         """What is known of a file, given the plain `values` in it. Raises WeightsearchError where no run is told."""
         inside = interpret(values, "file")
-        named = interpret(_in_name(file.path), "file name")
+        in_name = _in_name(file.path)
+        named = interpret(in_name, "file name") if in_name else Metadata()
         parts = [file.metadata]
         if sidecar := _sidecar(file.path):
             try:
@@ -268,18 +275,17 @@ def discover(paths: Iterable[str | Path], inventory: str | Path | None = None) -
         for path in matches:
             if path.is_dir() and not is_distributed(path, [file.name for file in path.iterdir()]):
                 account_of_folder = Account()
-                files = list(walk(path, account_of_folder))
+                files = list(walk_places(path, account_of_folder))
                 account.add(account_of_folder)
                 if not files:
                     others = ", ".join(f"{count:,} {kind}" for kind, count in account_of_folder.others.most_common(4))
                     missing.append(
                         Quarantined(str(path), "it holds no file of weights" + (f" (but {others})" if others else ""))
                     )
-                for file in files:
-                    discovered.setdefault(
-                        file.resolve(),
-                        CheckpointFile(file, path, below(path, run_of(file, path)), prefix=path.resolve().name),
-                    )
+                prefix = path.resolve().name
+                for file, place in files:
+                    run = f"{prefix}/{run_of(file, path)}".lstrip("/")
+                    discovered.setdefault(place, CheckpointFile(file, path, run, prefix=prefix, resolved=place))
             else:
                 account.seen += 1
                 account.weights += 1

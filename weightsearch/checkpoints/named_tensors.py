@@ -10,7 +10,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from weightsearch.checkpoints.folds import fold, fold_adapter, without_ties
 from weightsearch.checkpoints.formats import read_content
+from weightsearch.checkpoints.network_plans import Kept, Network, plan_of, remember
 from weightsearch.checkpoints.networks import (
     as_mapping,
     candidate,
@@ -95,18 +96,6 @@ class NamedTensors:
     ordered: bool  # False: the file forgot the order of the layers, and names were sorted
 
 
-@dataclass(frozen=True)
-class Network:
-    """The same with its tensors unread: arrays, torch tensors or `StoredTensor`s."""
-
-    tensors: dict[str, Any]
-    metadata: dict[str, Any]
-    tied: dict[str, str] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    ordered: bool = True
-
-
 @contextlib.contextmanager
 def one_line(source: str) -> Iterator[None]:
     """The boundary: whatever a stranger's file provokes in the parsers leaves here as one line.
@@ -134,11 +123,14 @@ def one_line(source: str) -> Iterator[None]:
 
 def find_tensors(content: Content, weights: str | None = None) -> Network:
     """The network's tensors under their final names, checked but unread, and all that stands beside them."""
+    if content.form is not None and (plan := plan_of(content.form, weights)) is not None:
+        return plan.network_of(content.tree)
     network = find_network(content.tree, weights)
     named: dict[str, Any] = {}
     metadata = PlainValues()
     skipped: list[str] = []
-    for level in network.levels:
+    steps: list[Kept | str] = []
+    for depth, level in enumerate(network.levels):
         for key, value in level.items():
             mapping = as_mapping(value)
             if mapping is not None and any(mapping is inner or value is inner for inner in network.levels[1:]):
@@ -149,13 +141,17 @@ def find_tensors(content: Content, weights: str | None = None) -> Network:
                 named[name] = value
             elif mapping is not None and candidate(key, value) is not None:
                 skipped.append(f"{shown(name)}: other weights")
-            elif (reason := metadata.keep(name, value)) is not None:
-                skipped.append(f"{shown(name)}: {reason}")
+                steps.append(skipped[-1])
+            else:
+                steps.append(Kept(depth, key, name))
+                if (reason := metadata.keep(name, value)) is not None:
+                    skipped.append(f"{shown(name)}: {reason}")
     for level in network.levels:
         for monitor, score in lightning_scores(level.get("callbacks")):
             metadata.keep(monitor, score)
     _refuse_packed(named)
     tensors: dict[str, Any] = {}
+    of_values = len(skipped)
     losses = without_losses(list(named))
     for name, value in named.items():
         reason = losses.get(name) or _set_aside(name, value)
@@ -171,14 +167,24 @@ def find_tensors(content: Content, weights: str | None = None) -> Network:
     if any(".lora_" in name for name in tensors):
         tensors = _adapter(tensors, content.adapter, notes)
     tensors = _one_of_twins(tensors, notes)
-    tensors, folds = fold(tensors, array_of)
-    tensors, tied = without_ties(tensors, _place, array_of)
+    values_read: list[Any] = []
+
+    def read(value: Any) -> np.ndarray:
+        values_read.append(value)
+        return array_of(value)
+
+    tensors, folds = fold(tensors, read)
+    tensors, tied = without_ties(tensors, _place, read)
     if tied:
         notes.append(f"{len(tied):,} tied tensors count once, such as {next(iter(tied))} = {next(iter(tied.values()))}")
     prefix = _common_prefix(list(tensors))
     tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
     tied = {name.removeprefix(prefix): kept.removeprefix(prefix) for name, kept in tied.items()}
-    return Network(tensors, metadata.values, tied, tuple(skipped), (*notes, *folds), content.ordered)
+    counters = {str(name): value for name, value in named.items() if str(name).endswith("num_batches_tracked")}
+    result = Network(tensors, metadata.values, tied, tuple(skipped), (*notes, *folds), content.ordered, counters)
+    if content.form is not None and not values_read and not any(".lora_" in name for name in named):
+        remember((content.form, weights), network.levels, (*steps, *skipped[of_values:]), result)
+    return result
 
 
 def _of_globals(names: Sequence[str]) -> list[str]:

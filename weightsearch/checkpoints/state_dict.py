@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def assemble(
     `not_finite` has each tensor's count of NaN and infinite values where somebody counted them: they are not read then.
     """
     tensors = network.tensors
-    architecture = Architecture(_layers({name: tuple(value.shape) for name, value in tensors.items()}))
+    architecture = _architecture(tuple((name, tuple(value.shape)) for name, value in tensors.items()))
     if architecture.size > MAX_SHARING * sum(dict(map(stored_values, tensors.values())).values()):
         raise WeightsearchError(f"its tensors share the stored values over {MAX_SHARING} times; save it without ties")
     if needed(architecture):
@@ -204,6 +205,12 @@ def write_checkpoint(
         raise WeightsearchError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
+@lru_cache(maxsize=64)
+def _architecture(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Architecture:
+    """Of tensors by name and shape; the same for all files of a sweep, with what it knows of itself."""
+    return Architecture(_layers(dict(shapes)))
+
+
 def _layers(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
     """Group tensors into layers, by name and shape, in order of first appearance."""
     layers = []
@@ -235,16 +242,18 @@ def _module_layer(module: str, shapes: Mapping[str, tuple[int, ...]]) -> Layer |
 def _flatten(tensors: Mapping[str, Any], architecture: Architecture) -> np.ndarray:
     """The flat float32 weights `(P,)`, all of them finite."""
     weights = np.empty(architecture.size, np.float32)
+    parts: dict[str, np.ndarray] = {}
     for layer, matrix in zip(architecture.layers, architecture.matrices(weights), strict=True):
         first, *extras = tensor_names(layer)
         width = matrix.shape[1] - len(extras)
-        parts = {first: matrix[:, :width]} | {name: matrix[:, width + i] for i, name in enumerate(extras)}
+        parts[first] = matrix[:, :width]
+        parts |= {name: matrix[:, width + i] for i, name in enumerate(extras)}
+    with np.errstate(over="ignore"):
         for name, part in parts.items():
-            with np.errstate(over="ignore"):
-                part[...] = array_of(tensors[name]).reshape(part.shape)
-            finite = np.isfinite(part)
-            if not finite.all():
-                _refuse_not_finite(name, part.size - int(np.count_nonzero(finite)))
+            part[...] = array_of(tensors[name]).reshape(part.shape)
+    if not np.isfinite(weights).all():
+        for name, part in parts.items():
+            _refuse_not_finite(name, part.size - int(np.count_nonzero(np.isfinite(part))))
     return weights
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -128,6 +129,8 @@ class StoredTensor:
         """The values, in their own type where NumPy has it, else as float32. Raises WeightsearchError."""
         if self.problem is not None or self.storage is None or self.storage.source is None:
             raise WeightsearchError(f"the tensor {self.problem or 'has no values'}")
+        if self.lies_in_order:
+            return self._read(self.storage.source, 0, self.size).reshape(self.shape)
         if overlaps(self.shape, self.steps):
             raise WeightsearchError("the tensor is expanded: its values share memory")
         wanted = self.extent * self.item_bytes
@@ -152,19 +155,29 @@ class StoredTensor:
         """
         source = None if self.storage is None else self.storage.source
         is_remote = isinstance(source, FileBytes) and isinstance(source.path, RemotePath)
-        if source is None or is_remote or self.steps != row_major(self.shape):
+        if source is None or is_remote or not self.lies_in_order:
             flat = self.array().reshape(-1)
             yield from (flat[start : start + items] for start in range(0, flat.size, items))
             return
         for start in range(0, self.size, items):
-            wanted = min(items, self.size - start) * self.item_bytes
-            content = source.read((self.offset + start) * self.item_bytes, wanted)
-            if len(content) != wanted:
-                raise WeightsearchError("the file ends within a tensor; copy or save it again")
-            yield decode(content, self.dtype, self.byteorder)
+            yield self._read(source, start, min(items, self.size - start))
+
+    @property
+    def lies_in_order(self) -> bool:
+        """Whether its values lie one behind the other, the last index first."""
+        return self.stride is None or self.stride == row_major(self.shape)
+
+    def _read(self, source: Source, start: int, count: int) -> np.ndarray:
+        """`count` values `(count,)` of a tensor that lies in order, from its value `start` on."""
+        size = self.item_bytes
+        content = source.read((self.offset + start) * size, count * size)
+        if len(content) != count * size:
+            raise WeightsearchError("the file ends within a tensor; copy or save it again")
+        return decode(content, self.dtype, self.byteorder)
 
 
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(maxsize=4096)
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     steps: list[int] = []
     step = 1
     for length in reversed(shape):
@@ -220,3 +233,4 @@ class Content:
     ordered: bool = True  # whether the tensors come in the order of the network's layers
     globals: tuple[str, ...] = field(default=())  # what a pickle names
     adapter: dict[str, object] | None = None  # the configuration of a LoRA adapter, from beside its file
+    form: object = None  # hashable; equal for contents that differ in plain values alone

@@ -89,13 +89,20 @@ class Account:
 
 
 def walk(folder: Path, account: Account | None = None) -> Iterator[Path]:
-    """All checkpoint files below a folder, in natural order; a sharded one is its index alone. Hidden ones are not.
+    """The paths of `walk_places`."""
+    return (path for path, _ in walk_places(folder, account))
 
-    Links to files and folders are followed, each place once. Copies (`last.ckpt`, `model_best.pth`) come behind the
-    files that they may be copies of. A distributed checkpoint is its folder.
+
+def walk_places(folder: Path, account: Account | None = None) -> Iterator[tuple[Path, Path]]:
+    """All checkpoint files below a folder, in natural order, and where each is with links followed.
+
+    A sharded one is its index alone. Hidden ones are not given. Links to files and folders are followed, each place
+    once. Copies (`last.ckpt`, `model_best.pth`) come behind the files that they may be copies of. A distributed
+    checkpoint is its folder.
     """
     account = Account() if account is None else account
-    paths = []
+    paths: list[Path] = []
+    real_folders: dict[Path, Path] = {}
     seen: set[Path] = set()
     walked = folder.walk_folders() if isinstance(folder, RemotePath) else os.walk(folder, followlinks=True)
     for place, folders, names in walked:
@@ -105,6 +112,7 @@ def walk(folder: Path, account: Account | None = None) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        real_folders[here] = real
         if is_distributed(here, names):
             folders.clear()
             account.seen += len(names)
@@ -117,12 +125,14 @@ def walk(folder: Path, account: Account | None = None) -> Iterator[Path]:
     taken: set[Path] = set()
     for path in sorted(paths, key=lambda path: _order(path, folder)):
         what = what_is(path, sharded)
-        if what is None and path.resolve() in taken:
+        folder_of = real_folders.get(path.parent)
+        real = path.resolve() if folder_of is None or path.is_symlink() else folder_of / path.name
+        if what is None and real in taken:
             what = "links to others"
         if what is None:
-            taken.add(path.resolve())
+            taken.add(real)
             account.weights += 1
-            yield path
+            yield path, real
         else:
             account.others[what] += 1
 
@@ -187,7 +197,12 @@ def _without(name: str) -> str:
 def stem(path: Path) -> str:
     """A file's name without what says that it is a checkpoint."""
     name = path.name
-    for suffix in (*INDEX_SUFFIXES, *sorted(SUFFIXES, key=len, reverse=True), ".pkl", ".pickle"):
-        if name.lower().endswith(suffix) and name.lower() != suffix:
-            return name[: -len(suffix)]
+    lower = name.lower()
+    if lower.endswith(_SAYING_CHECKPOINT):
+        for suffix in _SAYING_CHECKPOINT:
+            if lower.endswith(suffix) and lower != suffix:
+                return name[: -len(suffix)]
     return name
+
+
+_SAYING_CHECKPOINT = (*INDEX_SUFFIXES, *sorted(SUFFIXES, key=len, reverse=True), ".pkl", ".pickle")

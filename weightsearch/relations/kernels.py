@@ -103,3 +103,23 @@ def sketch_chunk(values, signs, sketch, ones):  # type: ignore[no-untyped-def]
     for j in range(width):
         sketch[j] += part[j]
         ones[j] += part_of_ones[j]
+
+
+@_jit
+def whole_tensors(values, ends, signs, weights, hashes, totals, sketches, ones):  # type: ignore[no-untyped-def]
+    """The three above for tensors of a chunk at most, one behind the other in `values` and `signs`, row by row.
+
+    `ends (t,)` says where each ends; none is empty. A value that is not finite counts as zero in the sketches.
+    """
+    start = 0
+    for k in range(ends.size):
+        part = values[start : ends[k]]
+        hash_chunk(part, weights, hashes[k])
+        moments(part, totals[k])
+        if totals[k, 7] > 0:
+            part = part.copy()
+            for i in range(part.size):
+                if not np.isfinite(part[i]):
+                    part[i] = f32(0)
+        sketch_chunk(part, signs[start : ends[k]], sketches[k], ones[k])
+        start = ends[k]

@@ -17,7 +17,6 @@ from weightsearch.relations.signature import Signature, sign
 
 if TYPE_CHECKING:
     from weightsearch.checkpoints.named_tensors import Network
-    from weightsearch.checkpoints.tensors import Content
 
 HASHED_BESIDE = 2**26  # bytes of a file that is hashed while it is signed, on another core where there is one
 
@@ -97,19 +96,12 @@ def _read(path: Path, weights: str | None) -> Mapping[str, np.ndarray]:
     from weightsearch.checkpoints.named_tensors import find_tensors, one_line
 
     with one_line(str(path)):
-        content = read_content(path)
-        return signed_tensors(content, find_tensors(content, weights), weights)
+        return signed_tensors(find_tensors(read_content(path), weights))
 
 
-def signed_tensors(content: Content, network: Network, weights: str | None) -> Mapping[str, np.ndarray]:
+def signed_tensors(network: Network) -> Mapping[str, np.ndarray]:
     """The tensors that a signature is of, read one at a time: those of a file's network, and its norms' counters."""
-    from weightsearch.checkpoints.networks import find_network, is_tensor
-
-    tensors = dict(network.tensors)
-    for name, value in find_network(content.tree, weights).levels[-1].items():
-        if str(name).endswith("num_batches_tracked") and is_tensor(value):
-            tensors.setdefault(str(name), value)
-    return _Lazy(tensors)
+    return _Lazy({**network.counters, **network.tensors} if network.counters else network.tensors)
 
 
 class _Lazy(Mapping[str, np.ndarray]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from enum import StrEnum
 
@@ -30,6 +31,7 @@ class Role(StrEnum):
         return self in (Role.WEIGHT, Role.VECTOR, Role.STATISTIC)
 
 
+@functools.lru_cache(maxsize=4096)
 def role_of(name: str, shape: tuple[int, ...], dtype: np.dtype, constant: bool) -> Role:
     """`constant`: whether all values are one. Eight-bit integers with two dimensions are quantised weights."""
     if _COUNTER.search(name):

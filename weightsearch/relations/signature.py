@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ SKETCH_WIDTH = 512  # a power of two, so that a sketch can be folded to a narrow
 _SIGN_SEED = 5_121_127
 COMPILED_FROM = 20_000_000  # numbers from which compiled code pays for the start of its compiler
 TENSOR_COST = 3_000  # numbers that take as long as what NumPy needs for a tensor of any size
+TOGETHER = 4 * CHUNK  # values of small tensors that are added up together
 _TURN = 977  # places by which the signs move on from chunk to chunk
 
 
@@ -49,7 +50,7 @@ class TensorSignature:
 
     @property
     def sorted_shape(self) -> tuple[int, ...]:
-        return tuple(sorted(size for size in self.shape if size != 1))
+        return _sorted(self.shape)
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,15 @@ def sign(
     """
     sketch, raw_sketch = np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH)
     signed = []
-    for name in tensors:
-        values = tensors[name]
-        tensor, sums = _sign_tensor(name, values if hasattr(values, "blocks") else np.asarray(values))
+    for name, shape, dtype, hashes, sums in _summed(tensors):
+        tensor = _signed(name, shape, dtype, hashes, sums)
         signed.append(tensor)
         if tensor.role is Role.WEIGHT:
-            values, ones = sums
-            centred = values - tensor.mean * ones
+            centred = sums.sketch - tensor.mean * sums.ones
             spread = math.sqrt(max(tensor.norm**2 - tensor.numbers * tensor.mean**2, 0.0))
             if spread > 1e-6 * tensor.norm:
                 sketch += centred / spread
-                raw_sketch += values
+                raw_sketch += sums.sketch
     norm = float(np.linalg.norm(sketch))
     return Signature(
         tuple(signed),
@@ -134,14 +133,63 @@ def sign(
     )
 
 
-def _sign_tensor(name: str, values: np.ndarray | Unread) -> tuple[TensorSignature, tuple[np.ndarray, np.ndarray]]:
-    """The tensor's signature, and the count sketches `(512,)` of its values and of all ones."""
-    shape, count = values.shape, math.prod(values.shape)
-    dtype = values.dtype if isinstance(values, np.ndarray) else values.value_dtype
+Summed = tuple[str, tuple[int, ...], np.dtype, ValueHashes, "Sums"]  # name, shape, type, and what was added up
+
+
+def _summed(tensors: Mapping[str, np.ndarray | Unread]) -> Iterator[Summed]:
+    """Each tensor's hashes and sums, in order. Small ones are added up together, which saves most of their time."""
+    waiting: list[tuple[str, tuple[int, ...], np.dtype, np.ndarray]] = []
+    numbers = 0
+    for name in tensors:
+        values = tensors[name]
+        if not hasattr(values, "blocks"):
+            values = np.asarray(values)
+        shape, count = values.shape, math.prod(values.shape)
+        dtype = values.dtype if isinstance(values, np.ndarray) else values.value_dtype
+        add = _adder(count)
+        if add is not add_in_numpy and 0 < count <= CHUNK:
+            flat = values.reshape(-1) if isinstance(values, np.ndarray) else next(values.blocks(count))
+            if flat.dtype != np.float32:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    flat = flat.astype(np.float32)
+            waiting.append((name, shape, dtype, flat))
+            numbers += count
+            if numbers > TOGETHER:
+                yield from _summed_together(waiting)
+                waiting, numbers = [], 0
+            continue
+        yield from _summed_together(waiting)
+        waiting, numbers = [], 0
+        yield name, shape, dtype, *_sums_of(values, shape, count, add)
+    yield from _summed_together(waiting)
+
+
+def _summed_together(waiting: Sequence[tuple[str, tuple[int, ...], np.dtype, np.ndarray]]) -> Iterator[Summed]:
+    """Tensors of a chunk at most each, by one call of compiled code."""
+    if not waiting:
+        return
+    from weightsearch.relations.kernels import whole_tensors
+
+    signs = _signs_of_all(tuple((_sorted(shape), len(values)) for _, shape, _, values in waiting))
+    ends = np.cumsum([len(values) for *_, values in waiting])
+    hashes, totals = np.empty((len(waiting), 4), np.uint64), np.empty((len(waiting), 8))
+    sketches, ones = np.zeros((2, len(waiting), SKETCH_WIDTH))
+    values = np.concatenate([values for *_, values in waiting])
+    whole_tensors(values, ends, signs, WEIGHTS, hashes, totals, sketches, ones)
+    for place, (row, total) in enumerate(zip(hashes.tolist(), totals.tolist(), strict=True)):
+        name, shape, dtype, _ = waiting[place]
+        largest = float(np.uint32(total[6]).view(np.float32))
+        sums = Sums(
+            total[:4], int(total[4]), int(total[7]), largest, bool(total[5]), sketches[place], ones[place]
+        )  # fmt: skip
+        yield name, shape, dtype, ValueHashes(*row), sums
+
+
+def _sums_of(values: np.ndarray | Unread, shape: tuple[int, ...], count: int, add: Adder) -> tuple[ValueHashes, Sums]:
+    """A tensor's hashes and sums, a chunk at a time."""
     hasher = Hasher()
     sums = empty_sums()
-    signs = _signs(tuple(sorted(size for size in shape if size != 1)), min(count, CHUNK + 1))
-    add = _adder(count)
+    signs = _signs(_sorted(shape), min(count, CHUNK + 1))
     first: float | None = None
     for number, chunk in enumerate(chunks(values)):
         start = number * _TURN % CHUNK
@@ -149,19 +197,32 @@ def _sign_tensor(name: str, values: np.ndarray | Unread) -> tuple[TensorSignatur
         own_first = float(chunk[0]) if np.isfinite(chunk[0]) else 0.0
         first = own_first if first is None else first
         sums.differ = sums.differ or own_first != first
-    total, square, third, fourth = sums.powers.tolist()
+    return hasher.finish(), sums
+
+
+def _signed(name: str, shape: tuple[int, ...], dtype: np.dtype, hashes: ValueHashes, sums: Sums) -> TensorSignature:
+    count = math.prod(shape)
+    total, square, third, fourth = map(float, sums.powers)
     mean = total / count if count else 0.0
     variance = square / count - mean**2 if count else 0.0
     central = fourth / count - 4 * mean * third / count + 6 * mean**2 * square / count - 3 * mean**4 if count else 0.0
-    with np.errstate(all="ignore"):
+    try:
         kurtosis = central / variance**2 if variance > 1e-12 * max(square / max(count, 1), 1e-300) else 0.0
+    except (OverflowError, ZeroDivisionError):
+        kurtosis = 0.0
     if not math.isfinite(kurtosis):
         kurtosis = 0.0
-    tensor = TensorSignature(
-        name, shape, str(dtype), hasher.finish(), math.sqrt(square), mean, kurtosis, sums.largest, sums.zeros,
+    return TensorSignature(
+        name, shape, _name_of(dtype), hashes, math.sqrt(square), mean, kurtosis, sums.largest, sums.zeros,
         role_of(name, shape, dtype, not sums.differ), sums.not_finite,
     )  # fmt: skip
-    return tensor, (sums.sketch, sums.ones)
+
+
+def _sorted(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(size for size in shape if size != 1))
+
+
+_name_of = functools.lru_cache(maxsize=64)(str)
 
 
 @dataclass
@@ -171,7 +232,7 @@ class Sums:
     `sketch` and `ones` `(512,)` are the count sketches of the values and of as many ones. The others are counted.
     """
 
-    powers: np.ndarray
+    powers: np.ndarray | list[float]
     zeros: int
     not_finite: int
     largest: float
@@ -252,3 +313,9 @@ def _signs(shape: tuple[int, ...], count: int) -> np.ndarray:
     bits = np.random.PCG64([_SIGN_SEED, seed]).random_raw(-(-length // 64)).astype("<u8").view(np.uint8)
     signs = np.unpackbits(bits)[:length].astype(np.float32) * 2 - 1
     return signs if count <= CHUNK else np.concatenate([signs, signs])
+
+
+@functools.lru_cache(maxsize=16)
+def _signs_of_all(tensors: tuple[tuple[tuple[int, ...], int], ...]) -> np.ndarray:
+    """The signs of tensors by sorted shape and count, one behind the other."""
+    return np.concatenate([_signs(shape, count) for shape, count in tensors])

@@ -73,7 +73,7 @@ def add(
         with progress_bar("adding", total, unit="checkpoints", quiet=quiet) as advance:
             for start in range(0, len(given.files), CHUNK):
                 files = given.files[start : start + CHUNK]
-                signed = signed_files(store.path, [str(file.path.resolve()) for file in files])
+                signed = signed_files(store.path, [str(file.place) for file in files])
                 records = []
                 for file in fetched_ahead(files):
                     advance()
@@ -138,7 +138,7 @@ def find_given(paths: Iterable[str | Path], inventory: str | Path | None = None)
             given.missing += discovery.missing
             given.account.add(discovery.account)
         for file in discovered:
-            files.setdefault(file.path.resolve(), file)
+            files.setdefault(file.place, file)
     given.files = list(files.values())
     return given
 

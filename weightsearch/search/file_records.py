@@ -94,14 +94,12 @@ class FileReader:
             signed: bytes and time in nanoseconds of files when they were signed before, by `FileRecord.source`: they
                 are not signed again while these are the same.
         """
-        source = file.path.resolve()
+        source = file.place
         record = FileRecord(file, str(source), run_told=self.sources.name_runs)
-        weights = self.sources.weights
         try:
             with one_line(str(file.path)):
                 status = source.stat()
-                content = read_content(file.path)
-                network = find_tensors(content, weights)
+                network = find_tensors(read_content(file.path), self.sources.weights)
         except WeightsearchError as error:
             record.refusal = record.unsigned = reason_of(error, file.path)
             return record
@@ -109,7 +107,7 @@ class FileReader:
         if signed.get(record.source) != (status.st_size, status.st_mtime_ns):
             try:
                 with one_line(str(file.path)):
-                    signature = OpenFile(file.path, signed_tensors(content, network, weights)).sign()
+                    signature = OpenFile(file.path, signed_tensors(network)).sign()
             except WeightsearchError as error:
                 record.unsigned = reason_of(error, file.path)
         not_finite = None if signature is None else {tensor.name: tensor.not_finite for tensor in signature.tensors}

@@ -72,7 +72,9 @@ def read_safetensors(file: BinaryIO, source: Source, size: int) -> Content:
     # safetensors' own note of a tied tensor that it left out: {"lm_head.weight": "embed.weight"}
     tied = {key for key, value in stated.items() if isinstance(value, str) and value in tensors and key not in tensors}
     tree |= {key: value for key, value in stated.items() if key != "state_dict" and key not in tied}
-    return Content(tree, ordered=ordered or len(tensors) < 2)
+    is_ordered = ordered or len(tensors) < 2
+    named = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tree["state_dict"].items())
+    return Content(tree, ordered=is_ordered, form=("safetensors", is_ordered, named, tuple(tree)))
 
 
 def _safetensor(source: Source, start: int, entry: dict[str, Any]) -> StoredTensor:

@@ -63,7 +63,7 @@ def joined(path: Path, content: Content, read: Callable[[Path], Content]) -> Con
     whole = {**{name: arrays.get(name, value) for name, value in named.items()}, **arrays}
     note = f"its weights were joined from the states of {len(files)} ranks (ZeRO-3)"
     others = {key: value for key, value in content.tree.items() if key not in ("module", "param_shapes")}
-    return replace(content, tree={"module": whole, **others}, notes=(*content.notes, note))
+    return replace(content, tree={"module": whole, **others}, notes=(*content.notes, note), form=None)
 
 
 def _shapes(groups: Any) -> dict[str, tuple[int, ...]]:

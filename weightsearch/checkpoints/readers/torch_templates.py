@@ -76,7 +76,7 @@ class _Pinning:
         raise _UnfitError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PickleTemplate:
     """The bytes of a pickle that stay, and the tree that it means, with slots."""
 
@@ -302,7 +302,7 @@ class TorchTemplates:
         if bytes(members.get("byteorder", b"")).strip() == b"big":
             return None
         self.fitted += 1
-        return Content(tree, globals=template.names)
+        return Content(tree, globals=template.names, form=template)
 
     def learn(self, archive: zipfile.ZipFile, content: bytes) -> None:
         """Makes templates of a zip by torch.save that was read. Of pickles that never fit the next one, ever fewer."""

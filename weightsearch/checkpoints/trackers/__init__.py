@@ -56,29 +56,38 @@ class Trackers:
 
     def __init__(self) -> None:
         self.problems: dict[str, str] = {}
-        self._found: dict[Path, list[tuple[str, Finder]]] = {}
+        self._by_folder: dict[Path, list[tuple[str, Finder]]] = {}
+        self._above: dict[tuple[Path, Path], list[tuple[Path, str, Finder]]] = {}
 
     def labels(self, path: Path, root: Path, inside: Inside) -> list[Label]:
         """What is known of the checkpoint `path`, the nearest folder first. Folders far above `root` are not read."""
         labels = []
-        path, root = path.absolute(), root.absolute()
-        folder = path if path.is_dir() else path.parent
-        depth = len(folder.relative_to(root).parts) if folder.is_relative_to(root) else 0
-        for above, place in enumerate((folder, *folder.parents)):
-            if above > max(depth, ABOVE if depth < 2 else depth) or place == place.parent:
-                break
-            for name, find in self._finders(place):
-                try:
-                    label = find(path, inside)
-                except (WeightsearchError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                    self.problems.setdefault(str(place), f"what {name} wrote there cannot be read ({error})")
-                    continue
-                if label is not None:
-                    labels.append(label)
+        path = path.absolute()
+        for place, name, find in self._finders_above(path if path.is_dir() else path.parent, root):
+            try:
+                label = find(path, inside)
+            except (WeightsearchError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self.problems.setdefault(str(place), f"what {name} wrote there cannot be read ({error})")
+                continue
+            if label is not None:
+                labels.append(label)
         return labels
 
+    def _finders_above(self, folder: Path, root: Path) -> list[tuple[Path, str, Finder]]:
+        """Those of a folder and of the ones above it, with where each was found."""
+        if (folder, root) not in self._above:
+            top = root.absolute()
+            depth = len(folder.relative_to(top).parts) if folder.is_relative_to(top) else 0
+            finders = []
+            for above, place in enumerate((folder, *folder.parents)):
+                if above > max(depth, ABOVE if depth < 2 else depth) or place == place.parent:
+                    break
+                finders += [(place, name, find) for name, find in self._finders(place)]
+            self._above[folder, root] = finders
+        return self._above[folder, root]
+
     def _finders(self, folder: Path) -> list[tuple[str, Finder]]:
-        if folder not in self._found:
+        if folder not in self._by_folder:
             finders: list[tuple[str, Finder]] = []
             for name, look in _modules():
                 try:
@@ -88,8 +97,8 @@ class Trackers:
                     continue
                 if find is not None:
                     finders.append((name, find))
-            self._found[folder] = finders
-        return self._found[folder]
+            self._by_folder[folder] = finders
+        return self._by_folder[folder]
 
     def _report(self, path: Path, problem: object) -> None:
         self.problems.setdefault(str(path), f"it cannot be read ({problem})")
