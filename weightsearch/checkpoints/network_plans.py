@@ -99,7 +99,11 @@ def remember(
     places = {id(value): key for key, value in levels[-1].items()}
     tensors, counters = network.tensors, network.counters
     if all(id(value) in places for value in (*tensors.values(), *counters.values())):
-        keys_of = ({name: places[id(value)] for name, value in part.items()} for part in (tensors, counters))
+        tensor_keys, counter_keys = (
+            {name: places[id(value)] for name, value in part.items()} for part in (tensors, counters)
+        )
         while len(_PLANS) >= PLANS:
             _PLANS.pop(next(iter(_PLANS)), None)
-        _PLANS[key] = Plan(tuple(path), steps, *keys_of, like=replace(network, tensors={}, metadata={}, counters={}))
+        _PLANS[key] = Plan(
+            tuple(path), steps, tensor_keys, counter_keys, replace(network, tensors={}, metadata={}, counters={})
+        )

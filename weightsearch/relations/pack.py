@@ -70,8 +70,8 @@ def pack(
     Each piece appears whole under the hash of its content, and the manifest last: killed at any moment, the same
     command goes on, and a pack without a manifest is none. Raises WeightsearchError where `out` holds something else.
     """
-    from weightsearch.checkpoints.discovery import walk
     from weightsearch.checkpoints.remote.paths import local
+    from weightsearch.checkpoints.walk import walk
 
     folder, out = local(folder, "pack keeps files"), local(out, "a pack lies")
     if not folder.is_dir():

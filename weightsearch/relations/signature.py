@@ -180,7 +180,7 @@ def _summed_together(waiting: Sequence[tuple[str, tuple[int, ...], np.dtype, np.
         name, shape, dtype, _ = waiting[place]
         largest = float(np.uint32(total[6]).view(np.float32))
         sums = Sums(
-            total[:4], int(total[4]), int(total[7]), largest, bool(total[5]), sketches[place], ones[place]
+            totals[place, :4], int(total[4]), int(total[7]), largest, bool(total[5]), sketches[place], ones[place]
         )  # fmt: skip
         yield name, shape, dtype, ValueHashes(*row), sums
 
@@ -232,7 +232,7 @@ class Sums:
     `sketch` and `ones` `(512,)` are the count sketches of the values and of as many ones. The others are counted.
     """
 
-    powers: np.ndarray | list[float]
+    powers: np.ndarray
     zeros: int
     not_finite: int
     largest: float

@@ -71,8 +71,8 @@ def plan(folder: str | Path, advance: Callable[[], None] = lambda: None) -> Plan
     Only files whose weights are all in one that stays could go: the same bytes, or the same weights in another format,
     layout or precision. Of each group the most precise stays. Nothing is moved.
     """
-    from weightsearch.checkpoints.discovery import walk
     from weightsearch.checkpoints.remote.paths import local
+    from weightsearch.checkpoints.walk import walk
 
     folder = local(folder, "tidy moves files")
     if not folder.is_dir():
