@@ -416,6 +416,28 @@ def any_architecture() -> str:
     return "\n".join(lines)
 
 
+def few_labels() -> str:
+    """What benchmarks/results/few_labels.json says of the shipped encoder on sweeps with a few labelled runs."""
+    results = json.loads((RESULTS / "few_labels.json").read_text())
+    lines = [
+        "| sweep | shapes | flagged | no label: R² / tau | 3 labelled runs | 5 | 10 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    margins = []
+    for name, value in results.items():
+        plain = value["no label"]
+        cells = [name.replace("-", " "), value["architectures"], f"{value['flagged']:.0%}"]
+        cells.append(f"{plain['r2']:.2f} / {plain['tau']:.2f}")
+        for labels in (3, 5, 10):
+            each = value[f"{labels} labelled runs"]
+            cells.append(f"**{each['calibrated']:.2f}** {each['mean']:.2f} {each['recipe']:.2f}")
+            margins.append(each["calibrated"] - max(each["mean"], each["recipe"]))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    least, middle = min(margins), sum(margins) / len(margins)
+    above = f"Least above the better of mean and recipe forest: {least:+.2f}; in the mean {middle:+.2f}."
+    return "\n".join([*lines, "", above])
+
+
 PRODUCTS = "products of invariant's probes alone"
 
 
@@ -506,6 +528,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "serve": serve,
     "umap": umap,
     "any-architecture": any_architecture,
+    "few-labels": few_labels,
 }
 
 
