@@ -23,6 +23,7 @@ from weightsearch.checkpoints.named_tensors import find_tensors
 from weightsearch.checkpoints.readers.torch_templates import PickleTemplate, TorchTemplates
 from weightsearch.checkpoints.state_dict import read_checkpoint, to_state_dict
 from weightsearch.checkpoints.tensors import StoredTensor
+from weightsearch.errors import WeightsearchError
 
 
 class NoTemplates:
@@ -99,6 +100,17 @@ def test_a_file_is_read_as_without_a_template(kind: str, tmp_path: Path, templat
         assert outcome(path) == whole_way(path)
     if kind in ("numbers", "texts", "a device"):
         assert templates.fitted >= 6  # numbers of one byte and of two alternate
+
+
+@pytest.mark.parametrize("shape", [tuple, list])
+def test_a_network_beside_an_epoch_in_a_tuple(shape: type, tmp_path: Path, templates: TorchTemplates):
+    for seed in range(4):
+        path = tmp_path / f"{seed}.pt"
+        torch.save(shape(({"model": {"0.weight": torch.full((2, 3), float(seed))}}, seed)), path)
+        told = outcome(path)
+        assert told == whole_way(path)
+        assert told[0] is not WeightsearchError
+    assert templates.fitted == 3
 
 
 def test_a_safetensors_file_is_found_as_without_a_plan(tmp_path: Path):

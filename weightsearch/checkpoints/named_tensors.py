@@ -183,7 +183,7 @@ def find_tensors(content: Content, weights: str | None = None) -> Network:
     counters = {str(name): value for name, value in named.items() if str(name).endswith("num_batches_tracked")}
     result = Network(tensors, metadata.values, tied, tuple(skipped), (*notes, *folds), content.ordered, counters)
     if content.form is not None and not values_read and not any(".lora_" in name for name in named):
-        remember((content.form, weights), network.levels, (*steps, *skipped[of_values:]), result)
+        remember((content.form, weights), content.tree, network.levels, (*steps, *skipped[of_values:]), result)
     return result
 
 

@@ -6,6 +6,7 @@ losses, ties) it would find at the same place in each: only the plain values bes
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -76,6 +77,7 @@ class Plan:
 
 
 _PLANS: dict[tuple[object, str | None], Plan] = {}
+_LOCK = threading.Lock()
 
 
 def plan_of(form: object, weights: str | None) -> Plan | None:
@@ -85,11 +87,14 @@ def plan_of(form: object, weights: str | None) -> Plan | None:
 
 def remember(
     key: tuple[object, str | None],
+    tree: object,
     levels: Sequence[Mapping[Any, Any]],
     steps: tuple[Kept | str, ...],
     network: Network,
 ) -> None:
     """Keeps a plan where the network's tensors are items of a mapping that keys lead to."""
+    if levels[0] is not tree:  # a mapping was made of it: of the items of a tuple, say
+        return
     path = []
     for outer, inner in pairwise(levels):
         keys = [key for key, value in outer.items() if value is inner]
@@ -102,8 +107,8 @@ def remember(
         tensor_keys, counter_keys = (
             {name: places[id(value)] for name, value in part.items()} for part in (tensors, counters)
         )
-        while len(_PLANS) >= PLANS:
-            _PLANS.pop(next(iter(_PLANS)), None)
-        _PLANS[key] = Plan(
-            tuple(path), steps, tensor_keys, counter_keys, replace(network, tensors={}, metadata={}, counters={})
-        )
+        like = replace(network, tensors={}, metadata={}, counters={})
+        with _LOCK:
+            while len(_PLANS) >= PLANS:
+                del _PLANS[next(iter(_PLANS))]
+            _PLANS[key] = Plan(tuple(path), steps, tensor_keys, counter_keys, like)

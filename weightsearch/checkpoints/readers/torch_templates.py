@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ class PickleTemplate:
     @classmethod
     def of(cls, pickle: bytes) -> PickleTemplate | None:
         """Of a pickle that `PickleReader` has followed; None where other values may mean another tree."""
-        instructions = list(pickletools.genops(BytesIO(pickle)))
+        instructions = list(islice(pickletools.genops(BytesIO(pickle)), LONGEST + 1))
         if len(instructions) > LONGEST:
             return None
         pinned: set[int] = set()
