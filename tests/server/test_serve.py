@@ -219,6 +219,29 @@ def test_every_page_has_a_strict_policy_and_no_inline_script(served: TestClient)
     assert served.get("/search?q=tst_accuracy%20%3E%200.9").status_code == 422
     assert "did you mean test_accuracy" in served.get("/search?q=tst_accuracy%20%3E%200.9").text
     assert served.get("/checkpoints/zzz").status_code == 422
+    failed = served.get("/search?q=tst_accuracy%20%3E%200.9").text
+    assert "--where" not in failed  # which nobody wrote here
+    assert 'value="tst_accuracy &gt; 0.9"' in failed  # to be mended
+
+
+def test_a_condition_lists_the_best_first_and_a_run_its_recipe_once(served: TestClient):
+    page = served.get("/search?q=test_accuracy%20%3E%200.94%20and%20epoch%20%3E%2060").text
+    values = [float(value) for value in re.findall(r"<td>(0\.\d{3})</td>", page)]
+    assert len(values) > 10
+    assert values == sorted(values, reverse=True)
+    run = served.get("/runs/usps-v1/35").text
+    assert run.count("xavier-normal") == 1
+    assert [float(value) for value in re.findall(r"<td>(\d+)</td><td>0\.\d{3}</td>", run)] == [
+        0,
+        1,
+        2,
+        3,
+        20,
+        40,
+        60,
+        80,
+        86,
+    ]
 
 
 def test_what_has_been_asked_is_counted(served: TestClient):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,14 +11,12 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weightsearch.checkpoints.metadata import interpret
 from weightsearch.errors import WeightsearchError
@@ -33,23 +29,12 @@ from weightsearch.search.sweep import Seen, Sweep, ranked
 from weightsearch.search.sweep import told as told_of
 from weightsearch.server.asking import Desk, Told, temporary_folder
 from weightsearch.server.counts import Counts
+from weightsearch.server.guard import Guard
 from weightsearch.server.options import ServeOptions
 from weightsearch.server.pictures import Maps, graph, histogram
 from weightsearch.server.schema import openapi
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-OPEN = ("/healthz", "/static/")  # to whoever has no token
-COUNTED = ["/", "/ask", "/api", "/checkpoints", "/runs", "/search", "/examples", "/healthz", "/metrics", "/static"]
-COOKIE = "weightsearch_token"
+LETTERS_SHOWN = 500  # of what was searched for, to be mended
 WORDS = {
     "good": "good",
     "middling": "middling",
@@ -99,7 +84,7 @@ def create_app(index: Index | str | Path, options: ServeOptions | None = None) -
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(_Guard, pages=pages)],
+        middleware=[Middleware(Guard, options=options, counts=pages.counts)],
         exception_handlers={HTTPException: pages.failed, WeightsearchError: pages.failed},
     )
 
@@ -112,36 +97,6 @@ def serve(index: str | Path, options: ServeOptions) -> None:
         create_app(index, options), host=options.host, port=options.port, log_level="warning", server_header=False,
         timeout_keep_alive=5, h11_max_incomplete_event_size=32_768,
     )  # fmt: skip
-
-
-class _Guard:
-    """Who may ask, the headers of every response, and how long it took."""
-
-    def __init__(self, app: ASGIApp, pages: _Pages) -> None:
-        self.app = app
-        self.pages = pages
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 500
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        try:
-            await (self.pages.refused(Request(scope)) or self.app)(scope, receive, send_with_headers)
-        finally:
-            route = "/" + scope["path"].split("/")[1]
-            seconds = time.perf_counter() - started
-            self.pages.counts.request(route if route in COUNTED else "other", status, seconds)
 
 
 class _Pages:
@@ -162,38 +117,14 @@ class _Pages:
                 self.index.store.load(fingerprint)
                 self.maps.of(fingerprint)
 
-    def refused(self, request: Request) -> Response | None:
-        token = self.options.token
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        local = self.options.host in ("127.0.0.1", "localhost", "::1")
-        if token is None and local and host.strip("[]") not in ("127.0.0.1", "localhost", "::1"):
-            return PlainTextResponse("this server answers to its own machine only", 403)  # a page that renamed itself
-        origin = request.headers.get("origin")
-        if (
-            request.method == "POST"
-            and origin is not None
-            and origin.rpartition("//")[2] != request.headers.get("host")
-        ):
-            return PlainTextResponse("a question comes from this server's own page", 403)
-        if token is None or request.url.path.startswith(OPEN):
-            return None
-        given = request.query_params.get("token")
-        if given is not None and hmac.compare_digest(given.encode(), token.encode()):
-            response = RedirectResponse(request.url.path, 303)
-            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
-            return response
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if any(hmac.compare_digest(one.encode(), token.encode()) for one in (bearer, request.cookies.get(COOKIE, ""))):
-            return None
-        return PlainTextResponse("a token is needed: Authorization: Bearer TOKEN", 401, {"WWW-Authenticate": "Bearer"})
-
     async def failed(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 422
-        text = str(error.detail) if isinstance(error, HTTPException) else str(error)
+        text = str(error.detail) if isinstance(error, HTTPException) else str(error).removeprefix("--where ")
         headers = dict(getattr(error, "headers", None) or {})
         if request.url.path.startswith("/api/"):
             return JSONResponse({"schema": SCHEMA, "error": text}, status, headers)
-        return self._page("serve_failed.html", status, headers, error=text)
+        asked = request.query_params.get("q", "")[:LETTERS_SHOWN]
+        return self._page("serve_failed.html", status, headers, error=text, asked=asked)
 
     async def home(self, request: Request) -> Response:
         return self._page("serve_home.html")
@@ -255,9 +186,13 @@ class _Pages:
         rows = await run_in_threadpool(find)
         if not rows:
             raise HTTPException(404, f"no checkpoint of {by} {text}")
+        recipes = [row["recipe"] for row in rows]
+        alike = all(recipe == recipes[0] for recipe in recipes)  # then it stands once, above
         return self._page(
             "serve_rows.html",
             title=f"{by} {text}",
+            asked=text,
+            recipe=recipes[0] if alike else None,
             target=self.index.target.column,
             count=len(rows),
             rows=rows[: self.options.most_rows],
@@ -282,10 +217,8 @@ class _Pages:
         )
 
     def _page(self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any) -> Response:
-        text = render_html(
-            template, summary=self.index._summary(), examples=list(self.examples), recipe_text=wording.recipe_text,
-            **values,
-        )  # fmt: skip
+        common = {"asked": "", "summary": self.index._summary(), "examples": list(self.examples)}
+        text = render_html(template, **{**common, "recipe_text": wording.recipe_text, **values})
         return Response(text, status, headers, "text/html; charset=utf-8")
 
     async def api_query(self, request: Request) -> Response:
@@ -366,6 +299,9 @@ def rows_of(index: Index, by: str, text: str) -> list[dict[str, Any]]:
                         "recipe": json.loads(columns["recipe"][i] or "{}"),
                     }
                 )
+    if by == "condition":  # the best first; a run's as they were added, by epochs
+        quality = index.target.quality
+        rows.sort(key=lambda row: (row["value"] is None, 0 if row["value"] is None else -quality(row["value"])))
     return rows
 
 

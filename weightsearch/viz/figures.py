@@ -106,10 +106,10 @@ def embedding(sources: Sequence[Source], options: Options, note: Note) -> Figure
             joined, _ = nearest(prepare(vector, source.metric), prepare(vectors, source.metric), JOINED, source.metric)
             lines = [(where, points[other]) for other in joined[0]]
             axes.add_collection(LineCollection(lines, colors=MARK, linewidths=1.0, zorder=4))
-            axes.scatter(*where, s=110, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=5)
+            axes.scatter(*where, s=220, marker="*", color=MARK, edgecolors="white", linewidths=0.7, zorder=5)
             ink = rcParams["text.color"]  # on the star, too, which hides none of them so
             ring = 2.5 * _dot(len(points))
-            axes.scatter(*points[joined[0]].T, s=ring, facecolors="none", edgecolors=ink, linewidths=0.8, zorder=6)
+            axes.scatter(*points[joined[0]].T, s=ring, facecolors="none", edgecolors=ink, linewidths=0.5, zorder=6)
             predicted = source.predict(method, network)
             label = path.name if predicted is None else f"{path.name}, {predicted:.2f} predicted"
             _beside(axes, label, where, points, points[joined[0]])
