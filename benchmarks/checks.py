@@ -22,35 +22,51 @@ from typing import Any
 
 import numpy as np
 
-from tests.attack.seeds import seeds
-from tests.index.test_store import make_index, make_rows
 from weightsearch.checkpoints import read_checkpoint
 from weightsearch.checkpoints.metadata_table import read_table
 from weightsearch.checkpoints.readers import guard
-from weightsearch.index import IndexStore, manifest, store, vectors
+from weightsearch.index import IndexStore, checks, manifest, paged, vectors
 
 ROOT = Path(__file__).parent.parent
 WHOLE = """
 import resource, sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from weightsearch.index import manifest, store, vectors
-if sys.argv[2] == "unchecked":
-    for module in (manifest, store, vectors):
-        module.is_intact = lambda path, expected, **_: expected is not None and path.stat().st_size == expected["bytes"]
+from benchmarks.checks import verified
 from weightsearch import query
+verified(sys.argv[2] == "checked")
 query(sys.argv[3], sys.argv[4], k=10)
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_utime + used.ru_stime)
 """
 
 
-def unchecked(path: Path, expected: dict[str, Any] | None, **_: object) -> bool:
+def unchecked(path: Path, expected: dict[str, Any] | None, *_: object) -> bool:
     return expected is not None and path.stat().st_size == expected["bytes"]
 
 
-def opened(path: Path, fingerprint: str, width: int, *, cold: bool) -> tuple[float, float, float]:
-    """Milliseconds of the processor for opening and for the first search, and of the clock for both."""
+REAL = (
+    manifest.is_intact, vectors.is_intact_around, vectors.verified_distances, paged.PagedVectors.check, checks.are_kept
+)  # fmt: skip
+
+
+def verified(really: bool) -> None:
+    """Turns all verification on or off: of encoders, of FAISS's files, and of the database's cells."""
+    nothing = unchecked, unchecked, _distances, lambda self, at=None: None, lambda state: False
+    intact, around, distances, check, kept = REAL if really else nothing
+    for module in (manifest, vectors):
+        module.is_intact = intact
+    vectors.is_intact_around, vectors.verified_distances, checks.are_kept = around, distances, kept
+    paged.PagedVectors.check = check
+
+
+def _distances(query: np.ndarray, pages: paged.PagedVectors, metric: Any) -> np.ndarray:
+    pages.checked[:] = True
+    return vectors.distances(query, pages.matrix, metric)
+
+
+def opened(path: Path, fingerprint: str, width: int, *, cold: bool) -> tuple[float, float, float, float]:
+    """Milliseconds of the processor for opening, for the first search, and for both; and of the clock for both."""
     if cold:
         for file in path.rglob("*"):
             if file.is_file():
@@ -61,7 +77,8 @@ def opened(path: Path, fingerprint: str, width: int, *, cold: bool) -> tuple[flo
     index = IndexStore.open(path)
     middle = time.process_time()
     index.search(fingerprint, np.ones(width), 10)
-    return 1e3 * (middle - start), 1e3 * (time.process_time() - middle), 1e3 * (time.perf_counter() - clock)
+    end = time.process_time()
+    return 1e3 * (middle - start), 1e3 * (end - middle), 1e3 * (end - start), 1e3 * (time.perf_counter() - clock)
 
 
 def compare(path: Path, repeats: int, *, cold: bool) -> dict[str, Any]:
@@ -69,14 +86,13 @@ def compare(path: Path, repeats: int, *, cold: bool) -> dict[str, Any]:
     index = IndexStore.open(path)
     fingerprint = next(iter(index.architectures))
     width = index.width(fingerprint) or 1
-    real, times = manifest.is_intact, {"checked": [], "unchecked": []}
+    times: dict[str, list[tuple[float, float, float, float]]] = {"checked": [], "unchecked": []}
     for _ in range(repeats):
-        for kind, function in (("unchecked", unchecked), ("checked", real)):
-            for module in (manifest, store, vectors):
-                module.is_intact = function
+        for kind in ("unchecked", "checked"):
+            verified(kind == "checked")
             times[kind].append(opened(path, fingerprint, width, cold=cold))
     medians = {kind: np.median(np.array(values), axis=0) for kind, values in times.items()}
-    parts = dict(zip(("opening", "first_search", "clock"), zip(*medians.values(), strict=True), strict=True))
+    parts = dict(zip(("opening", "first_search", "both", "clock"), zip(*medians.values(), strict=True), strict=True))
     return {
         "rows": index.count(fingerprint),
         "width": width,
@@ -111,6 +127,8 @@ def apart(folder: Path, repeats: int) -> dict[str, Any]:
 
     The least of all repeats: the machine may do other things as well.
     """
+    from tests.attack.seeds import seeds
+
     found = {}
     for path in seeds(folder):
         if path.suffix in (".h5", ".onnx", ".gguf", ".msgpack"):
@@ -149,6 +167,8 @@ def main() -> None:
     result |= {"processors": os.cpu_count(), "load": os.getloadavg()[0], "repeats": options.repeats}
     with tempfile.TemporaryDirectory() as folder:
         if "opening" in options.parts:
+            from tests.index.test_store import make_index, make_rows
+
             paths = {"reference index": ROOT / "index"}
             for rows in options.rows:
                 paths[f"{rows:,} × 256"] = Path(folder) / str(rows)

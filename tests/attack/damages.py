@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, State, doctor
 from weightsearch.types import Selection
 
-WAYS = ("flip", "zero", "truncate", "grow", "exchange", "remove", "noise")
+WAYS = ("flip", "zero", "truncate", "grow", "exchange", "exchange in a block", "remove", "noise")
+HEADERS, BLOCK = 3 * 4096, 2**18  # of a DuckDB file; a block's checksum adds its words up, and comes first
 ROWS, WIDTH = 3000, 64  # a FAISS file of 750 KB
 
 
@@ -44,6 +46,13 @@ def damage(draw: random.Random, content: bytes, way: str) -> bytes | None:
             changed[other : other + size],
             changed[one : one + size],
         )
+    elif way == "exchange in a block" and len(changed) >= HEADERS + BLOCK:
+        size = draw.choice((8, 8, 64, 512, 4096))
+        start = HEADERS + draw.randrange((len(changed) - HEADERS) // BLOCK) * BLOCK + 8
+        one, other = sorted(start + draw.randrange((BLOCK - 8) // size) * size for _ in range(2))
+        part = changed[one : one + size]
+        changed[one : one + size] = changed[other : other + size]
+        changed[other : other + size] = part
     elif way == "remove":
         return None
     else:
@@ -66,6 +75,9 @@ def ask(path: Path, say: Callable[[Any], None]) -> None:
             lists = (answer.neighbours, answer.good, answer.bad)
             answers.append([[row.id, round(row.distance, 4), row.run] for rows in lists for row in rows])
         answers.append([index.count(DENSE.fingerprint), index.find(answers[0][0][0]).columns["run"]])
+        table = index.table(DENSE.fingerprint, ["id", "epoch", "train_loss", "split", "recipe"])
+        answers.append([sha256(repr(column.tolist()).encode()).hexdigest() for column in table.values()])
+        answers.append([sha256(index.embeddings(DENSE.fingerprint)).hexdigest()])
         say(["answers", answers, heard.getvalue()[:300]])
     except WeightsearchError as error:
         say(["refused", str(error)[:300]])

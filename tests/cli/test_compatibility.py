@@ -54,3 +54,23 @@ def test_an_answers_old_name_for_what_is_predicted():
 
     answer = weightsearch.query(REFERENCE_INDEX, REFERENCE_INDEX / "examples" / "good.pt", k=1)
     assert answer.predicted_accuracy == answer.predicted == answer.to_dict()["predicted_accuracy"]
+
+
+def test_an_index_answers_to_the_methods_that_it_had_in_0_1_0():
+    import weightsearch
+
+    index = weightsearch.Index.open(REFERENCE_INDEX)
+    fingerprint = next(iter(index.architectures))
+    index.load(fingerprint)
+    count, row = index.count(fingerprint), index.find(index.table(fingerprint, ["id"])["id"][0])
+    assert count == len(index.grades(fingerprint, good="q75")) == len(index.prepared(fingerprint)[0])
+    assert index.width(fingerprint) == len(row.embedding)
+    assert index.search(fingerprint, row.embedding, k=1).neighbours[0].id == row.columns["id"]
+    assert row.columns["run"] in index.finals(fingerprint, [row.columns["run"]])
+    assert set(index.descriptions(fingerprint, [row.columns["id"]])) <= {row.columns["id"]}
+    assert "optimizer" in index.keys()  # noqa: SIM118 - not a dict
+    assert (index.encoder_directory(fingerprint) / "encoder.json").exists()
+    assert index.newest_cache(fingerprint, 99) is not None
+    assert index.manifest["metric"] == index.metric
+    with pytest.raises(AttributeError, match="has no widths"):
+        _ = index.widths

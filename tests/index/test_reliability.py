@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -25,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.conftest import share
-from tests.index.test_store import DENSE, make_index, make_rows
+from tests.index.test_store import DENSE, change_rows, make_index, make_rows
 from tests.index.test_writer import by_id, check, more_rows
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, State, add_rows, doctor, rebuild, remove_rows, update_rows, vectors
@@ -233,9 +232,8 @@ def test_the_doctor_does_not_take_rotten_vectors_of_the_database_for_the_truth(t
     path, rows = tmp_path / "index", make_rows(50)
     make_index(path, rows)
     before = {file: file.read_bytes() for file in path.rglob("vectors-1.*")}
-    with duckdb.connect(str(path / DATABASE)) as connection:
-        taken = "(SELECT embedding FROM checkpoints WHERE number = 8)"
-        connection.execute(f"UPDATE checkpoints SET embedding = {taken} WHERE number = 7")
+    taken = "(SELECT embedding FROM ix.checkpoints WHERE number = 8)"
+    change_rows(path, f"UPDATE ix.checkpoints SET embedding = {taken} WHERE number = 7")  # before there were checksums
     (broken,) = (finding for finding in doctor(path) if finding.state is not State.OK)
     assert broken.state is State.BROKEN
     assert broken.what == DATABASE

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.index.test_store import DENSE, make_rows, write_encoder_files
+from tests.index.test_store import DENSE, change_rows, make_rows, write_encoder_files
 from weightsearch.index import (
     IndexStore,
     Rows,
@@ -20,7 +20,6 @@ from weightsearch.index import (
     remove_rows,
     update_rows,
 )
-from weightsearch.index.connection import Database
 from weightsearch.index.doctor import State, doctor
 from weightsearch.types import Metric, Selection
 
@@ -188,9 +187,8 @@ def test_columns_are_read_from_their_file_only_where_that_is_as_the_database_and
     file().write_bytes(content)
     assert values().tolist() == rows.test_accuracy.tolist()
     assert agreement(IndexStore.open(path), rows) >= 0.99
-    with Database(path / "index.duckdb").open(read_only=False) as connection:  # another process's, before its file
-        connection.execute("UPDATE ix.checkpoints SET test_accuracy = 0.5 WHERE id = ?", [rows.id[3]])
-        connection.execute("UPDATE ix.state SET generation = generation + 1")
+    change_rows(path, f"UPDATE ix.checkpoints SET test_accuracy = 0.5 WHERE id = '{rows.id[3]}'")  # another process
+    change_rows(path, "UPDATE ix.state SET generation = generation + 1")  # before it writes its file
     assert values()[3] == 0.5
 
 

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
+from tests.index.test_store import DENSE, change_rows, make_index, make_rows, write_encoder_files
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import exchange, turnstile, when_unlocked
 from weightsearch.index import IndexStore, State, create, doctor, export, update_rows, update_where
@@ -89,8 +89,7 @@ def test_a_cell_that_duckdb_takes_for_sound_is_named(cell: str, tmp_path: Path):
     """DuckDB's checksum of a block is the same where its words change places."""
     path, vector = tmp_path / "index", np.random.default_rng(1).standard_normal(8).astype(np.float32)
     make_index(path, make_rows(20))
-    with duckdb.connect(str(path / DATABASE)) as connection:
-        connection.execute("UPDATE checkpoints SET recipe = ?", [cell])
+    change_rows(path, f"UPDATE ix.checkpoints SET recipe = '{cell}'")  # before the index had checksums of its own
     if not cell:  # as where nothing is known
         assert IndexStore.open(path).search(FINGERPRINT, vector, 1).neighbours[0].recipe == {}
         return
@@ -178,6 +177,12 @@ def test_the_doctor_relearns_the_table_of_keys(tmp_path: Path, monkeypatch: pyte
         "repeat(run, 1000000000) = ''",
         "range(1000000000000) is null",
         "list_transform([1], x -> x)[1] = 1",
+        "try_cast(run as INTEGER[1000][1000]) is null",
+        "||".join(["recipe"] * 90) + " = ''",
+        "[" + ",".join(["recipe"] * 90) + "] is null",
+        "json_extract(recipe, [" + ",".join(["'$'"] * 900) + "]) is null",
+        "(" * 1500 + "1" + ")" * 1500 + " = 1",
+        "run = '\udcff'",
         "x" * 20_000,
     ],
 )

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.index import IndexStore, Rows, create_index
+from weightsearch.index import IndexStore, Rows, checks, create_index
+from weightsearch.index.connection import Database
+from weightsearch.index.manifest import DATABASE
 from weightsearch.training.summary import TrainSummary
 from weightsearch.types import Architecture, Layer, LayerKind, Metric, Selection
 from weightsearch.uncertainty.novelty import describe_layers
@@ -49,6 +51,13 @@ def write_encoder_files(directory: Path, encoder_directory: Path) -> None:
 
 def make_index(path: Path, rows: Rows, metric: Metric = Metric.COSINE) -> IndexStore:
     return create_index(path, DENSE, rows, write_extras=write_encoder_files, metric=metric)
+
+
+def change_rows(path: Path, statement: str) -> None:
+    """Changes an index's tables behind its back, and takes what comes of it for the truth."""
+    with Database(path / DATABASE).open(read_only=False) as connection:
+        connection.execute(statement)
+        checks.renew(connection)
 
 
 @pytest.mark.parametrize("metric", list(Metric))

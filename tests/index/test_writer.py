@@ -263,7 +263,7 @@ def test_an_index_of_format_1_is_read_and_brought_up_to_date_by_the_first_change
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
     if half:  # killed between the manifest and the database
         with monkeypatch.context() as patched:
-            patched.setattr("weightsearch.index.migration.database.is_current", lambda _: 1 / 0)
+            patched.setattr("weightsearch.index.migration.checks.renew", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 rebuild(path)
         assert json.loads((path / "manifest.json").read_text())["format"] == FORMAT

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, turnstile, when_unlocked
+from weightsearch.index import schema
 
 LOCK_WAIT_SECONDS = 5.0  # of a reader
 TURN = ".write.lock.turn"  # where readers wait for a writer that waits
@@ -42,7 +43,8 @@ class Database:
             connection = _take_idle(self.path) or self._connect()
             self._attach(connection, read_only, LOCK_WAIT_SECONDS if wait_seconds is None else wait_seconds)
             try:
-                yield connection
+                with schema.unchanging(connection) if read_only else nullcontext():
+                    yield connection
             except duckdb.Error as error:  # a full disk, a damaged block
                 raise WeightsearchError(_reason(self.path, error)) from error
             except DamagedCell as error:
@@ -58,6 +60,19 @@ class Database:
                 return np.uint64(connection.execute("SELECT hash(?::VARCHAR)", [text]).fetchall()[0][0])
             finally:
                 _put_idle(self.path, connection)
+
+    @contextmanager
+    def transaction(self, wait_seconds: float) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One commit, and one short hold of the database's lock."""
+        with self.open(read_only=False, wait_seconds=wait_seconds) as connection:
+            connection.begin()
+            try:
+                yield connection
+                connection.commit()
+            except BaseException:
+                with suppress(duckdb.Error):  # some errors end the transaction by themselves
+                    connection.rollback()
+                raise
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(":memory:")

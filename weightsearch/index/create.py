@@ -12,7 +12,7 @@ import numpy as np
 
 from weightsearch.errors import UsageError
 from weightsearch.files import exchange, runs_elsewhere, sync
-from weightsearch.index import database, reranked, snapshot, vectors
+from weightsearch.index import checks, database, reranked, snapshot, vectors
 from weightsearch.index.connection import Database
 from weightsearch.index.database import SCHEMA, Rows
 from weightsearch.index.manifest import (
@@ -146,7 +146,7 @@ def add_architecture(
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         with writer.transaction() as connection:
-            connection.execute("DELETE FROM ix.checkpoints WHERE architecture = ?", [fingerprint])  # as above
+            checks.forget(connection, "architecture = ?", [fingerprint])  # as above
         for start in range(0, len(rows), BATCH):
             with writer.transaction() as connection:
                 database.insert(connection, fingerprint, rows.take(np.arange(start, min(start + BATCH, len(rows)))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,45 +13,22 @@ import numpy as np
 
 from weightsearch.errors import UsageError
 from weightsearch.files import clean_text
+from weightsearch.index import checks
+from weightsearch.index.schema import (  # noqa: F401 - many names of one thing
+    ADDED_IN_FORMAT_2,
+    ARCHITECTURE,
+    COLUMNS,
+    NUMBERS,
+    SCHEMA,
+    TEXTS,
+    DatabaseState,
+    first,
+    generation,
+    is_current,
+    state,
+)
 from weightsearch.types import Target
 
-ARCHITECTURE = "architecture"
-SCHEMA = """
-CREATE TABLE ix.state (generation BIGINT NOT NULL, next_number BIGINT NOT NULL, identity VARCHAR NOT NULL);
-CREATE TABLE ix.keys (name VARCHAR PRIMARY KEY, type VARCHAR NOT NULL);  -- of recipes and metadata, for filters
-CREATE TABLE ix.checkpoints (
-    number BIGINT PRIMARY KEY,     -- FAISS's id; never given twice
-    id VARCHAR NOT NULL,           -- content hash of the weights
-    architecture VARCHAR NOT NULL, -- fingerprint
-    dataset VARCHAR,
-    run VARCHAR,
-    epoch DOUBLE,                  -- may be a fraction
-    train_loss DOUBLE,
-    train_accuracy DOUBLE,
-    test_loss DOUBLE,
-    test_accuracy DOUBLE,
-    predicted_accuracy DOUBLE,
-    split VARCHAR,                 -- the part of the encoder's fit its run was in: train, validation, test
-    recipe VARCHAR,                -- JSON
-    source VARCHAR,                -- where the weights can be found again: a file, or zoo-path#run/epoch
-    metadata VARCHAR,              -- JSON, the user's own columns
-    description BLOB,              -- of the layers (see `uncertainty.novelty`), float32
-    embedding BLOB NOT NULL,       -- float32, little endian
-    UNIQUE (architecture, id)
-);
-INSERT INTO ix.state VALUES (0, 0, uuid());
-"""
-NUMBERS = {  # columns that hold numbers, with NaN where unknown
-    "epoch": np.float64,
-    "train_loss": np.float64,
-    "train_accuracy": np.float64,
-    "test_loss": np.float64,
-    "test_accuracy": np.float64,
-    "predicted_accuracy": np.float64,
-}
-TEXTS = ("id", "dataset", "run", "split", "recipe", "source", "metadata")
-COLUMNS = ("number", *TEXTS[:3], *NUMBERS, *TEXTS[3:])  # of a row, the embedding aside
-ADDED_IN_FORMAT_2 = {"source": "VARCHAR", "metadata": "VARCHAR", "description": "BLOB"}
 ROWS_AT_A_TIME = 100_000  # of embeddings, each of which is a Python object on its way
 EXACT = 2**53  # the largest whole number that float64 counts up to
 
@@ -129,37 +106,6 @@ def _missing_columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for name in ADDED_IN_FORMAT_2 if name not in present]
 
 
-def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the database has this format's tables."""
-    return state(connection).identity is not None
-
-
-def first(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> Any:
-    """The first row of a query's result, None where there is none. All are fetched: DuckDB waits for the last one."""
-    rows = connection.execute(query, parameters).fetchall()
-    return rows[0] if rows else None
-
-
-@dataclass(frozen=True)
-class DatabaseState:
-    """What a reader compares at each call with what it has kept in memory."""
-
-    generation: int  # counts the committed changes
-    identity: str | None  # of the index, drawn when it was made; None before format 3
-
-
-def state(connection: duckdb.DuckDBPyConnection) -> DatabaseState:
-    """As of the connection's snapshot."""
-    result = connection.execute("SELECT * FROM ix.state")
-    values = dict(zip([name for name, *_ in result.description or ()], result.fetchall()[0], strict=True))
-    return DatabaseState(int(values["generation"]), values.get("identity"))
-
-
-def generation(connection: duckdb.DuckDBPyConnection) -> int:
-    """Counts the committed changes."""
-    return state(connection).generation
-
-
 def target_sql(target: Target) -> str:
     """The target as an SQL expression over a row: one of the rows' numbers or a column of the user's."""
     if target.column in NUMBERS:
@@ -183,6 +129,7 @@ class Columns:
     datasets: np.ndarray  # uint64, hash of the dataset's name
     runs: np.ndarray  # uint64, hash of the run's name
     table: str  # the rows as SQL
+    is_sound: str  # as `checks.row_sql` says of a row's columns
     only_dataset: str | None  # of all rows; None where they are of several, or of none that is known
 
     def __len__(self) -> int:
@@ -195,31 +142,42 @@ def columns(
     """Of all rows of an architecture, or of those behind number `after`."""
     behind = "" if after is None else f" AND number > {int(after)}"
     table = rows_sql(connection)
+    if after is None:
+        checks.verify_target(connection, fingerprint, target)
     stored = connection.execute(
         f"SELECT number, coalesce({target_sql(target)}, 'NaN') AS value, hash(dataset) AS dataset, "
-        f"hash(coalesce(run, id)) AS run FROM {table} WHERE architecture = ?{behind}",
+        f"{checks.cell_sql('run')} AS run FROM {table} WHERE architecture = ?{behind}",
         [fingerprint],
     ).fetchnumpy()
     numbers, values = np.asarray(stored["number"], np.int64), np.asarray(stored["value"], np.float64)
     datasets, runs = (np.asarray(stored[name], np.uint64) for name in ("dataset", "run"))
+    found = {"dataset": checks.digest(numbers, datasets), "run": checks.digest(numbers, runs)}
+    if target.column in NUMBERS:
+        found[target.column] = checks.digest(numbers, values)
+    if after is None:
+        checks.compare(connection, fingerprint, found)
     if not (numbers[1:] > numbers[:-1]).all():  # they mostly come sorted, and DuckDB's sorting takes long
         order = np.argsort(numbers)
         numbers, values, datasets, runs = numbers[order], values[order], datasets[order], runs[order]
     only = None
     if len(datasets) and (datasets == datasets[0]).all():
         (only,) = first(connection, f"SELECT dataset FROM {table} WHERE architecture = ? LIMIT 1", [fingerprint])
-    return Columns(generation(connection), numbers, values, datasets, runs, table, only)
+    is_sound = checks.row_sql(connection, "shown_hash")
+    return Columns(generation(connection), numbers, values, datasets, runs, table, is_sound, only)
 
 
 def row(connection: duckdb.DuckDBPyConnection, fingerprint: str, number: int) -> tuple[dict[str, Any], np.ndarray]:
     """One row's columns by name, numbers NaN and texts None where unknown, and its embedding `(D,)`."""
+    is_sound = checks.row_sql(connection, "shown_hash", "other_hash", "embedding_hash")
     stored = first(
         connection,
-        f"SELECT {', '.join(COLUMNS)}, embedding FROM {rows_sql(connection)} WHERE architecture = ? AND number = ?",
+        f"SELECT {', '.join(COLUMNS)}, embedding, {is_sound} "
+        f"FROM {rows_sql(connection)} WHERE architecture = ? AND number = ?",
         [fingerprint, number],
     )
-    assert stored is not None
-    *values, embedding = stored
+    checks.expect([stored is not None])
+    *values, embedding, agree = stored
+    checks.expect([agree])
     columns = {
         name: math.nan if value is None and name in NUMBERS else value
         for name, value in zip(COLUMNS, values, strict=True)
@@ -255,6 +213,7 @@ def table(
         else:
             listed = ", ".join([*COLUMNS, *types])
             raise UsageError(f"the index has no column {name}; it has {listed}")
+    checks.verify(connection, fingerprint, read_from(names))
     among = "" if numbers is None else f"AND number IN ({','.join(map(str, numbers.tolist())) or 'NULL'})"
     stored = connection.execute(
         f"SELECT {', '.join(['number AS __number', *expressions])} FROM {rows_sql(connection)} "
@@ -262,6 +221,12 @@ def table(
         [fingerprint],
     ).fetchnumpy()
     return {name: _plain(stored[f"column_{i}"], name not in COLUMNS) for i, name in enumerate(names)}
+
+
+def read_from(names: Iterable[str]) -> set[str]:
+    """The table's columns that columns of these names, in any case of letters, are read from."""
+    lowered = {name.lower() for name in names}
+    return {name for name in lowered if name in COLUMNS} | ({"recipe", "metadata"} if lowered - {*COLUMNS} else set())
 
 
 def _plain(column: Any, users: bool = False) -> np.ndarray:
@@ -290,11 +255,12 @@ def embeddings(
         return np.concatenate([block[0] for block in blocks]), np.concatenate([block[1] for block in blocks])
     connection.register("wanted", {"number": np.asarray(numbers, np.int64)})
     stored = connection.execute(
-        "SELECT number, embedding FROM ix.checkpoints WHERE architecture = ? "
-        "AND number IN (SELECT number FROM wanted) ORDER BY number",
+        f"SELECT number, embedding, {checks.row_sql(connection, 'embedding_hash')} AS is_sound FROM ix.checkpoints "
+        "WHERE architecture = ? AND number IN (SELECT number FROM wanted) ORDER BY number",
         [fingerprint],
     ).fetchnumpy()
     connection.unregister("wanted")
+    checks.expect([len(stored["number"]) == len(numbers)])
     return _numbers_and_vectors(stored)
 
 
@@ -303,10 +269,11 @@ def embedding_blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Numbers and embeddings as `embeddings` has them, of the rows behind number `after`, some at a time."""
     last = first(connection, "SELECT max(number) FROM ix.checkpoints WHERE architecture = ?", [fingerprint])[0]
+    is_sound = checks.row_sql(connection, "embedding_hash")
     for start in range(after + 1, -1 if last is None else last + 1, ROWS_AT_A_TIME):
         block = _numbers_and_vectors(
             connection.execute(
-                "SELECT number, embedding FROM ix.checkpoints WHERE architecture = ? "
+                f"SELECT number, embedding, {is_sound} AS is_sound FROM ix.checkpoints WHERE architecture = ? "
                 "AND number >= ? AND number < ? ORDER BY number",
                 [fingerprint, start, start + ROWS_AT_A_TIME],
             ).fetchnumpy()
@@ -316,6 +283,7 @@ def embedding_blocks(
 
 
 def _numbers_and_vectors(stored: Any) -> tuple[np.ndarray, np.ndarray]:
+    checks.expect([bool(np.all(stored["is_sound"]))])
     vectors = np.frombuffer(b"".join(map(bytes, stored["embedding"])), "<f4")
     count = len(stored["number"])
     return np.asarray(stored["number"], np.int64), vectors.reshape(count, -1 if count else 0)
@@ -329,11 +297,12 @@ def places(values: Sequence[str]) -> str:
 def descriptions(connection: duckdb.DuckDBPyConnection, fingerprint: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Of the layers `(F,)` of the rows among `ids` that were made with one."""
     rows = connection.execute(
-        f"SELECT id, description FROM {rows_sql(connection)} "
+        f"SELECT id, description, {checks.row_sql(connection, 'description_hash')} FROM {rows_sql(connection)} "
         f"WHERE architecture = ? AND id IN ({places(ids)}) AND description IS NOT NULL",
         [fingerprint, *ids],
     ).fetchall()
-    return {id: np.frombuffer(description, "<f4") for id, description in rows}
+    checks.expect(is_sound for _, _, is_sound in rows)
+    return {id: np.frombuffer(description, "<f4") for id, description, _ in rows}
 
 
 def finals(
@@ -359,18 +328,20 @@ def insert(connection: duckdb.DuckDBPyConnection, fingerprint: str, rows: Rows) 
     columns["position"] = np.arange(len(rows))
     connection.register("new_rows", columns)
     before = first(connection, "SELECT next_number FROM ix.state")
+    hashes = "".join(f", {expression} AS {name}" for name, expression in checks.ROW_HASHES.items())
     connection.execute(
-        "INSERT INTO ix.checkpoints BY NAME "
-        "SELECT ? + row_number() OVER (ORDER BY position) - 1 AS number, ? AS architecture, "
+        f"INSERT INTO ix.checkpoints BY NAME SELECT *{hashes} FROM ("
+        "SELECT (? + row_number() OVER (ORDER BY position) - 1)::BIGINT AS number, ? AS architecture, "
         f"{', '.join(TEXTS)}, {', '.join(f'if(isnan({name}), NULL, {name}) AS {name}' for name in NUMBERS)}, "
-        "description::BLOB AS description, embedding "
+        "description::BLOB AS description, embedding::BLOB AS embedding "
         "FROM new_rows n WHERE NOT EXISTS "
-        "(SELECT 1 FROM ix.checkpoints c WHERE c.architecture = ? AND c.id = n.id)",
+        "(SELECT 1 FROM ix.checkpoints c WHERE c.architecture = ? AND c.id = n.id))",
         [before[0], fingerprint, fingerprint],
     )
     count_row = first(connection, "SELECT count(*) FROM ix.checkpoints WHERE number >= ?", [before[0]])
     added = int(count_row[0])
     if added:
+        checks.added(connection, before[0])
         learn_keys(connection, "new_rows")
         connection.execute("UPDATE ix.state SET generation = generation + 1, next_number = next_number + ?", [added])
     connection.unregister("new_rows")

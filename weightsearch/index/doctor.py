@@ -16,7 +16,7 @@ import numpy as np
 from weightsearch.distance import prepare
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import lock, replacing
-from weightsearch.index import database, vectors
+from weightsearch.index import checks, database, vectors
 from weightsearch.index.connection import Database
 from weightsearch.index.manifest import CARD, DATABASE, FORMAT, MANIFEST, is_intact, listed_files, read_manifest
 from weightsearch.index.store import IndexStore
@@ -140,7 +140,7 @@ def _database(path: Path) -> list[Finding]:
                 "max(octet_length(embedding)) OVER (PARTITION BY architecture) AS most FROM {rows}) "
                 "WHERE width <> most OR width % 4 <> 0 OR width = 0",
             }
-            findings: list[Finding] = []
+            findings = [Finding(DATABASE, State.BROKEN, words) for words in checks.damage(connection)]
             for what, query in problems.items():
                 if "next_number" in query and not database.is_current(connection):
                     continue
@@ -173,13 +173,11 @@ def _save_rows(path: Path) -> list[Finding]:
                 connection.execute(f"ATTACH '{str(place).replace(chr(39), chr(39) * 2)}' AS {name} ({mode})")
             connection.execute(database.SCHEMA)
             connection.execute("INSERT INTO ix.checkpoints BY NAME SELECT * FROM old.checkpoints ORDER BY number")
-            generation, next_number, identity = connection.execute(
-                "SELECT generation, next_number, identity FROM old.state"
-            ).fetchall()[0]
             connection.execute(
-                "UPDATE ix.state SET generation = ?, next_number = ?, identity = ?",
-                [generation + 1, next_number, identity],
-            )
+                "DELETE FROM ix.state"
+            )  # checksums stay as they are: nothing rotten is taken for the truth
+            connection.execute("INSERT INTO ix.state BY NAME SELECT * FROM old.state")
+            connection.execute("UPDATE ix.state SET generation = generation + 1")
             database.learn_keys(connection, "ix.checkpoints")
             connection.execute("DETACH ix")
     except (duckdb.Error, WeightsearchError, OSError):
@@ -234,14 +232,12 @@ def _finite(numbers: np.ndarray, embeddings: np.ndarray) -> list[Finding]:
 def _strangers(writer: Writer) -> list[Finding]:
     """Rows of an architecture whose adding was killed before the manifest named it."""
     architectures = list(read_manifest(writer.path)["architectures"])
-    marks = ", ".join("?" * len(architectures))
+    marks = ", ".join("?" * len(architectures)) or "''"
     with writer.transaction() as connection:
-        removed = connection.execute(
-            f"DELETE FROM ix.checkpoints WHERE architecture NOT IN ({marks}) RETURNING id", architectures
-        ).fetchall()
+        removed = checks.forget(connection, f"architecture NOT IN ({marks})", architectures)
     if not removed:
         return []
-    detail = f"removed {len(removed):,} rows of an architecture whose adding was interrupted"
+    detail = f"removed {removed:,} rows of an architecture whose adding was interrupted"
     return [Finding(DATABASE, State.REPAIRED, detail)]
 
 

@@ -30,6 +30,8 @@ def unreadable(message: str, where: str) -> str:
         return f"it is more than one expression; {EXAMPLE}"
     if place := re.search(r'at or near "([^"]*)"', text):
         return f"it cannot be read at {place[1]!r}; {EXAMPLE}"
+    if "depth limit" in text:
+        return "it is nested too deeply, or joins too many conditions"
     if "unterminated" in text:
         return f"""a {'"' if "identifier" in text else "'"} in it is not closed; {EXAMPLE}"""
     return f"it cannot be read; {EXAMPLE}"

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import UsageError
-from weightsearch.index import database
+from weightsearch.index import checks, database
 from weightsearch.index.database import COLUMNS
 from weightsearch.index.filter_faults import EXAMPLE, fault, unreadable
 from weightsearch.types import Selection
@@ -68,6 +68,18 @@ _FUNCTIONS = frozenset(
     }
 )
 
+# Types to cast to: of single values, since a vector of arrays takes as much memory as its maker wants.
+_TYPES = frozenset(
+    {
+        *("boolean", "bool", "tinyint", "smallint", "integer", "int", "bigint", "hugeint", "utinyint", "usmallint"),
+        *("uinteger", "ubigint", "uhugeint", "float", "real", "double", "decimal", "numeric", "varchar", "text"),
+        *("string", "char", "date", "time", "timestamp", "datetime", "timestamp with time zone", "timestamptz"),
+        *("interval", "json", "uuid", "blob"),
+    }
+)
+_JOINED = 16  # texts joined, and values that lists are made of: each takes memory for all rows, and so do those between
+_OF_JSON = ("json_extract", "json_extract_string", "->", "->>")
+
 # Parts of a parsed SELECT that `WHERE <expression>` alone leaves empty.
 _BEYOND_WHERE = ("modifiers", "group_expressions", "group_sets", "having", "sample", "qualify")
 
@@ -82,6 +94,7 @@ def passing(connection: duckdb.DuckDBPyConnection, fingerprint: str, where: str)
     keys = list({name.lower(): name for name in types}.values())  # SQL's names have no case
     wanted = [name for name in keys if name.lower() in asked]  # a stranger's recipes may have thousands
     selected = [*COLUMNS, *(f'{database.json_sql(name, types[name])} AS "{name}"' for name in wanted)]
+    checks.verify(connection, fingerprint, database.read_from(asked))
     alarm = threading.Timer(SECONDS, connection.interrupt)
     alarm.daemon = True
     alarm.start()
@@ -107,6 +120,10 @@ def check(connection: duckdb.DuckDBPyConnection, where: str) -> set[str]:
 
     Returns the names in it, in lower case.
     """
+    try:
+        where.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--where {where!r}: it is no text; write it in UTF-8") from None
     if len(where) > LONGEST:
         raise UsageError(f"--where has {len(where):,} characters; {LONGEST:,} are allowed")
     row = database.first(connection, "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM rows WHERE\n{where}\n"])
@@ -130,7 +147,25 @@ def check(connection: duckdb.DuckDBPyConnection, where: str) -> set[str]:
         name = part.get("function_name", "").removesuffix("_star")
         if kind == "FUNCTION" and name.lower() not in _FUNCTIONS:
             raise UsageError(f"--where {where!r}: {name}() is not a function that it may call")
+        if kind == "TYPE" and part["type_name"].lower() not in _TYPES:
+            raise UsageError(f"--where {where!r}: {part['type_name']} is not a type that it may cast to")
+    _check_size(where, condition)
     return {name.lower() for part in _parts(condition) for name in part.get("column_names") or ()}
+
+
+def _check_size(where: str, condition: Any) -> None:
+    """Refuses what makes results far larger than the cells that they are of."""
+    joined = 0
+    for part in _parts(condition):
+        name = part.get("function_name", "").lower()
+        kinds = [argument["expression"].get("class") for argument in part.get("arguments", ())]
+        joined += name == "||"
+        if name in ("list_value", "row"):
+            joined += sum(kind != "CONSTANT" for kind in kinds)
+        if name in _OF_JSON and "FUNCTION" in kinds[1:]:
+            raise UsageError(f"--where {where!r}: give {name} one path at a time")
+    if joined > _JOINED:
+        raise UsageError(f"--where {where!r}: it joins {joined} values; {_JOINED} are allowed")
 
 
 def _parts(tree: Any) -> Any:

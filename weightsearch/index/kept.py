@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 
-from weightsearch.index import database, filters
+from weightsearch.index import checks, database, filters
 from weightsearch.index.connection import decoded
+from weightsearch.index.database import Columns
 from weightsearch.types import Target, epoch_number
 
 SETTLED_SECONDS = 2.5  # beyond the ticks of file systems' clocks, of which FAT's are the longest
@@ -82,26 +83,28 @@ class Kept:
     generation: int
     rows: dict[int, Any] = field(default_factory=dict)  # by number
     ends: dict[tuple[str, str], Any] = field(default_factory=dict)  # of runs, by architecture and name
+    epochs: set[str] = field(default_factory=set)  # architectures whose epochs were verified
     descriptions: dict[tuple[str, str], np.ndarray | None] = field(default_factory=dict)  # by architecture and id
     ids: dict[str, np.ndarray | None] = field(default_factory=dict)  # by architecture, as numbers, ascending
     masks: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # by architecture and condition
     hashes: dict[str, np.uint64] = field(default_factory=dict)  # of names of runs and datasets
 
-    def rows_of(self, connect: Connect, table: str, numbers: Sequence[int]) -> dict[int, Any]:
+    def rows_of(self, connect: Connect, columns: Columns, numbers: Sequence[int]) -> dict[int, Any]:
         """What a `Neighbour` is made of, by number: id, accuracy, epoch, run, recipe, dataset, metadata, source."""
 
         def read(lacking: list[int]) -> dict[int, Any]:
             with connect() as connection:
                 rows = connection.execute(
-                    "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source "
-                    f"FROM {table} WHERE number IN ({','.join(map(str, lacking))})"
+                    "SELECT number, id, test_accuracy, epoch, run, recipe, dataset, metadata, source, "
+                    f"{columns.is_sound} FROM {columns.table} WHERE number IN ({','.join(map(str, lacking))})"
                 ).fetchall()
+                checks.expect([len(rows) == len(lacking), *(is_sound for *_, is_sound in rows)])
             return {
                 number: (
                     *(id, accuracy, epoch_number(epoch), run, decoded(recipe, dict), dataset),
                     *(decoded(metadata, dict), source),
                 )
-                for number, id, accuracy, epoch, run, recipe, dataset, metadata, source in rows
+                for number, id, accuracy, epoch, run, recipe, dataset, metadata, source, _ in rows
             }
 
         return self._values(self.rows, numbers, read)
@@ -113,6 +116,9 @@ class Kept:
 
         def read(lacking: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[float, float, int] | None]:
             with connect() as connection:
+                if fingerprint not in self.epochs:  # what they stand beside was verified when it was loaded
+                    checks.verify(connection, fingerprint, ["epoch"])
+                    self.epochs.add(fingerprint)
                 ends = database.finals(connection, fingerprint, [run for _, run in lacking], target, table)
             return {key: ends.get(key[1]) for key in lacking}
 
@@ -175,6 +181,7 @@ class Kept:
 
 def _ids_of(connection: duckdb.DuckDBPyConnection, fingerprint: str) -> np.ndarray | None:
     """An architecture's ids as numbers `(n,)` uint64, ascending; None where one is none."""
+    checks.verify(connection, fingerprint, ["id"])
     stored = connection.execute("SELECT id FROM ix.checkpoints WHERE architecture = ?", [fingerprint]).fetchall()
     if any(len(id) != HEX for (id,) in stored):
         return None

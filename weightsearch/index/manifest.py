@@ -6,10 +6,11 @@ import hashlib
 import json
 import mmap
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import sha256, write_whole
@@ -20,6 +21,7 @@ MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as
 DATABASE = "index.duckdb"
 CARD = "README.md"  # for people, who may edit it
 SEAL = "checksum"
+SMALL_BYTES = 2**16  # files up to this size are verified when an index is opened, others when they are used
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -52,6 +54,47 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} is damaged (its checksum is another); restore it from a copy or make the index again"
         )
     return manifest
+
+
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Changes whenever the manifest of the index `path` is written; None while there is none, between two renames."""
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def verified(path: Path) -> tuple[dict[str, Any], Stamp | None]:
+    """The manifest of the index `path`, after a look at its small files, and when it was written."""
+    stamp = stamp_of(path)
+    manifest = read_manifest(path)
+    verify_files(path, manifest)
+    if not (path / DATABASE).is_file():
+        raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
+    return manifest, stamp
+
+
+def verify_files(path: Path, manifest: dict[str, Any], fingerprint: str | None = None) -> None:
+    """Raises WeightsearchError for a listed file that is not as it was written: of one architecture, or the small ones.
+
+    Of a large one it is enough that it is there until it is used.
+    """
+    for name, expected in listed_files(path, manifest):
+        if name.endswith(".faiss") or (fingerprint is not None and not name.startswith(f"{fingerprint}/")):
+            continue
+        try:
+            is_later = fingerprint is None and SMALL_BYTES < expected["bytes"] == (path / name).stat().st_size
+        except OSError:
+            is_later = False
+        if not is_later and not is_intact(path / name, expected):
+            raise WeightsearchError(
+                f"{path / name} is missing or damaged (its checksum is not the manifest's); "
+                "restore it from a copy or make the index again with `weightsearch train`"
+            )
 
 
 def listed_files(path: Path, manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -114,8 +157,27 @@ def checksum(path: Path) -> str:
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return xxh3_128_hexdigest(b"")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with _mapped(file) as content:
             return xxh3_128_hexdigest(content)
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    """A file's content to be read once: all of its pages are mapped by one call where the system can (Linux)."""
+    if sys.platform == "linux":
+        return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def is_intact_around(path: Path, expected: dict[str, Any], start: int, end: int) -> bool:
+    """Whether a file is as it was described but for the bytes from `start` to `end`, which are not looked at."""
+    try:
+        with path.open("rb") as file:
+            around = xxh3_128(file.read(start))
+            file.seek(end)
+            around.update(file.read())
+            return file.tell() == expected["bytes"] and around.hexdigest() == expected["around"]
+    except OSError:
+        return False
 
 
 def check_target(path: Path, replace: bool) -> None:

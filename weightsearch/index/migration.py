@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from weightsearch.index import database, vectors
+from weightsearch.index import checks, database, vectors
 from weightsearch.index.connection import Database
 from weightsearch.index.database import SCHEMA
 from weightsearch.index.manifest import FORMAT, read_manifest, write_manifest
@@ -16,7 +16,8 @@ def migrate(path: Path, rows: Database, wait_seconds: float) -> None:
     """Does nothing to an index of this format.
 
     Format 1 kept the rows' count, the database's checksum and the FAISS file's in the manifest, which every change of
-    rows would have made wrong. Format 2 had no identity, epochs without fractions, and cut a split's name short.
+    rows would have made wrong. Format 2 had no identity, epochs without fractions, and cut a split's name short. At
+    first format 3 had no checksums of rows.
     Readers take the database in its old forms and in its new one.
     """
     manifest = read_manifest(path)
@@ -26,10 +27,14 @@ def migrate(path: Path, rows: Database, wait_seconds: float) -> None:
         manifest |= {"format": FORMAT, "identity": uuid.uuid4().hex}
         write_manifest(path, manifest)
     with rows.open() as connection:
-        if database.is_current(connection):
-            return
-    with rows.open(read_only=False, wait_seconds=wait_seconds) as connection:
-        connection.begin()
+        state = database.state(connection)
+    if checks.are_kept(state):
+        return
+    if state.identity is not None:
+        with rows.transaction(wait_seconds) as connection:
+            checks.renew(connection)
+        return
+    with rows.transaction(wait_seconds) as connection:
         connection.execute("CREATE TEMP TABLE old_rows AS SELECT * FROM ix.checkpoints")
         connection.execute("CREATE TEMP TABLE old_state AS SELECT * FROM ix.state")
         connection.execute("DROP TABLE ix.checkpoints; DROP TABLE ix.state; DROP TABLE IF EXISTS ix.keys")
@@ -42,8 +47,8 @@ def migrate(path: Path, rows: Database, wait_seconds: float) -> None:
             [manifest["identity"]],
         )
         database.learn_keys(connection, "ix.checkpoints")
+        checks.renew(connection)
         connection.execute("DROP TABLE temp.old_rows; DROP TABLE temp.old_state")
-        connection.commit()
 
 
 def _from_format_1(path: Path, manifest: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 from weightsearch.files import sync, write_whole
 
 PAGE_BYTES = 4096
+BLOCK_BYTES, BLOCK_ROWS = 2**20, 64  # of vectors that are all read: as much as is in a processor's cache at once
 
 
 class DamagedVectorsError(Exception):
@@ -35,6 +36,7 @@ class PagedVectors:
     matrix: np.ndarray  # float32 (n, D), mapped
     checksums: np.ndarray  # uint64 (pages,)
     checked: np.ndarray = field(repr=False)  # bool (pages,)
+    page_bytes: int = PAGE_BYTES
 
     @classmethod
     def open(cls, directory: Path, description: dict[str, Any]) -> Self | None:
@@ -56,17 +58,25 @@ class PagedVectors:
         if at is None:
             pages = np.flatnonzero(~self.checked)
         else:
-            first, last = at * row_bytes // PAGE_BYTES, ((at + 1) * row_bytes - 1) // PAGE_BYTES
+            first, last = at * row_bytes // self.page_bytes, ((at + 1) * row_bytes - 1) // self.page_bytes
             further = range(int((last - first).max(initial=0)) + 1)
             asked = np.concatenate([np.minimum(first + i, last) for i in further])
             pages = np.unique(asked[~self.checked[asked]])
-        damaged = pages[page_checksums(self.matrix, pages) != self.checksums[pages]]
+        damaged = pages[page_checksums(self.matrix, pages, self.page_bytes) != self.checksums[pages]]
         self.checked[np.setdiff1d(pages, damaged)] = True
         if len(damaged):
-            starts = damaged * PAGE_BYTES // row_bytes
-            ends = np.minimum(-(-(damaged + 1) * PAGE_BYTES // row_bytes), len(self.matrix))
+            starts = damaged * self.page_bytes // row_bytes
+            ends = np.minimum(-(-(damaged + 1) * self.page_bytes // row_bytes), len(self.matrix))
             rows = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
             raise DamagedVectorsError(np.unique(np.concatenate(rows)))
+
+    def check_page(self, page: int) -> None:
+        """As `check`, of one page."""
+        if not self.checked[page]:
+            content = self.matrix.reshape(-1).view(np.uint8)[page * self.page_bytes : (page + 1) * self.page_bytes]
+            if xxh3_64_intdigest(content.data) != int(self.checksums[page]):
+                self.check()
+            self.checked[page] = True
 
     def all_damage(self) -> DamagedVectorsError | None:
         """What is wrong in the whole file, which is read."""
@@ -77,11 +87,16 @@ class PagedVectors:
         return None
 
 
-def page_checksums(matrix: np.ndarray, pages: np.ndarray) -> np.ndarray:
+def block_bytes(width: int) -> int:
+    """A page's size for vectors of `width` values that are all read: whole vectors, in groups as FAISS takes them."""
+    return max(1, BLOCK_BYTES // (4 * width * BLOCK_ROWS)) * BLOCK_ROWS * 4 * width
+
+
+def page_checksums(matrix: np.ndarray, pages: np.ndarray, page_bytes: int = PAGE_BYTES) -> np.ndarray:
     """XXH3 of each of these pages `(m,)` of an array's content, of which the last one may be short: uint64 `(m,)`."""
     content = matrix.reshape(-1).view(np.uint8).data
-    starts = (pages * PAGE_BYTES).tolist()
-    return np.array([xxh3_64_intdigest(content[start : start + PAGE_BYTES]) for start in starts], np.uint64)
+    starts = (pages * page_bytes).tolist()
+    return np.array([xxh3_64_intdigest(content[start : start + page_bytes]) for start in starts], np.uint64)
 
 
 def append(path: Path, rows: int, blocks: Iterable[np.ndarray]) -> int:

@@ -54,8 +54,12 @@ class Segment:
         return out
 
     def _cached(self, query: np.ndarray, at: np.ndarray | None) -> np.ndarray:
-        if self.cache.paged is not None:
-            self.cache.paged.check(at)
+        blocks = self.cache.blocks
+        if blocks is not None and at is None and not blocks.checked.all():
+            return vectors.verified_distances(query, blocks, self.metric)
+        for pages in (self.cache.paged, blocks):
+            if pages is not None and not pages.checked.all():
+                pages.check(at)
         if self.cache.matrix is not None:
             return vectors.distances(query, self.cache.matrix, self.metric, at)
         decoded = vectors.decode(self.cache, at)

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.files import MISREAD
-from weightsearch.index import paged
+from weightsearch.index import checks, database, paged
 from weightsearch.index.database import Columns
 from weightsearch.index.manifest import is_sealed, write_sealed
 from weightsearch.index.paged import DamagedVectorsError, PagedVectors
@@ -56,13 +56,14 @@ def extend(directory: Path, generation: int, target: Target, fresh: Callable[[in
     _write(directory, columns, target, before.only_dataset if same else None, before)
 
 
-def load(directory: Path, generation: int, target: Target, table: str) -> Columns | None:
+def load(directory: Path, generation: int, target: Target, connection: duckdb.DuckDBPyConnection) -> Columns | None:
     """The columns as of exactly this generation, mapped; None where there are no sound files of them."""
     saved = _open(directory, generation, target)
     if saved is None:
         return None
     parts = {name: saved.part(name) for name in PARTS}
-    return Columns(generation, table=table, only_dataset=saved.only_dataset, **parts)
+    table, is_sound = database.rows_sql(connection), checks.row_sql(connection, "shown_hash")
+    return Columns(generation, table=table, is_sound=is_sound, only_dataset=saved.only_dataset, **parts)
 
 
 def leftovers(directory: Path) -> list[Path]:

@@ -19,11 +19,11 @@ import numpy as np
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD
-from weightsearch.index import database, filters, planner, reranked, snapshot, vectors
+from weightsearch.index import checks, database, filters, planner, reranked, snapshot, vectors
 from weightsearch.index.connection import Database
 from weightsearch.index.database import Columns
 from weightsearch.index.kept import IDS_LARGEST, Kept, NotKept, Watch
-from weightsearch.index.manifest import DATABASE, MANIFEST, is_intact, listed_files, read_manifest
+from weightsearch.index.manifest import DATABASE, MANIFEST, Stamp, stamp_of, verified, verify_files
 from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.planner import Segment
 from weightsearch.index.thresholds import distinct, grades_of, thresholds_among
@@ -31,7 +31,6 @@ from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection,
 
 REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
 
-Stamp = tuple[int, int, int]
 T = TypeVar("T")
 
 log = logging.getLogger("weightsearch")
@@ -69,27 +68,12 @@ class IndexStore:
         # Of who is within `asked`: thread, connection (None: all is of memory) and generation.
         self._one = threading.Lock()  # thread at a time is within `asked`
         self._held: tuple[int, duckdb.DuckDBPyConnection | None, int] | None = None
-        self._take_whole(*self._verified(path))
+        self._take_whole(*verified(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Opens the index directory at `path`; verifies the encoders' files by their checksums."""
+        """Opens the index directory at `path`. Its files are verified by their checksums when they are first used."""
         return cls(Path(path))
-
-    @staticmethod
-    def _verified(path: Path) -> tuple[dict[str, Any], Stamp | None]:
-        """The manifest, after a look at the files that it lists, and when it was written."""
-        stamp = _stamp(path / MANIFEST)
-        manifest = read_manifest(path)
-        for name, expected in listed_files(path, manifest):
-            if not name.endswith(".faiss") and not is_intact(path / name, expected):
-                raise WeightsearchError(
-                    f"{path / name} is missing or damaged (its checksum is not the manifest's); "
-                    "restore it from a copy or make the index again with `weightsearch train`"
-                )
-        if not (path / DATABASE).is_file():
-            raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
-        return manifest, stamp
 
     def _take_whole(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
         try:
@@ -111,6 +95,7 @@ class IndexStore:
             for fingerprint, entry in manifest["architectures"].items()
         }
         self.database = Database(self.path / DATABASE)
+        self._verified_encoders: set[str] = set()
         self._columns_of: dict[str, Columns] = {}
         self._segments: dict[str, Segment] = {}
         self._damaged: dict[str, np.ndarray] = {}  # numbers of rows whose vectors are taken from the database
@@ -186,12 +171,12 @@ class IndexStore:
     def refresh(self) -> None:
         """Reads the manifest again where it has changed: for another index, or for one more architecture."""
         deadline = time.monotonic() + REPLACED_WAIT_SECONDS
-        stamp = _stamp(self.path / MANIFEST)
+        stamp = stamp_of(self.path)
         while stamp is None and time.monotonic() < deadline:  # between the two renames of a replacement
             time.sleep(0.01)
-            stamp = _stamp(self.path / MANIFEST)
+            stamp = stamp_of(self.path)
         if stamp is None or stamp != self._manifest_stamp:
-            self._take_whole(*self._verified(self.path))
+            self._take_whole(*verified(self.path))
 
     def __len__(self) -> int:
         return sum(self.count(fingerprint) for fingerprint in self.architectures)
@@ -202,6 +187,10 @@ class IndexStore:
         self.asked(lambda: self._segment(fingerprint))
 
     def encoder_directory(self, fingerprint: str) -> Path:
+        """Where an architecture's encoder is, whose files are compared with their checksums the first time."""
+        if fingerprint not in self._verified_encoders:
+            verify_files(self.path, self.manifest, fingerprint)
+            self._verified_encoders.add(fingerprint)
         return self.path / fingerprint
 
     def count(self, fingerprint: str) -> int:
@@ -256,6 +245,9 @@ class IndexStore:
                 f"WHERE {begins} AND architecture IN ({database.places(among)}) LIMIT 3",
                 [id, *among],
             ).fetchall()
+            if not rows:
+                for one in among:
+                    checks.verify(connection, one, ["id"])
             if len(rows) != 1:
                 several = ", ".join(f"{row[2]} of architecture {row[0]}" for row in rows)
                 what = f"more than one ({several})" if rows else "no checkpoint"
@@ -322,7 +314,8 @@ class IndexStore:
     def _pass_over(self, fingerprint: str, error: DamagedVectorsError) -> None:
         """Takes the vectors that were found damaged from the database from now on."""
         segment = self._segments.pop(fingerprint)
-        error = (segment.cache.paged and segment.cache.paged.all_damage()) or error  # one page is rarely alone
+        pages = segment.cache.paged or segment.cache.blocks
+        error = (pages and pages.all_damage()) or error  # one page is rarely alone
         message = "%s: %s in the file of vectors are damaged, and are taken from %s until `weightsearch rebuild`"
         log.warning(message, self.path / fingerprint, error, DATABASE)
         numbers = segment.cache.numbers[error.positions]
@@ -367,7 +360,7 @@ class IndexStore:
         numbers = segment.columns.numbers
         grades = self._grades(segment.columns, selection.good, selection.bad)
         wanted = distinct(np.concatenate([numbers[rows] for rows, _ in lists]))
-        by_number = self._kept.rows_of(self.connection, segment.columns.table, wanted.tolist())
+        by_number = self._kept.rows_of(self.connection, segment.columns, wanted.tolist())
 
         def neighbour(row: int, distance: float) -> Neighbour:
             id, accuracy, epoch, run, recipe, dataset, metadata, source = by_number[int(numbers[row])]
@@ -396,7 +389,7 @@ class IndexStore:
         columns, generation = self._columns_of.get(fingerprint), self._generation
         if columns is None or columns.generation != generation:
             with self.connection() as connection:
-                saved = snapshot.load(self.path / fingerprint, generation, self.target, database.rows_sql(connection))
+                saved = snapshot.load(self.path / fingerprint, generation, self.target, connection)
                 columns = saved or database.columns(connection, fingerprint, self.target)
             self._columns_of[fingerprint] = columns
         return columns
@@ -416,7 +409,7 @@ class IndexStore:
 
     def _cache(self, connection: duckdb.DuckDBPyConnection, fingerprint: str, columns: Columns) -> vectors.Cache:
         """The newest FAISS file that is whole; made anew from the database, in memory, where none is."""
-        cache = self.newest_cache(fingerprint, columns.generation)
+        cache = self.newest_cache(fingerprint, columns.generation, at_once=False)
         if cache is not None:
             return cache
         log.warning(
@@ -429,11 +422,15 @@ class IndexStore:
             factory = "Flat"  # codes take long to make
         return vectors.build(*database.embeddings(connection, fingerprint), self.metric, factory)
 
-    def newest_cache(self, fingerprint: str, generation: int) -> vectors.Cache | None:
-        """The newest FAISS file up to a generation that is as its description says; None where there is none."""
+    def newest_cache(self, fingerprint: str, generation: int, *, at_once: bool = True) -> vectors.Cache | None:
+        """The newest FAISS file up to a generation that is as its description says; None where there is none.
+
+        Where not `at_once`, its exact vectors are verified as they are used: see `vectors.Cache.blocks`.
+        """
         for _ in range(2):  # a writer may remove a file just after it was listed here
             for path in vectors.cache_files(self.path / fingerprint, generation):
-                cache = vectors.load(path, vectors.read_info(path, self.manifest))
+                info = vectors.read_info(path, self.manifest)
+                cache = vectors.load(path, info, at_once=at_once)
                 if cache is not None:
                     return cache
         return None
@@ -483,15 +480,6 @@ class IndexStore:
 
 
 ID_LETTERS = 16
-
-
-def _stamp(manifest: Path) -> Stamp | None:
-    """Changes whenever the manifest is written; None while there is none, between two renames."""
-    try:
-        status = manifest.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 __all__ = ["IndexStore", "Neighbourhood", "Row"]

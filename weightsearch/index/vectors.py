@@ -6,17 +6,18 @@ import json
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
 import numpy as np
+from xxhash import xxh3_128
 
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD, sync, write_whole
-from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_sealed, write_sealed
-from weightsearch.index.paged import PagedVectors
+from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_intact_around, is_sealed, write_sealed
+from weightsearch.index.paged import PagedVectors, block_bytes, page_checksums
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":
@@ -65,6 +66,7 @@ class Cache:
     info: CacheInfo
     matrix: np.ndarray | None  # float32 (n, D) view of the exact vectors, where they are kept, else None
     paged: PagedVectors | None = None  # whose matrix that is, where FAISS holds codes
+    blocks: PagedVectors | None = None  # of the same matrix where FAISS has the vectors, verified as they are used
 
     @property
     def is_exact(self) -> bool:
@@ -149,11 +151,27 @@ def tune(inner: Any, vectors: np.ndarray, metric: Metric) -> tuple[int | None, f
 def save(cache: Cache, path: Path) -> CacheInfo:
     """Writes the FAISS file and then, beside it, what it is; both appear whole or not at all."""
     # Not write_index, whose full disk is no OSError.
-    write_whole(path, faiss.serialize_index(cache.index).data)
-    info = CacheInfo(**{**asdict(cache.info), "file": describe_file(path)})
+    content = faiss.serialize_index(cache.index).data
+    write_whole(path, content)
+    info = CacheInfo(**{**asdict(cache.info), "file": describe_file(path) | _describe_blocks(cache, content)})
     write_info(path, info)
     sync(path.parent)
     return info
+
+
+def _describe_blocks(cache: Cache, content: memoryview) -> dict[str, Any]:
+    """Checksums of the exact vectors, which lie one behind the other before the rows' numbers, and of all around."""
+    if not cache.is_exact or cache.matrix is None or not len(cache.matrix):
+        return {}
+    end = len(content) - 8 * (1 + len(cache.numbers))
+    start = end - cache.matrix.nbytes
+    if not np.array_equal(np.frombuffer(content[start:end], np.float32), cache.matrix.ravel()):
+        return {}
+    size = block_bytes(cache.inner.d)
+    checksums = page_checksums(cache.matrix, np.arange(-(-cache.matrix.nbytes // size)), size)
+    around = xxh3_128(content[:start])
+    around.update(content[end:])
+    return {"around": around.hexdigest(), "start": start, "block_bytes": size, "blocks": checksums.tolist()}
 
 
 def behind(cached: np.ndarray, numbers: np.ndarray) -> int:
@@ -192,9 +210,17 @@ def write_info(path: Path, info: CacheInfo) -> None:
     write_sealed(path.with_suffix(".json"), asdict(info))
 
 
-def load(path: Path, info: CacheInfo | None) -> Cache | None:
-    """Maps the FAISS file into memory; None where it is missing, damaged or not what `info` says."""
-    if info is None or not is_intact(path, info.file):
+def load(path: Path, info: CacheInfo | None, *, at_once: bool = True) -> Cache | None:
+    """Maps the FAISS file into memory; None where it is missing, damaged or not what `info` says.
+
+    Where not all of it is to be verified `at_once`, exact vectors are verified as they are used: see `Cache.blocks`.
+    """
+    if info is None or info.file is None:
+        return None
+    checksums = None if at_once else info.file.get("blocks")
+    if checksums is None and not is_intact(path, info.file):
+        return None
+    if checksums is not None and not is_intact_around(path, info.file, info.file["start"], _end(info)):
         return None
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
@@ -206,7 +232,46 @@ def load(path: Path, info: CacheInfo | None) -> Cache | None:
         if paged is None or len(paged.matrix) != info.rows:
             return None
     cache = Cache.of(index, info, paged)
-    return cache if len(cache.numbers) == info.rows else None
+    if len(cache.numbers) != info.rows:
+        return None
+    if checksums is not None:
+        if cache.matrix is None or cache.matrix.nbytes != _end(info) - info.file["start"]:
+            return None
+        unseen = np.zeros(len(checksums), bool)
+        blocks = PagedVectors(path, cache.matrix, np.array(checksums, np.uint64), unseen, info.file["block_bytes"])
+        cache = replace(cache, blocks=blocks)
+    return cache
+
+
+def _end(info: CacheInfo) -> int:
+    """Of the exact vectors in the file."""
+    assert info.file is not None
+    return int(info.file["bytes"]) - 8 * (1 + info.rows)
+
+
+def verified_distances(query: np.ndarray, vectors: PagedVectors, metric: Metric) -> np.ndarray:
+    """As `distances` to all; each block is compared with its checksum just before, so that memory is read once.
+
+    Raises DamagedVectorsError.
+    """
+    count, width = vectors.matrix.shape
+    out, kernel = np.empty(count, np.float32), _kernel(metric)
+    rows = vectors.page_bytes // (4 * width)
+    for page, start in enumerate(range(0, count, rows)):
+        vectors.check_page(page)
+        block = vectors.matrix[start : start + rows]
+        kernel(faiss.swig_ptr(out[start:]), faiss.swig_ptr(query), faiss.swig_ptr(block), width, len(block))
+    return _finished(out, metric)
+
+
+def _kernel(metric: Metric) -> Any:
+    return faiss.fvec_inner_products_ny if metric is Metric.COSINE else faiss.fvec_L2sqr_ny
+
+
+def _finished(out: np.ndarray, metric: Metric) -> np.ndarray:
+    """What a kernel wrote as distances, in place."""
+    np.subtract(1.0, out, out=out) if metric is Metric.COSINE else np.sqrt(out, out=out)
+    return np.maximum(out, 0.0, out=out)
 
 
 def distances(query: np.ndarray, vectors: np.ndarray, metric: Metric, at: np.ndarray | None = None) -> np.ndarray:
@@ -220,20 +285,18 @@ def distances(query: np.ndarray, vectors: np.ndarray, metric: Metric, at: np.nda
     if count == 0:
         return out
     pointers = (faiss.swig_ptr(out), faiss.swig_ptr(query), faiss.swig_ptr(vectors))
-    cosine = metric is Metric.COSINE
     if at is None:
-        (faiss.fvec_inner_products_ny if cosine else faiss.fvec_L2sqr_ny)(*pointers, width, count)
+        _kernel(metric)(*pointers, width, count)
     else:
         at = np.ascontiguousarray(at, np.int64)
-        by_index = faiss.fvec_inner_products_by_idx if cosine else faiss.fvec_L2sqr_by_idx
+        by_index = faiss.fvec_inner_products_by_idx if metric is Metric.COSINE else faiss.fvec_L2sqr_by_idx
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(
             1
         )  # of this thread's calls: one query gives others no work, but makes it wait for them
         by_index(*pointers, faiss.swig_ptr(at), width, 1, count)
         faiss.omp_set_num_threads(threads)
-    np.subtract(1.0, out, out=out) if cosine else np.sqrt(out, out=out)
-    return np.maximum(out, 0.0, out=out)
+    return _finished(out, metric)
 
 
 def decode(cache: Cache, at: np.ndarray | None) -> np.ndarray:

@@ -26,7 +26,7 @@ from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.plain_values import PlainValues
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full, lock
-from weightsearch.index import database, filters, migration, reranked, snapshot, vectors
+from weightsearch.index import checks, database, filters, migration, reranked, snapshot, vectors
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.database import Rows
 from weightsearch.index.manifest import DATABASE, read_manifest, write_manifest
@@ -64,15 +64,8 @@ class Writer:
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """One commit, and one short hold of the database's lock."""
-        with self.database.open(read_only=False, wait_seconds=WRITER_WAIT_SECONDS) as connection:
-            connection.begin()
-            try:
-                yield connection
-                connection.commit()
-            except BaseException:
-                with contextlib.suppress(duckdb.Error):  # some errors end the transaction by themselves
-                    connection.rollback()
-                raise
+        with self.database.transaction(WRITER_WAIT_SECONDS) as connection:
+            yield connection
 
 
 @contextmanager
@@ -154,7 +147,8 @@ def remove_rows(
             with writer.transaction() as connection:
                 connection.register("gone", {"number": batch})
                 _forget_signatures(connection)
-                connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
+                with checks.following(connection, "number IN (SELECT number FROM gone)"):
+                    connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
                 connection.unregister("gone")
                 connection.execute("UPDATE ix.state SET generation = generation + 1")
         for fingerprint in IndexStore.open(path).architectures:
@@ -255,8 +249,9 @@ def _update(connection: duckdb.DuckDBPyConnection, changes: Mapping[str, Mapping
                 metadata[id][name] = value
     if with_own_columns:
         columns["metadata"] = {id: json.dumps(metadata[id]) for id in with_own_columns}
-    for name, by_id in columns.items():
-        _set_column(connection, name, by_id)
+    with checks.following(connection, "id IN (SELECT id FROM wanted)"):
+        for name, by_id in columns.items():
+            _set_column(connection, name, by_id)
     if with_own_columns:
         database.learn_keys(connection, those)
     connection.unregister("wanted")
@@ -367,8 +362,8 @@ def save_snapshot(writer: Writer, fingerprint: str) -> None:
     index, directory = IndexStore.open(writer.path), writer.path / fingerprint
     if index.count(fingerprint) > vectors.EXACT_LIMIT:
         with index.connection() as connection:
-            generation, table = database.generation(connection), database.rows_sql(connection)
-            if snapshot.load(directory, generation, index.target, table) is None:
+            generation = database.generation(connection)
+            if snapshot.load(directory, generation, index.target, connection) is None:
                 snapshot.save(directory, database.columns(connection, fingerprint, index.target), index.target)
 
 

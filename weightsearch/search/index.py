@@ -56,6 +56,10 @@ if TYPE_CHECKING:
 
 NEAREST_RUNS = 5
 FEWEST_COMPARED = 20  # rows of a dataset that good and bad are told from
+_OF_THE_STORE = {
+    "count", "descriptions", "encoder_directory", "finals", "grades", "keys", "load", "manifest", "newest_cache",
+    "prepared", "search", "width",
+}  # fmt: skip
 REPLACED_ATTEMPTS = 5  # of a question while another index takes this one's place
 
 
@@ -130,6 +134,12 @@ class Index:
         """Bad at or worse than the first, good at or better than the second: values ("0.9") or quantiles ("q75")."""
         return self.store.thresholds(fingerprint, good, bad)
 
+    def __getattr__(self, name: str) -> Any:
+        """The store's methods that were this class's own in version 0.1.0."""
+        if name not in _OF_THE_STORE:
+            raise AttributeError(f"weightsearch.Index has no {name}")
+        return getattr(self.store, name)
+
     def __len__(self) -> int:
         """Checkpoints of all architectures."""
         return len(self.store)
@@ -141,9 +151,8 @@ class Index:
         return f"<p><b>weightsearch.Index</b> {html.escape(self._summary())}</p>"
 
     def _summary(self) -> str:
-        """Name, rows, spaces and age, in a line."""
         spaces = "1 space" if len(self.architectures) == 1 else f"{len(self.architectures)} spaces"
-        age = _age(time.time() - (self.path / DATABASE).stat().st_mtime)
+        age = wording.age(time.time() - (self.path / DATABASE).stat().st_mtime)
         return f"{self.path}: {len(self):,} checkpoints in {spaces}, changed {age} ago"
 
     def query(
@@ -486,14 +495,6 @@ def query(
         model, k, id=id, where=where, good=good, bad=bad, within=within, not_run=not_run, per_run=per_run, run=run,
         epoch=epoch, activation=activation, weights=weights,
     )  # fmt: skip
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return "less than a minute"
 
 
 __all__ = ["Answer", "Forecast", "Index", "Novelty", "query"]

@@ -467,3 +467,17 @@ def as_html(answer: AnswerData) -> str:
         shown.insert(1, f"its recipe: {recipe_text(answer.recipe)}")
     listed = [*tables(answer), *([layers_table(answer)] if answer.layers else [])]
     return render_html("answer.html", verdict=answer.verdict, label=answer.label, remarks=shown, tables=listed)
+
+
+def age(seconds: float) -> str:
+    """In the largest unit of which there is one.
+
+    Example:
+        >>> age(7300)
+        '2 hours'
+    """
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "less than a minute"
