@@ -11,9 +11,11 @@ import duckdb
 import numpy as np
 import pytest
 
+from tests.attack.kills import make_old
 from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
+from tests.index.test_writer import more_rows
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import IndexStore, Rows, add_rows, create_index, info
+from weightsearch.index import IndexStore, Rows, add_rows, create_index, info, remove_rows
 from weightsearch.index.manifest import FORMAT, read_manifest, write_manifest
 from weightsearch.index.writer import update_where
 from weightsearch.paths import REFERENCE_INDEX
@@ -123,3 +125,20 @@ def test_readers_meet_one_index_or_the_other_while_it_is_replaced_again_and_agai
     writer.join()
     assert asked > 10
     assert not mixed
+
+
+@pytest.mark.slow
+def test_a_number_of_a_removed_row_is_not_given_again_after_migration(tmp_path: Path):
+    """FAISS's file still has the removed row's vector under it."""
+    path = tmp_path / "index"
+    make_index(path, make_rows(30))
+    assert remove_rows(path, where="number >= 27") == 3
+    make_old(path)
+    rows = more_rows(3, 100, seed=8)
+    add_rows(path, DENSE.fingerprint, rows)
+    assert read_manifest(path)["format"] == FORMAT
+    index = IndexStore.open(path)
+    assert index.numbers(DENSE.fingerprint).tolist() == [*range(27), 30, 31, 32]
+    for id, embedding in zip(rows.id, rows.embedding, strict=True):
+        nearest = index.search(DENSE.fingerprint, embedding, 1).neighbours[0]
+        assert (nearest.id, nearest.distance < 1e-5) == (id, True)

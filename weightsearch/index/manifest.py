@@ -21,7 +21,6 @@ MANIFEST = "manifest.json"  # holds only what adding and removing rows leaves as
 DATABASE = "index.duckdb"
 CARD = "README.md"  # for people, who may edit it
 SEAL = "checksum"
-SMALL_BYTES = 2**16  # files up to this size are verified when an index is opened, others when they are used
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -69,32 +68,18 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def verified(path: Path) -> tuple[dict[str, Any], Stamp | None]:
-    """The manifest of the index `path`, after a look at its small files, and when it was written."""
+    """The manifest of the index `path`, after a look at the files that it lists, and when it was written."""
     stamp = stamp_of(path)
     manifest = read_manifest(path)
-    verify_files(path, manifest)
-    if not (path / DATABASE).is_file():
-        raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
-    return manifest, stamp
-
-
-def verify_files(path: Path, manifest: dict[str, Any], fingerprint: str | None = None) -> None:
-    """Raises WeightsearchError for a listed file that is not as it was written: of one architecture, or the small ones.
-
-    Of a large one it is enough that it is there until it is used.
-    """
     for name, expected in listed_files(path, manifest):
-        if name.endswith(".faiss") or (fingerprint is not None and not name.startswith(f"{fingerprint}/")):
-            continue
-        try:
-            is_later = fingerprint is None and SMALL_BYTES < expected["bytes"] == (path / name).stat().st_size
-        except OSError:
-            is_later = False
-        if not is_later and not is_intact(path / name, expected):
+        if not name.endswith(".faiss") and not is_intact(path / name, expected):
             raise WeightsearchError(
                 f"{path / name} is missing or damaged (its checksum is not the manifest's); "
                 "restore it from a copy or make the index again with `weightsearch train`"
             )
+    if not (path / DATABASE).is_file():
+        raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
+    return manifest, stamp
 
 
 def listed_files(path: Path, manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

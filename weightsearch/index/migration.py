@@ -43,12 +43,22 @@ def migrate(path: Path, rows: Database, wait_seconds: float) -> None:
         connection.execute("UPDATE ix.checkpoints SET split = 'calibration' WHERE split = 'calibratio'")
         connection.execute(
             "UPDATE ix.state SET generation = (SELECT generation FROM old_state), "
-            "next_number = (SELECT coalesce(max(number) + 1, 0) FROM old_rows), identity = ?",
-            [manifest["identity"]],
+            "next_number = greatest(?, (SELECT coalesce(max(number) + 1, 0) FROM old_rows)), identity = ?",
+            [_next_number(path, manifest), manifest["identity"]],
         )
         database.learn_keys(connection, "ix.checkpoints")
         checks.renew(connection)
         connection.execute("DROP TABLE temp.old_rows; DROP TABLE temp.old_state")
+
+
+def _next_number(path: Path, manifest: dict[str, Any]) -> int:
+    """Behind all numbers in FAISS's files, which may still have those of rows that were removed."""
+    numbers = [0]
+    for file in path.glob("*/vectors-*.faiss"):
+        cache = vectors.load(file, vectors.read_info(file, manifest))
+        if cache is not None and len(cache.numbers):
+            numbers.append(int(cache.numbers[-1]) + 1)
+    return max(numbers)
 
 
 def _from_format_1(path: Path, manifest: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from weightsearch.index import checks, database, filters, planner, reranked, sna
 from weightsearch.index.connection import Database
 from weightsearch.index.database import Columns
 from weightsearch.index.kept import IDS_LARGEST, Kept, NotKept, Watch
-from weightsearch.index.manifest import DATABASE, MANIFEST, Stamp, stamp_of, verified, verify_files
+from weightsearch.index.manifest import DATABASE, MANIFEST, Stamp, stamp_of, verified
 from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.planner import Segment
 from weightsearch.index.thresholds import distinct, grades_of, thresholds_among
@@ -72,7 +72,7 @@ class IndexStore:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Opens the index directory at `path`. Its files are verified by their checksums when they are first used."""
+        """Opens the index directory at `path`; verifies the encoders' files by their checksums."""
         return cls(Path(path))
 
     def _take_whole(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
@@ -95,9 +95,9 @@ class IndexStore:
             for fingerprint, entry in manifest["architectures"].items()
         }
         self.database = Database(self.path / DATABASE)
-        self._verified_encoders: set[str] = set()
         self._columns_of: dict[str, Columns] = {}
         self._segments: dict[str, Segment] = {}
+        self._rotten: set[str] = set()  # FAISS files, by their checksums, that turned out to be damaged
         self._damaged: dict[str, np.ndarray] = {}  # numbers of rows whose vectors are taken from the database
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
         self._watch = Watch(self.path / DATABASE)
@@ -187,10 +187,6 @@ class IndexStore:
         self.asked(lambda: self._segment(fingerprint))
 
     def encoder_directory(self, fingerprint: str) -> Path:
-        """Where an architecture's encoder is, whose files are compared with their checksums the first time."""
-        if fingerprint not in self._verified_encoders:
-            verify_files(self.path, self.manifest, fingerprint)
-            self._verified_encoders.add(fingerprint)
         return self.path / fingerprint
 
     def count(self, fingerprint: str) -> int:
@@ -314,8 +310,10 @@ class IndexStore:
     def _pass_over(self, fingerprint: str, error: DamagedVectorsError) -> None:
         """Takes the vectors that were found damaged from the database from now on."""
         segment = self._segments.pop(fingerprint)
-        pages = segment.cache.paged or segment.cache.blocks
-        error = (pages and pages.all_damage()) or error  # one page is rarely alone
+        if segment.cache.paged is None:  # few enough to take all from the database
+            self._rotten.add(str(segment.cache.info.file and segment.cache.info.file["xxh3"]))
+            return
+        error = segment.cache.paged.all_damage() or error  # one page is rarely alone
         message = "%s: %s in the file of vectors are damaged, and are taken from %s until `weightsearch rebuild`"
         log.warning(message, self.path / fingerprint, error, DATABASE)
         numbers = segment.cache.numbers[error.positions]
@@ -430,6 +428,8 @@ class IndexStore:
         for _ in range(2):  # a writer may remove a file just after it was listed here
             for path in vectors.cache_files(self.path / fingerprint, generation):
                 info = vectors.read_info(path, self.manifest)
+                if info is None or (info.file is not None and info.file.get("xxh3") in self._rotten):
+                    continue
                 cache = vectors.load(path, info, at_once=at_once)
                 if cache is not None:
                     return cache
