@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -61,14 +61,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'run,accuracy'
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if str(temporary) in (error.filename, error.filename2):  # which nobody asked for
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the same once more
+            temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: str | Path, error: BaseException) -> WeightsearchError:
+    """What is said where a library could not write a file for us."""
+    full = is_disk_full(error)
+    return WeightsearchError(f"cannot write {path}: {DISK_FULL if full else str(error).splitlines()[0]}")
 
 
 def refuse_to_overwrite(path: str | Path, overwrite: bool) -> None:

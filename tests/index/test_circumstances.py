@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from weightsearch.index import (
     add_rows,
     create_index,
     doctor,
+    export,
     rebuild,
     remove_rows,
     update_rows,
@@ -290,3 +292,31 @@ def test_a_fork_may_free_what_its_parent_left(tmp_path: Path):
         gc.collect()
         os._exit(0 if all(IndexStore.open(path).count(FINGERPRINT) == 20 for path in paths) else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.slow
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path):
+    """Not by the temporary file beside it."""
+    make_index(tmp_path / "index", make_rows(20))
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        export(tmp_path / "index", tmp_path / "folder.parquet", overwrite=True)
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "folder.parquet"), None)
+    with pytest.raises(FileNotFoundError, match="there is no such folder") as missing:
+        export(tmp_path / "index", tmp_path / "nowhere" / "rows.parquet")
+    assert missing.value.filename == str(tmp_path / "nowhere")
+    (tmp_path / "aim").write_text("mine")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "aim")
+    assert export(tmp_path / "index", tmp_path / "link.parquet", overwrite=True) == 20
+    assert (tmp_path / "aim").read_text() == "mine"
+    assert not (tmp_path / "link.parquet").is_symlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(WeightsearchError, match=r"cannot write .*rows\.parquet: the disk is full"):
+            export(tmp_path / "index", tmp_path / "rows.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".") or file.name == "rows.parquet"]

@@ -163,7 +163,7 @@ def main() -> None:
         if is_disk_full(error):
             complain(f"cannot write {error.filename or 'the result'}: {DISK_FULL}")
         else:
-            complain(error)
+            complain(f"{error.filename}: {error.strerror.lower()}" if error.filename and error.strerror else error)
         sys.exit(1)
     except Exception as error:
         if os.environ.get("WEIGHTSEARCH_DEBUG"):

@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import refuse_to_overwrite, replacing
+from weightsearch.errors import UsageError
+from weightsearch.files import cannot_write, refuse_to_overwrite, replacing
 from weightsearch.index import database, filters, vectors
 from weightsearch.index.store import IndexStore
 
@@ -147,5 +147,5 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None, overw
             with replacing(out) as temporary:
                 target.execute(f"COPY rows TO '{str(temporary).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)")
         except duckdb.Error as error:
-            raise WeightsearchError(f"cannot write {out}: {str(error).splitlines()[0]}") from error
+            raise cannot_write(out, error) from error
     return count

@@ -9,8 +9,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.distance import prepare
-from weightsearch.errors import WeightsearchError
-from weightsearch.files import refuse_to_overwrite, replacing
+from weightsearch.files import cannot_write, refuse_to_overwrite, replacing
 from weightsearch.index import IndexStore, export
 from weightsearch.viz.projection import Projection, nearest, project
 
@@ -84,5 +83,5 @@ def export_atlas(
                     f"COPY ({chosen}) TO '{str(temporary).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)"
                 )
         except duckdb.Error as error:
-            raise WeightsearchError(f"cannot write {out}: {str(error).splitlines()[0]}") from error
+            raise cannot_write(out, error) from error
     return count
