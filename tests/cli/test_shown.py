@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table as Grid
 from rich.text import Text
+from safetensors.numpy import save_file
 
 from weightsearch.checkpoints.discovery import Quarantined
 from weightsearch.cli import _Escaping, render
@@ -24,6 +26,8 @@ from weightsearch.search import wording as words
 from weightsearch.search.answer import Answer
 from weightsearch.text_table import Table, printable
 from weightsearch.types import Neighbour, Plan
+
+from .conftest import Run
 
 HOSTILE = "r\x1b]52;c;aGFja2Vk\x1b\\\x1b[2J\nb\r\u202e[/foo][bold]x[/bold]\x9b1m"
 
@@ -113,3 +117,24 @@ def test_ctrl_c_while_libraries_load_shows_no_traceback(module: str, tmp_path):
     assert ended.returncode in (130, -signal.SIGINT)
     assert [line.partition(";")[0] for line in ended.stderr.splitlines()[-1:]] in ([], ["interrupted"])
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_line_break_in_a_files_name_makes_no_line_of_its_own(run: Run, tmp_path: Path):
+    (tmp_path / "models").mkdir()
+    weights = {"0.weight": np.arange(12, dtype=np.float32).reshape(3, 4)}
+    for name in ("a", "b\n0 of 9 files could go", "c\udcff"):
+        save_file(weights, tmp_path / "models" / f"{name}.safetensors")
+    code, out, err = run("tidy", "models")
+    assert code == 0, err
+    assert [line for line in out.splitlines() if "could go" in line and not line.startswith(" ")] == [
+        line for line in out.splitlines() if line.startswith("2 of 3 files could go")
+    ]
+    assert "b\\n0 of 9 files could go" in out
+    code, out, err = run("add", "models", "--index", "signatures")
+    assert "3 signatures" in out, (out, err)
+    for command in ("duplicates", "lineage"):
+        code, out, err = run(command, "--index", "signatures")
+        assert code == 0, err
+        assert not [line for line in out.splitlines() if line.startswith("0 of 9")]
+        assert "b\\n0 of 9" in out

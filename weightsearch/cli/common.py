@@ -179,9 +179,9 @@ class Escaped:
                 yield segment._replace(text="\n".join(map(printable, lines)))
 
 
-def tell(text: str) -> None:
-    """Prints lines to stdout, with whatever a terminal would obey in strangers' text escaped."""
-    print("\n".join(map(printable, text.split("\n"))))
+def tell(*lines: str) -> None:
+    """Prints lines to stdout, with whatever a terminal would obey in strangers' text escaped, line breaks too."""
+    print("\n".join(map(printable, lines)))
 
 
 def say(text: str) -> None:

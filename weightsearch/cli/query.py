@@ -193,7 +193,7 @@ def sweep(
 
     console = Console()
     has_width = console.is_terminal or "COLUMNS" in os.environ
-    tell("\n".join(library.lines(table, max(60, console.width) if has_width else 120, None if lists else 20)))
+    tell(*library.lines(table, max(60, console.width) if has_width else 120, None if lists else 20))
 
 
 @app.command(epilog=example("weightsearch get 1f00c94a --out model.pt"))

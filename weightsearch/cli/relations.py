@@ -47,7 +47,10 @@ def diff(
     if expect is not None and expect != "changed" and expect not in list(Kind):
         raise UsageError(f"--expect {expect}: choose changed or one of {', '.join(Kind)}")
     comparison = run(a, b)
-    (print if as_json else tell)(json.dumps(comparison.to_dict()) if as_json else _as_text(comparison, all_layers))
+    if as_json:
+        print(json.dumps(comparison.to_dict()))
+    else:
+        tell(*_lines(comparison, all_layers))
     relation = str(comparison.relation)
     if expect == "changed" and relation in UNCHANGED:
         raise WeightsearchError(f"expected changed weights, but {b} is {relation} to {a}: {comparison.summary}")
@@ -101,9 +104,7 @@ def lineage(
     if as_json or cyclonedx:
         print(json.dumps(graph.to_dict() if as_json else graph.to_cyclonedx(), indent=1))
     else:
-        (print if html or dot else tell)(
-            graph.to_html() if html else graph.to_dot() if dot else graph.to_text().rstrip("\n")
-        )
+        print(graph.to_html() if html else graph.to_dot() if dot else graph.to_text().rstrip("\n"))
 
 
 @app.command(
@@ -144,8 +145,8 @@ def tidy(
         return
     for removal in proposal.removals:
         tell(
-            f"{_size(removal.bytes):>10}  {removal.path}\n"
-            f"            the weights stay in {removal.keep}; lost: {removal.lost}"
+            f"{_size(removal.bytes):>10}  {removal.path}",
+            f"            the weights stay in {removal.keep}; lost: {removal.lost}",
         )
     for path, reason in proposal.unread:
         say(f"not read: {path}: {reason}")
@@ -224,7 +225,7 @@ def _say_cost(folder: Path, out: Path, errors: dict[str, float], bits: int, inde
         say(f"its cost in predicted accuracy is not known: {error}")
 
 
-def _as_text(comparison: Comparison, all_layers: bool) -> str:
+def _lines(comparison: Comparison, all_layers: bool) -> list[str]:
     """For a terminal of 80 columns."""
     also = f" (also {', '.join(comparison.also)})" if comparison.also else ""
     arrow = {"a-to-b": ", a → b", "b-to-a": ", b → a"}.get(str(comparison.direction), "")
@@ -241,7 +242,7 @@ def _as_text(comparison: Comparison, all_layers: bool) -> str:
     untouched = len(comparison.layers) - len(shown)
     if untouched:
         lines.append(f"  {counted(untouched, 'tensor')} untouched")
-    return "\n".join([*lines, *_wrapped(comparison.unseen)])
+    return [*lines, *_wrapped(comparison.unseen)]
 
 
 def _change(layer: LayerChange) -> str:

@@ -20,6 +20,7 @@ from weightsearch.relations.merges import find_merge
 from weightsearch.relations.search import LIKE, by_signature, open_source, short_name
 from weightsearch.relations.signature import Signature
 from weightsearch.relations.store import Known, read_known, read_signatures
+from weightsearch.text_table import printable
 
 NEIGHBOURS = 6  # likest checkpoints each is compared with
 MOST_COMPARISONS = 20_000
@@ -89,11 +90,11 @@ class Lineage:
 
     def to_text(self) -> str:
         """A tree of each family, for the terminal."""
-        return "\n".join(self._lines(lambda text: text)) + "\n"
+        return "\n".join(self._lines(printable)) + "\n"
 
     def to_html(self) -> str:
         """One page without scripts: a tree of each family."""
-        body = "\n".join(self._lines(escape))
+        body = "\n".join(self._lines(lambda text: escape(printable(text))))
         return (
             '<!doctype html><meta charset="utf-8"><title>Lineage</title>'
             "<style>body{font:14px/1.5 ui-monospace,monospace;margin:2rem;white-space:pre}</style>\n" + body + "\n"

@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
+from weightsearch.files import clean_text
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.manifest import DATABASE
 from weightsearch.index.writer import Writer, writing
@@ -290,7 +291,8 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[
 
 
 def objects(values: Iterable[Any]) -> np.ndarray:
-    listed = list(values)
+    """A column for DuckDB, whose texts it can hold."""
+    listed = [clean_text(value) if isinstance(value, str) else value for value in values]
     column = np.empty(len(listed), object)
     column[:] = listed
     return column

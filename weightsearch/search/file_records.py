@@ -17,6 +17,7 @@ from weightsearch.checkpoints.named_tensors import find_tensors, one_line
 from weightsearch.checkpoints.runs import sketch
 from weightsearch.checkpoints.state_dict import align, assemble
 from weightsearch.errors import WeightsearchError
+from weightsearch.files import clean_text
 from weightsearch.index import IndexStore
 from weightsearch.index.zoo_rows import network_columns
 from weightsearch.relations.open_files import OpenFile, signed_tensors
@@ -95,7 +96,7 @@ class FileReader:
                 are not signed again while these are the same.
         """
         source = file.place
-        record = FileRecord(file, str(source), run_told=self.sources.name_runs)
+        record = FileRecord(file, clean_text(str(source)), run_told=self.sources.name_runs)
         try:
             with one_line(str(file.path)):
                 status = source.stat()
