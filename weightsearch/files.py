@@ -79,9 +79,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def cannot_write(path: str | Path, error: BaseException) -> WeightsearchError:
-    """What is said where a library could not write a file for us."""
-    full = is_disk_full(error)
-    return WeightsearchError(f"cannot write {path}: {DISK_FULL if full else str(error).splitlines()[0]}")
+    """What is said where we, or a library for us, could not write a file."""
+    reason = str((isinstance(error, OSError) and error.strerror) or error).splitlines()[0]
+    return WeightsearchError(f"cannot write {path}: {DISK_FULL if is_disk_full(error) else reason}")
 
 
 def refuse_to_overwrite(path: str | Path, overwrite: bool) -> None:

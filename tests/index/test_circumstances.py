@@ -24,6 +24,7 @@ from tests.attack.common import in_child
 from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
 from tests.index.test_writer import by_id, check, more_rows
 from weightsearch.errors import WeightsearchError
+from weightsearch.files import write_whole
 from weightsearch.index import (
     IndexStore,
     State,
@@ -300,11 +301,12 @@ def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path: Path):
     make_index(tmp_path / "index", make_rows(20))
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(IsADirectoryError) as caught:
-        export(tmp_path / "index", tmp_path / "folder.parquet", overwrite=True)
+        write_whole(tmp_path / "folder.parquet", "text")
     assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "folder.parquet"), None)
-    with pytest.raises(FileNotFoundError, match="there is no such folder") as missing:
-        export(tmp_path / "index", tmp_path / "nowhere" / "rows.parquet")
-    assert missing.value.filename == str(tmp_path / "nowhere")
+    for place, reason in (("folder.parquet", "Is a directory"), ("nowhere/rows.parquet", "there is no such folder")):
+        with pytest.raises(WeightsearchError) as refused:
+            export(tmp_path / "index", tmp_path / place, overwrite=True)
+        assert str(refused.value) == f"cannot write {tmp_path / place}: {reason}"
     (tmp_path / "aim").write_text("mine")
     (tmp_path / "link.parquet").symlink_to(tmp_path / "aim")
     assert export(tmp_path / "index", tmp_path / "link.parquet", overwrite=True) == 20

@@ -146,6 +146,6 @@ def export(path: str | Path, out: str | Path, *, where: str | None = None, overw
         try:
             with replacing(out) as temporary:
                 target.execute(f"COPY rows TO '{str(temporary).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)")
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError) as error:
             raise cannot_write(out, error) from error
     return count

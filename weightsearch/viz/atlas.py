@@ -82,6 +82,6 @@ def export_atlas(
                 connection.execute(
                     f"COPY ({chosen}) TO '{str(temporary).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)"
                 )
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError) as error:
             raise cannot_write(out, error) from error
     return count
