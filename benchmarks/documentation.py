@@ -298,6 +298,15 @@ def fits() -> str:
     )
 
 
+def reading_many() -> str:
+    """Many small files into an index, from benchmarks/results/reading_many.json."""
+    lines = ["| files | | `add` | share of the limit | memory |", "|---:|---|---:|---:|---:|"]
+    for row in json.loads((RESULTS / "reading_many.json").read_text())["results"]:
+        speed, memory = f"{row['files a second']:,.0f} a second", f"{row['add']['megabytes']:,.0f} MB"
+        lines.append(f"| {row['files']:,} | {row['format']} | {speed} | {row['share of the limit']:.0%} | {memory} |")
+    return "\n".join(lines)
+
+
 def map_frames() -> str:
     """How fast the interactive map draws, from benchmarks/results/map_frames.json."""
     result = json.loads((RESULTS / "map_frames.json").read_text())
@@ -507,6 +516,7 @@ def checks() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "reading-many": reading_many,
     "attack": attack,
     "checks": checks,
     "shift": shift,

@@ -114,9 +114,9 @@ def main() -> None:
                 "share of the limit": limit / added["seconds"],
             })  # fmt: skip
             print(json.dumps(results[-1], indent=1), file=sys.stderr)
+            RESULT.write_text(json.dumps({"cores": 1, "results": results}, indent=1) + "\n")
             shutil.rmtree(folder)
             shutil.rmtree(index)
-    RESULT.write_text(json.dumps({"cores": 1, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What packs save, and what rounding costs: two zoos and real files, beside Zstandard alone and half precision.
 
-    python benchmarks/relations_packs.py --v2 runs/zoos/usps-v2 --wheels wheels
+    python benchmarks/relations_packs.py --v2 runs/zoos/usps-v2 --wheels wheels [--runs 20]
 
 Writes benchmarks/results/relations_packs.json. V1's checkpoints are trained here (four runs of the preset on USPS, as
 float32); V2's are taken from a zoo (as float16, as it keeps them); `wheels` are those of `relations_real.py`. The plan
@@ -58,11 +58,11 @@ def make_v1(folder: Path) -> list[Final]:
     return [(w.copy(), str(r.activation)) for w, r in zip(checkpoint.weights, recipes, strict=True)]
 
 
-def take_v2(folder: Path, path: Path) -> list[Final]:
+def take_v2(folder: Path, path: Path, runs: int) -> list[Final]:
     zoo = Zoo.open(path)
     table = zoo.table()
     finals = []
-    for run in sorted(set(table.run.tolist()))[:RUNS]:
+    for run in sorted(set(table.run.tolist()))[:runs]:
         positions = np.flatnonzero(table.run == run)
         for position, weights in zip(positions, zoo.weights(positions), strict=True):
             write(folder, run, int(table.epoch[position]), weights, zoo.architecture, "float16")
@@ -119,6 +119,7 @@ def rounding(finals: list[Final], shape: CnnShape) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--v2", type=Path)
+    parser.add_argument("--runs", type=int, default=RUNS, help="that are taken from that zoo")
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--without-v1", action="store_true")
     options = parser.parse_args()
@@ -129,7 +130,7 @@ def main() -> None:
         if not options.without_v1:
             jobs["V1, float32"] = make_v1, PRESETS["v1"].filters
         if options.v2:
-            jobs["V2, float16"] = (lambda folder: take_v2(folder, options.v2), PRESETS["v2"].filters)
+            jobs["V2, float16"] = (lambda folder: take_v2(folder, options.v2, options.runs), PRESETS["v2"].filters)
         for name, (make, filters) in jobs.items():
             folder = Path(place) / name
             folder.mkdir()

@@ -35,6 +35,7 @@ _METRIC = re.compile(  # in a file's name; a number without a point may be anyth
     r"(\d+\.\d+)(?![\d.])",
     re.IGNORECASE,
 )
+_BY_TIME = re.compile(r"(?:^|[^a-z])(epochs?|ep|e|steps?|iter(ation)?|ckpt|checkpoint)[=_-]?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,15 @@ class Sources:
         if self.table is not None and (row := self.table.find(file.path)) is not None:
             parts.insert(0, row)
         told = merge([*parts, inside])
-        alone = not self.name_runs and file.path.relative_to(file.root).parent == Path()
-        epoch = told.epoch if told.epoch is not None else _epoch_in(file.path.relative_to(file.root), alone=alone)
+        below_root = file.path.relative_to(file.root)
+        alone = not self.name_runs and len(below_root.parts) == 1
+        epoch = told.epoch if told.epoch is not None else _epoch_in(below_root, alone=alone)
         asked = Inside(epoch, _step(told, file.path), values)
         labels = self.trackers.labels(file.path, file.root, asked)
         if self.study is not None and (label := self.study(file.path, asked)) is not None:
             labels.insert(0, label)
         metadata = merge([*parts, *(label.metadata for label in labels), inside, named])
-        run, place = self._run(file, metadata, labels)
+        run, place = self._run(file, below_root, metadata, labels)
         if metadata.epoch is None:
             metadata = replace(metadata, epoch=_epoch_in(place, alone=alone and place.parent == Path()))
         return replace(metadata, run=run)
@@ -177,9 +179,8 @@ class Sources:
         """The name of that table or study."""
         return "the study" if self.table is None else self.table.path.name
 
-    def _run(self, file: CheckpointFile, metadata: Metadata, labels: Sequence[Label]) -> tuple[str, Path]:
-        """The run's name, and the path below the given folder without what the pattern took as the run."""
-        place = file.path.relative_to(file.root)
+    def _run(self, file: CheckpointFile, place: Path, metadata: Metadata, labels: Sequence[Label]) -> tuple[str, Path]:
+        """The run's name, and the path below the given folder, `place`, without what the pattern took as the run."""
         if self.run_column is not None:
             for values in ({"run": metadata.run}, metadata.extras, metadata.recipe, metadata.config):
                 if (value := values.get(self.run_column)) is not None:
@@ -315,10 +316,7 @@ def _own_run(path: Path) -> str:
 
 def by_time(path: Path) -> bool:
     """Whether a file's name, or its folder's, tells an epoch or step: `epoch=3.ckpt`, `model_step_500.pt`."""
-    return bool(
-        re.search(r"(?:^|[^a-z])(epochs?|ep|e|steps?|iter(ation)?|ckpt|checkpoint)[=_-]?\d+", stem(path), re.IGNORECASE)
-        or STEP_FOLDER.fullmatch(path.parent.name)
-    )
+    return bool(_BY_TIME.search(stem(path)) or STEP_FOLDER.fullmatch(path.parent.name))
 
 
 def below(folder: Path, run: str) -> str:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, SHARD, looks_like_weights
@@ -196,7 +197,11 @@ def _without(name: str) -> str:
 
 def stem(path: Path) -> str:
     """A file's name without what says that it is a checkpoint."""
-    name = path.name
+    return _stem(path.name)
+
+
+@lru_cache(maxsize=4096)  # a sweep's files have the same few names
+def _stem(name: str) -> str:
     lower = name.lower()
     if lower.endswith(_SAYING_CHECKPOINT):
         for suffix in _SAYING_CHECKPOINT:
