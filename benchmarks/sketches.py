@@ -5,7 +5,8 @@
 Sketches are random but for planted relatives, whose cosines with the queries are known; foreign pairs' are normal with
 a deviation of 1/sqrt(512), as those of networks are. Recall is told of planted relatives by their cosine and of all
 that the search before had as candidates: the 12 nearest with a cosine of .18 or more. Seconds are of one thread's
-processor time. Writes benchmarks/results/sketches.json.
+processor time. --only-memory measures memory and seconds again on files of the same size whose sketches are all 0,
+since making the others takes long. Writes benchmarks/results/sketches.json.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
+from weightsearch.index import paged
+from weightsearch.index.manifest import write_sealed
 from weightsearch.relations import sketches
 from weightsearch.relations.search import CANDIDATES, LIKE
 from weightsearch.relations.signature import SKETCH_WIDTH
@@ -103,12 +107,41 @@ def answer(folder: Path, size: int) -> dict[str, Any]:
     }
 
 
+def write_empty(folder: Path, size: int) -> None:
+    """Files as `sketches.write` makes them, of random signs and of rows that are 0 and take no room on the disk."""
+    parts = {}
+    rng = np.random.default_rng(3)
+    for name, width in (("signs", SKETCH_WIDTH // 32), ("rows", sketches.WORDS)):
+        file, bytes_of = folder / f"sketches-0.{name}", size * width * 4
+        with file.open("wb") as handle:
+            if name == "signs":
+                for start in range(0, bytes_of, 2**24):
+                    handle.write(rng.bytes(min(2**24, bytes_of - start)))
+            handle.truncate(bytes_of)
+        if name == "signs":
+            parts[name] = paged.describe(file, size, width, folder / f"sketches-0.{name}-pages", None)
+            continue
+        pages = np.full(-(-bytes_of // paged.PAGE_BYTES), xxh3_64_intdigest(bytes(paged.PAGE_BYTES)), np.uint64)
+        pages[-1] = xxh3_64_intdigest(bytes(bytes_of - (len(pages) - 1) * paged.PAGE_BYTES))
+        content = pages.astype("<u8").tobytes()
+        (folder / f"sketches-0.{name}-pages").write_bytes(content)
+        parts[name] = {
+            "file": file.name, "rows": size, "width": width, "checksums": f"sketches-0.{name}-pages",
+            "xxh3": xxh3_128_hexdigest(content),
+        }  # fmt: skip
+    write_sealed(folder / sketches.DESCRIPTION, {**ABOUT, "last": size - 1, "started": 0, **parts})
+
+
+def asked(folder: Path, size: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--folder", str(folder), "--answer", str(size)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
 def measure(folder: Path, size: int) -> dict[str, Any]:
     start = time.process_time()
     sketches.write(folder, None, size - 1, lambda: blocks(size), ABOUT)
     written = time.process_time() - start
-    command = [sys.executable, __file__, "--folder", str(folder), "--answer", str(size)]
-    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    result = asked(folder, size)
     wanted, found = nearest_of_all(size), result.pop("found")
     planted = len(COSINES) * np.arange(QUERIES)[:, None] + np.arange(len(COSINES))
     result["recall"] = float(
@@ -125,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="for the files, 1.1 KB a signature; a temporary one by default")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--only-memory", action="store_true")
     parser.add_argument("--answer", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.answer:
@@ -134,7 +168,11 @@ def main() -> None:
     for size in options.sizes:
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         try:
-            result[str(size)] = measure(folder, size)
+            if options.only_memory:
+                write_empty(folder, size)
+                result[str(size)] |= {name: value for name, value in asked(folder, size).items() if name != "found"}
+            else:
+                result[str(size)] = measure(folder, size)
         finally:
             shutil.rmtree(folder)
         print(size, json.dumps(result[str(size)]), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,11 @@ class PagedVectors:
             if xxh3_64_intdigest(content.data) != int(self.checksums[page]):
                 self.check()
             self.checked[page] = True
+
+    def release(self) -> None:
+        """Lets go of the pages that were read, so that they no longer count as this process's memory."""
+        if isinstance(self.matrix.base, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.matrix.base._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
     def all_damage(self) -> DamagedVectorsError | None:
         """What is wrong in the whole file, which is read."""

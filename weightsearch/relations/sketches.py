@@ -71,6 +71,7 @@ class SketchFiles:
         positions = np.sort(positions)
         self.rows.check(positions)
         found = self.rows.matrix[positions]
+        self.rows.release()  # with each row, the system maps many that lie beside it
         numbers = np.ascontiguousarray(found[:, :2]).view(np.int64)[:, 0]
         return numbers, np.ascontiguousarray(found[:, 2:]).view(np.float16).astype(np.float32) @ sketch
 
