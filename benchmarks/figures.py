@@ -27,11 +27,13 @@ LIMIT = 300_000  # bytes
 def shrink(source: Path, target: Path) -> None:
     """A copy as wide and with as many colours as `LIMIT` allows."""
     image = Image.open(source).convert("RGB")
-    for width, colours in [(width, colours) for width in WIDTHS for colours in (256, 128)]:
+    for width, colours in [(width, colours) for width in WIDTHS for colours in (None, 256, 128)]:
         smaller = image
         if image.width > width:
             smaller = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-        smaller.quantize(colours, dither=Image.Dither.NONE).save(target, optimize=True)
+        if colours is not None:  # by coverage: rare colours are what marks have
+            smaller = smaller.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        smaller.save(target, optimize=True)
         if target.stat().st_size <= LIMIT:
             break
     print(target, f"{target.stat().st_size:,} bytes")

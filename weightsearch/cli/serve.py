@@ -45,5 +45,4 @@ def serve(
     options = ServeOptions(
         host=host, port=port, token=token, largest_upload=largest * 2**20, largest_memory=memory * 2**20
     )
-    say(f"http://{host}:{port}/ (Ctrl-C ends it)")
-    run(path, options)
+    run(path, options, lambda: say(f"http://{host}:{port}/ (Ctrl-C ends it)"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,14 @@ def create_app(index: Index | str | Path, options: ServeOptions | None = None) -
     )
 
 
-def serve(index: str | Path, options: ServeOptions) -> None:
-    """Serves until Ctrl-C."""
+def serve(index: str | Path, options: ServeOptions, on_open: Callable[[], None] = lambda: None) -> None:
+    """Serves until Ctrl-C; `on_open` is called once the index has been opened."""
     import uvicorn
 
+    app = create_app(index, options)
+    on_open()
     uvicorn.run(
-        create_app(index, options), host=options.host, port=options.port, log_level="warning", server_header=False,
+        app, host=options.host, port=options.port, log_level="warning", server_header=False,
         timeout_keep_alive=5, h11_max_incomplete_event_size=32_768,
     )  # fmt: skip
 
