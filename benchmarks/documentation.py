@@ -447,6 +447,29 @@ def few_labels() -> str:
     return "\n".join([*lines, "", above])
 
 
+def universal_cost() -> str:
+    """What benchmarks/results/universal_cost.json and one_architecture.json say of the encoder of all architectures."""
+    cost = json.loads((RESULTS / "universal_cost.json").read_text())
+    lines = [
+        f"A network of {cost[size]['parameters']:,} parameters takes {cost[size]['milliseconds']:.3g} ms of one core"
+        for size in ("small", "large")
+    ]
+    lines[0] += f", which is {cost['a second on two cores']} a second on two"
+    cold = cost["cold"]
+    lines.append(
+        f"A query from a cold start takes {cold['ratio']:.2f} times what importing torch, faiss and duckdb does "
+        f"({cold['query']:.2f} s of the processor for {cold['imports']:.2f} s)"
+    )
+    for name, value in json.loads((RESULTS / "one_architecture.json").read_text()).items():
+        ours, other = value["universal"], value["invariant"]
+        lines.append(
+            f"Fitted from scratch on the {value['runs']['fitted']} runs of {name} that `invariant` was fitted on, it "
+            f"predicts {value['runs']['judged']} others with R² {ours['r2']:.3f} and tau {ours['tau']:.3f}; "
+            f"`invariant` with {other['r2']:.3f} and {other['tau']:.3f}"
+        )
+    return "\n".join(f"- {line}." for line in lines)
+
+
 PRODUCTS = "products of invariant's probes alone"
 
 
@@ -539,6 +562,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "umap": umap,
     "any-architecture": any_architecture,
     "few-labels": few_labels,
+    "universal-cost": universal_cost,
 }
 
 

@@ -133,19 +133,22 @@ def _matrix(matrix: Tensor, node: Node, first: bool, grams: dict[int, Tensor], i
     rms = mean_square.sqrt()
     scale = 1 / rms.clamp_min(1e-20)
     w = matrix * scale[:, None, None]
-    w2 = w.square()
-    w3 = w2 * w
-    absolute = w.abs()
+    room = w.abs()  # for one array after another: to ask for memory takes as long as to fill it
+    mean_abs, largest = room.mean((1, 2)), room.amax((1, 2))
+    w2 = torch.square(w, out=squares)
+    cubes = torch.mul(w2, w, out=room).mean((1, 2))
+    fourth = torch.square(w2, out=room).mean((1, 2))
+    small = torch.mul(w2, 100, out=room).clamp_max_(UNDERFLOW).neg_().exp_().mean((1, 2))
     moments = torch.stack(
         [
             (rms + TINY).log(),
             (rms * math.sqrt(columns) + TINY).log(),
             w.mean((1, 2)),
-            absolute.mean((1, 2)),
-            _cube_root(w3.mean((1, 2))),
-            w2.square().mean((1, 2)).clamp_min(TINY).log(),
-            absolute.amax((1, 2)).clamp_min(TINY).log(),
-            torch.exp(-(100 * w2).clamp_max(UNDERFLOW)).mean((1, 2)),
+            mean_abs,
+            _cube_root(cubes),
+            fourth.clamp_min(TINY).log(),
+            largest.clamp_min(TINY).log(),
+            small,
         ],
         1,
     )
