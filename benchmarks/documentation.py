@@ -263,6 +263,75 @@ def scale() -> str:
     return "\n".join(lines)
 
 
+def scale_peers() -> str:
+    """The same at 100,000 rows beside two other stores, from benchmarks/results/scale_peers.json."""
+    result = json.loads((RESULTS / "scale_peers.json").read_text())
+    names = {"index": "weightsearch", "faiss": "FAISS, exact", "lancedb": "LanceDB", "usearch": "usearch"}
+    lines = [
+        "| rows | | recall@10: all, 10 %, 1 %, 0.1 % pass | processor time of a query: all, 10 %, 1 %, 0.1 % "
+        "| own memory, with mapped files | disk |",
+        "|---:|---|---|---|---:|---:|",
+    ]
+    for size, measured in result["sizes"].items():
+        for system, one in measured["systems"].items():
+            filters, memory = one["filters"], one["memory_mib"]
+            recalls = ", ".join(f"{filters[share]['recall']:.3f}" for share in filters)
+            busy = ", ".join(f"{filters[share]['cpu_p50_ms']:.3g}" for share in filters)
+            own, mapped = (memory["after"][name] - memory["before"][name] for name in ("own", "with mapped files"))
+            lines.append(
+                f"| {int(size):,} | {names[system]} | {recalls} | {busy} ms "
+                f"| {own / 1024:.2f}, {mapped / 1024:.2f} GiB | {one['disk_bytes'] / 2**30:.2f} GiB |"
+            )
+    return "\n".join(lines)
+
+
+def sketches() -> str:
+    """Relatives among very many signatures, from benchmarks/results/sketches.json."""
+    lines = [
+        "| signatures | relatives found whose sketches' cosine is 0.2 | 0.25 | 0.3 | 0.4 or more | open | a query "
+        "| own memory | with mapped files | disk |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for size, one in json.loads((RESULTS / "sketches.json").read_text()).items():
+        planted = one["planted_found"]
+        most = min(share for cosine, share in planted.items() if float(cosine) >= 0.4)
+        shares = " | ".join(f"{share:.1%}" for share in (planted["0.2"], planted["0.25"], planted["0.3"], most))
+        lines.append(
+            f"| {int(size):,} | {shares} | {one['open_cpu_seconds']:.2f} s | {one['query_cpu_seconds']:.3f} s "
+            f"| {one['own_memory_gib']:.2f} GiB | {one['with_mapped_files_gib']:.1f} GiB | {one['disk_gib']:.1f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+def shards() -> str:
+    """What workers share and an engine adds, from benchmarks/results/shards.json."""
+    result = json.loads((RESULTS / "shards.json").read_text())
+    load, files = result["load"][0], result["table's files"]
+    speedup, start = result["speed-up without the start"], result["start of a worker"]["busiest"]
+    text = (
+        f"Two workers read {result['files']:,} small files {speedup['seconds']:.2f} × as fast as one by the clock and "
+        f"{speedup['busiest']:.2f} × by the processor time of the busiest, without a worker's start of {start:.1f} s"
+    )
+    if "a megabyte a file" in result:
+        engine = result["a megabyte a file"]
+        text += (
+            f". Files of a megabyte as Ray tasks take {engine['overhead']:+.1%} by the clock and "
+            f"{engine['overhead, busy']:+.1%} of processor time against one process without Ray"
+        )
+    lines = [
+        f"{text} (medians of turns; load average {load:.0f}).",
+        "",
+        "| workers | listing, by every worker | reading and embedding | collecting, by one "
+        f"| hours for {files:,} files | limit |",
+        "|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in result["table"]:
+        parts = [row[name] for name in ("listing, by every worker", "reading and embedding", "collecting, by one")]
+        hours = " | ".join(f"{value:.2f}" for value in (*parts, row["hours"]))
+        lines.append(f"| {row['workers']} | {hours} | {row['limit']} |")
+    return "\n".join(lines)
+
+
 def fits() -> str:
     """What fits cost, from the results of fit_throughput, fit_memory, search_trials and encoder_cost."""
     epochs, memory, trials, cost = (
@@ -556,6 +625,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers": peers,
     "search": search,
     "scale": scale,
+    "scale-peers": scale_peers,
+    "sketches": sketches,
+    "shards": shards,
     "fits": fits,
     "map": map_frames,
     "serve": serve,

@@ -66,3 +66,13 @@ def test_a_slurm_array(place: Path):
     assert collecting is not None
     sh(collecting[1], place)
     assert added(place) == 4
+
+
+@pytest.mark.slow
+def test_spark(place: Path):
+    pytest.importorskip("pyspark", reason="pyspark is not installed")
+    script = example("spark", "python")
+    assert "\nn = 64\n" in script
+    (place / "embed_spark.py").write_text(script.replace("n = 64", "n = 2"))
+    sh(f"{sys.executable} embed_spark.py && weightsearch collect parts --index runs/indexes/usps-v1", place)
+    assert added(place) == 4
