@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +93,19 @@ class PagedVectors:
         except DamagedVectorsError as error:
             return error
         return None
+
+
+def read_ahead(matrix: np.ndarray) -> None:
+    """Tells the system that mapped vectors will be read from the first to the last; FAISS says that they will not.
+
+    https://man7.org/linux/man-pages/man2/madvise.2.html, MADV_SEQUENTIAL. Elsewhere than on Linux nothing is told.
+    """
+    if sys.platform != "linux" or not matrix.nbytes:
+        return
+    sequential, address = 2, matrix.ctypes.data
+    start = address - address % mmap.PAGESIZE
+    libc = ctypes.CDLL(None)
+    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + matrix.nbytes - start), sequential)
 
 
 def block_bytes(width: int) -> int:

@@ -17,7 +17,7 @@ from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD, sync, write_whole
 from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_intact_around, is_sealed, write_sealed
-from weightsearch.index.paged import PagedVectors, block_bytes, page_checksums
+from weightsearch.index.paged import PagedVectors, block_bytes, page_checksums, read_ahead
 from weightsearch.types import Metric
 
 if sys.platform == "darwin":
@@ -239,6 +239,7 @@ def load(path: Path, info: CacheInfo | None, *, at_once: bool = True) -> Cache |
             return None
         unseen = np.zeros(len(checksums), bool)
         blocks = PagedVectors(path, cache.matrix, np.array(checksums, np.uint64), unseen, info.file["block_bytes"])
+        read_ahead(cache.matrix)
         cache = replace(cache, blocks=blocks)
     return cache
 
