@@ -75,8 +75,9 @@ def rows_of(index: Path) -> dict[str, list[object]]:
             "ORDER BY s.source, t.place"
         ).fetchall()
     vectors = [columns.index(name) for name in ("embedding", "description", "predicted_accuracy")]
+    rounded = {*vectors, *(i for i, name in enumerate(columns) if name.endswith("_hash"))}  # and checksums of them
     return {
-        "rows": [tuple(value for i, value in enumerate(row) if i not in vectors) for row in checkpoints],
+        "rows": [tuple(value for i, value in enumerate(row) if i not in rounded) for row in checkpoints],
         "vectors": [row[vectors[0]] for row in checkpoints],
         "predicted": [row[vectors[2]] for row in checkpoints],
         "signatures": signatures,
