@@ -142,11 +142,14 @@ def evaluation() -> str:
     return "\n\n".join(parts)
 
 
+PATCHES = "invariant, patches"
+
+
 def evaluated() -> dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]]:
     """Of each zoo: means over seeds by method and metric, and the seeds of each directory that they are from.
 
-    Directories `evaluation*` have all methods; later ones, `again-*`, measure some of them anew: of `invariant` the
-    earlier figures stay, as of the version that they were measured with.
+    Directories `evaluation*` have all methods, `invariant` with the patches that it probed with then; later ones,
+    `again-*`, measure some methods anew.
     """
     zoos: dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]] = {}
     first, again = (sorted(RESULTS.glob(f"{kind}*/evaluation.json")) for kind in ("evaluation", "again-"))
@@ -156,10 +159,12 @@ def evaluated() -> dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]
         for zoo in dict.fromkeys(row["zoo"] for row in rows):
             values, sources = zoos.setdefault(zoo, ({}, {}))
             sources[path.parent.name] = content["settings"]["seeds"]
-            if path.parent.name.startswith("again-"):
-                older = {metric: value for (method, metric), value in values.items() if method == "invariant"}
-                values |= {("invariant, patches", metric): value for metric, value in older.items()}
-            values |= {(row["method"], row["metric"]): row["value"] for row in rows if row["zoo"] == zoo}
+            names = {} if path in again else {"invariant": PATCHES}
+            values |= {
+                (names.get(row["method"], row["method"]), row["metric"]): row["value"]
+                for row in rows
+                if row["zoo"] == zoo
+            }
     return zoos
 
 
@@ -190,7 +195,11 @@ def how_true() -> str:
     }
     lines = [f"| zoo | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for zoo, (values, _) in evaluated().items():
-        lines.append(f"| {zoo} | {' | '.join(f'{values[column]:.3f}' for column in columns.values())} |")
+        cells = [
+            f"{values[column]:.3f}" if column in values else f"{values[PATCHES, column[1]]:.3f} (patches)"
+            for column in columns.values()
+        ]
+        lines.append(f"| {zoo} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
