@@ -8,11 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pytest
 import torch
 
+from tests.index.test_store import change_rows
 from weightsearch import Index
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.encoders import activation_code, build_encoder, save_encoder
@@ -365,8 +365,7 @@ def test_a_copy_is_judged_by_the_index_and_what_it_says_of_itself_is_told(index:
 def test_get_says_where_the_weights_should_be(index_copy: Path, tmp_path: Path, index: Index):
     id = embeddings(index)["id"][9]
     gone = tmp_path / "gone"
-    with duckdb.connect(str(index_copy / "index.duckdb")) as connection:
-        connection.execute("UPDATE checkpoints SET source = ? || '#3/4' WHERE id = ?", [str(gone), id])
+    change_rows(index_copy, f"UPDATE ix.checkpoints SET source = '{gone}#3/4' WHERE id = '{id}'")
     with pytest.raises(WeightsearchError, match=rf"should be in {gone} \(run 3, epoch 4\), which is not here"):
         Index.open(index_copy).get(id, tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
