@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+UNNAMED_DATASET = "unknown"  # of an import that was told none
+
+
 class LayerKind(StrEnum):
     """What a layer matrix was made of.
 

@@ -49,6 +49,7 @@ OUTSIDE = Novelty(0.5, 0.1, None, None, True)
     [
         ({}, "good", "Probably good: about 0.94 on usps (90 %: 0.87 to 1.00), better than 99 % of 2,664 checkpoints."),
         ({"predicted": 0.5, "interval": (0.4, 0.6)}, "middling", "Probably middling: about 0.50 on usps"),
+        ({"dataset": "unknown"}, "good", "Probably good: about 0.94 (90 %"),  # of an import that was told none
         ({"predicted": 0.75, "interval": (0.6, 0.9)}, "middling", "Probably middling, perhaps good: about 0.75 on"),
         ({"predicted": 0.5, "interval": (0.1, 0.9)}, "middling", "Probably middling, perhaps good or bad: about 0.50"),
         (

@@ -10,7 +10,7 @@ from typing import Any
 from weightsearch.html_template import render_html
 from weightsearch.search.answer_data import AnswerData
 from weightsearch.text_table import Table, printable
-from weightsearch.types import ANY, Neighbour, Target
+from weightsearch.types import ANY, UNNAMED_DATASET, Neighbour, Target
 
 LINES = 15  # that an answer has room for
 WIDTH = 80
@@ -157,7 +157,8 @@ def depends_on_activation(answer: AnswerData) -> bool:
 def verdict(answer: AnswerData) -> str:
     """What it probably is, of what, how sure that is, and what became of runs like it: one or two plain sentences."""
     word, predicted = answer.label, number(answer, answer.predicted)
-    on = f" on {answer.dataset}" if answer.dataset else ""
+    dataset = "" if answer.dataset == UNNAMED_DATASET else answer.dataset
+    on = f" on {dataset}" if dataset else ""
     name = "" if answer.target == "test_accuracy" else f"{target_of(answer).label} "
     if word == "unlike":
         why = (
@@ -172,7 +173,7 @@ def verdict(answer: AnswerData) -> str:
         about += f" ({answer.coverage:.0%}: {number(answer, low)} to {number(answer, high)})".replace("%", " %")
     if answer.percentile is not None:
         among = answer.plan.rows if answer.compared is None else answer.compared
-        whose = f"{answer.dataset} checkpoints" if among < answer.plan.rows and answer.dataset else "checkpoints"
+        whose = f"{dataset} checkpoints" if among < answer.plan.rows and dataset else "checkpoints"
         share = 100 if answer.percentile == 100 else min(99, round(answer.percentile))  # all is not nearly all
         about += f", better than {share} % of {among:,} {whose}"
     if answer.indexed or answer.copy_of is not None:

@@ -14,6 +14,7 @@ from weightsearch.checkpoints.folder_layouts import Layout, metrics_file, recogn
 from weightsearch.checkpoints.remote.paths import RemotePath, located
 from weightsearch.checkpoints.state_dict import align, read_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.types import UNNAMED_DATASET
 from weightsearch.zoo.import_rows import RunToWrite
 from weightsearch.zoo.import_survey import Survey, SurveyedFile, grouped, put_together, survey_folder
 from weightsearch.zoo.import_writer import ImportSummary, Written, write_runs, zoo_info
@@ -85,7 +86,7 @@ def import_zoo(
     chosen = survey.chosen(options.architecture)
     files, notes = put_together(survey, chosen, layout, sources)
     runs = grouped(survey, files)[: options.runs]
-    dataset = options.dataset or _only_dataset(files) or "unknown"
+    dataset = options.dataset or _only_dataset(files) or UNNAMED_DATASET
     info = zoo_info(out, survey.architectures[chosen] if chosen else None, layout, dataset, "imported")
     written = write_runs(out, info, runs, _reader(survey, runs, sources), survey.quarantined, quiet=quiet)
     others = {
