@@ -177,10 +177,11 @@ def fits() -> str:
             f"- `train --method {trials['method']} --trials {trials['trials']}` on 5,004 V1 checkpoints took "
             f"{trials['command_seconds'] / 60:.0f} minutes on {trials['cores']} cores; {trials['stopped_early']} "
             "trials were stopped early, below the median.",
-            f"- `invariant` embeds {rates['invariant']:,.0f} V2 checkpoints a second from memory and fits "
-            f"{cost['fit']['checkpoints']:,} of them in {cost['fit']['seconds']:.0f} s. Reading them from the disk "
-            f"would allow {rates['reading the weights from disk']:,.0f} a second, the products of its probes alone "
-            f"{rates[PRODUCTS]:,.0f}.",
+            f"- `invariant` embeds {rates['invariant']:,.0f} V2 checkpoints a second from memory; an epoch of its fit, "
+            f"of thirty, takes {cost['fit']['seconds'] / cost['fit']['epochs']:.0f} s for "
+            f"{cost['fit']['checkpoints']:,} of them (on cores that did other work, too). Reading them from the disk "
+            f"would allow {rates['reading the weights from disk']:,.0f} a second, its probes alone "
+            f"{rates[PROBES]:,.0f}.",
         ]
     )
 
@@ -267,7 +268,7 @@ def universal_cost() -> str:
     return "\n".join(f"- {line}." for line in lines)
 
 
-PRODUCTS = "products of invariant's probes alone"
+PROBES = "invariant's probes alone"
 
 
 def attack() -> str:
