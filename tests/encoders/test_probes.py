@@ -12,6 +12,7 @@ from weightsearch.encoders.invariant import chain_of
 from weightsearch.encoders.probes import POOLED_SIDE, answers, image_size
 from weightsearch.encoders.registry import config_from_dict
 from weightsearch.types import Architecture, Layer, LayerKind, Method
+from weightsearch.zoo.trainer.networks import CnnShape
 
 CONV, DENSE = LayerKind.CONV2D, LayerKind.DENSE
 POOLED = (Layer("a", CONV, (4, 2, 3, 3)), Layer("b", CONV, (5, 4, 2, 3)), Layer("c", DENSE, (3, 5)))
@@ -88,6 +89,13 @@ def test_networks_without_images() -> None:
     assert size.products == 900 * 730 * 25 + 900 * 8101 * 9 + 3 * 901
     large = build_encoder(wide, EncoderConfig(Method.INVARIANT, probes=4), torch.Generator())
     assert large.image is None  # too many multiplications: patches
+
+
+@pytest.mark.parametrize(("filters", "images"), [(16, 32), (64, 16)])
+def test_large_networks_get_fewer_images(filters: int, images: int) -> None:
+    architecture = CnnShape(filters).architecture
+    encoder = build_encoder(architecture, EncoderConfig(Method.INVARIANT), torch.Generator())
+    assert encoder.probes.shape == (images, 1, 9, 9)
 
 
 def test_an_encoder_of_an_older_version_keeps_its_patches() -> None:

@@ -35,8 +35,8 @@ class EncoderConfig:
     `embedding_size` is E, the encoding's width per layer of the network (`fc-linear`: times the number of layers,
     `statistics`: of the whole); `fc` has none, its first layer is one more hidden layer of `hidden_size`.
     `input_noise` is the standard deviation of Gaussian noise on the normalised features while fitting.
-    `probes` are the learned inputs of `invariant`, and `images` says whether they are images where networks start with
-    convolutions, or patches as in version 0.1.
+    `probes` are the learned inputs of `invariant`, of large networks fewer, and `images` says whether they are images
+    where networks start with convolutions, or patches as in version 0.1.
     `target` is the column that is predicted, always between `target_low` and `target_high`.
     """
 

@@ -28,6 +28,8 @@ FEWEST_SPREAD = 0.02  # that quantiles are drawn apart by at least, in shares of
 SINGULAR_VALUES = 12  # of each layer, evenly spaced from the largest to the smallest
 PROBE_SCALE = 2.5  # probes move this much faster than the other parameters
 PROBE_PRODUCTS = 2**28  # multiplications that the probes of one network may take; larger networks share patches
+IMAGE_PRODUCTS = 5 * 2**22  # of all images of one network, of which larger networks get fewer
+FEWEST_IMAGES = 8
 PROBE_BLOCK = 2**20  # values of a layer at a time: more would not stay in cache
 CODES = {Activation.RELU: 1.0, Activation.TANH: -1.0}  # 0 where the activation is unknown
 
@@ -57,14 +59,17 @@ class Invariant(Encoder):
         self.register_buffer("knots", torch.zeros(self.summary_width, KNOTS))  # ascending once calibrated
         width = self.summary_width
         self.probed = bool(self.chain) and config.probes > 0
+        self.probe_count = config.probes
         self.image = image_size(self.folded, self.chain) if self.probed and config.images else None
-        if self.image and self.image.products * config.probes > PROBE_PRODUCTS:
-            self.image = None
+        if self.image:
+            self.probe_count = min(config.probes, max(FEWEST_IMAGES, IMAGE_PRODUCTS // self.image.products))
+            if self.image.products * self.probe_count > PROBE_PRODUCTS:
+                self.image, self.probe_count = None, config.probes
         if self.probed:
             outputs = self.folded.layers[-1].rows
             if self.image:
-                self.probes = nn.Parameter(torch.empty(config.probes, *self.image.shape))
-                self.probe_width = config.probes * 2 * outputs
+                self.probes = nn.Parameter(torch.empty(self.probe_count, *self.image.shape))
+                self.probe_width = self.probe_count * 2 * outputs
             else:
                 self.patches = _patches(self.folded, self.chain, config.probes)
                 inputs = self.folded.layers[0].weight_columns
@@ -122,7 +127,7 @@ class Invariant(Encoder):
             return self.body(self._noisy(summaries))
         kinds = torch.cat([codes == CODES[activation] for activation in CODES], dim=1)  # (B, 2)
         values = self.image.values if self.image else self.patches[0] * self.folded.layers[0].rows
-        size = max(1, PROBE_BLOCK // (values * self.config.probes))
+        size = max(1, PROBE_BLOCK // (values * self.probe_count))
         tanh = kinds[:, list(CODES).index(Activation.TANH)]
         blocks: list[Tensor] = []
         groups = [tanh.nonzero()[:, 0], (~tanh).nonzero()[:, 0]]  # positions; the unknown count as ReLU
