@@ -202,6 +202,7 @@ def test_paths_of_another_machine_are_told_by_their_ends(tmp_path: Path):
     ("content", "options", "says"),
     [
         ("a,b\n1,2\n", {}, "--key path: runs.csv has no such column; it has a, b"),
+        ('"i\nv', {}, "no such column; it has i\\nv"),  # found by the attack
         (None, {}, "there is no such file"),
         ("path\nx\n", {"run_pattern": "("}, "is no regular expression"),
         ("path\nx\n", {"run_pattern": "a", "run_column": "b"}, "give one of them"),

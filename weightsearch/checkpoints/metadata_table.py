@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weightsearch.checkpoints.metadata import Metadata, interpret, typed
+from weightsearch.checkpoints.pickle_scanner import shown
 from weightsearch.checkpoints.readers.guard import read_apart
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.text_table import counted
@@ -91,7 +92,7 @@ def read_table(path: Path, key: str, notes: list[str] | None = None) -> list[dic
     if key not in names and (rows or names):
         alike = [name for name in names if name.strip().lower() == key.lower()]
         if len(alike) != 1:
-            raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(names)}")
+            raise UsageError(f"--key {key}: {path.name} has no such column; it has {', '.join(map(shown, names))}")
         for row in rows:
             row[key] = row.pop(alike[0], None)
     return [row for row in rows if row.get(key) is not None]
@@ -270,7 +271,7 @@ class MetadataTable:
         for name in differing:
             del rows[name]
         if differing:
-            examples = ", ".join(list(differing)[:3])
+            examples = ", ".join(map(shown, list(differing)[:3]))
             notes.append(f"{path.name} has rows for {examples} that differ: none of them is taken; keep one of each")
         table = cls(path, rows, key)
         table.lines = notes
