@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from few_labels import few_labels, scores
 
 from weightsearch.encoders.universal.described import Described
 from weightsearch.encoders.universal.encoder import UniversalEncoder
-from weightsearch.metrics import score
-from weightsearch.training.adapt import MEAN, RECIPE, adapt
 from weightsearch.training.baselines import recipe_features
 from weightsearch.training.data import finite_weights
 from weightsearch.training.train_universal import DAMAGED_FITTED
@@ -39,11 +38,6 @@ QUICK = TreeSettings(count=300, learning_rate=0.08)
 CURVE = (100, 200, 400, 800)
 PLAIN = ("mlp", "cnn")
 LEARNED = 1 / 3  # of the way from a guess to perfection
-
-
-def scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    scored = score(predicted, truth)
-    return {"r2": round(scored.r2, 3), "tau": round(scored.tau, 3), "mae": round(scored.mae, 4), "n": scored.count}
 
 
 def nearest(
@@ -185,47 +179,6 @@ class Bench:
         return curve
 
 
-def few_labels(encoder: UniversalEncoder, path: Path) -> dict[str, object]:
-    """A sweep from elsewhere: no label, then 3, 5 and 10 labelled runs, ten draws each, judged on the other runs."""
-    zoo = Zoo.open(path)
-    table = zoo.table()
-    usable = np.flatnonzero(np.isfinite(table.test_accuracy))
-    known = encoder.know(describe_zoo_networks(zoo, usable))
-    values, run = table.test_accuracy[usable], table.run[usable]
-    recipe = recipe_features(table)[usable]
-    runs = np.unique(run)
-    result: dict[str, object] = {
-        "runs": len(runs),
-        "architectures": len(zoo.architectures),
-        "flagged": round(float(np.mean(known.strangeness > 1)), 3),
-        "no label": scores(known.predicted, values),
-        "epoch alone, tau": scores(table.epoch[usable].astype(float), values)["tau"],
-    }
-    for count in (3, 5, 10):
-        if count > len(runs) - 2:
-            continue
-        drawn: dict[str, list[float]] = {"calibrated": [], MEAN: [], RECIPE: [], "tau": []}
-        for seed in range(10):
-            labelled = np.random.default_rng([seed, count]).permutation(runs)[:count]
-            asked = ~np.isin(run, labelled)
-            adapted = adapt(known.predicted, known.chance, recipe, np.where(asked, np.nan, values), run, seed=seed)
-            from sklearn.ensemble import RandomForestRegressor
-
-            forest = RandomForestRegressor(60, min_samples_leaf=2, max_features=0.6, random_state=seed)
-            forest.fit(np.nan_to_num(recipe[~asked], nan=-1), values[~asked])
-            spread = np.sum((values[asked] - values[asked].mean()) ** 2)
-
-            def r2(predicted: np.ndarray, asked: np.ndarray = asked, spread: float = spread) -> float:
-                return float(1 - np.sum((predicted - values[asked]) ** 2) / spread)
-
-            drawn["calibrated"].append(r2(adapted.predicted[asked]))
-            drawn["tau"].append(scores(adapted.predicted[asked], values[asked])["tau"])
-            drawn[MEAN].append(r2(np.full(int(asked.sum()), values[~asked].mean())))
-            drawn[RECIPE].append(r2(forest.predict(np.nan_to_num(recipe[asked], nan=-1))))
-        result[f"{count} labelled runs"] = {name: round(float(np.median(each)), 3) for name, each in drawn.items()}
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoo", type=Path)
@@ -249,7 +202,7 @@ def main() -> None:
         encoder = bench.fit(inside, held, seed=0)
         for text in given.sweep:
             name, _, path = text.partition("=")
-            keep(f"sweep {name}", few_labels(encoder, Path(path)))
+            keep(f"sweep {name}", few_labels(encoder, Zoo.open(path)))
     for seed in SEEDS[1:]:
         keep(f"by run, seed {seed}", bench.by_run(seed))
     for dataset in sorted(set(bench.dataset)):
