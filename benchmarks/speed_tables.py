@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,28 +48,36 @@ def search() -> str:
     )
 
 
+SYSTEMS = {"index": "weightsearch", "faiss": "FAISS, exact", "lancedb": "LanceDB", "usearch": "usearch"}
+
+
+def systems(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Of each size and store of `scale.py`: cells of rows, store and recalls, of memory and disk, and all else."""
+    for size, measured in result["sizes"].items():
+        for system, one in measured["systems"].items():
+            memory = one["memory_mib"]
+            recalls = ", ".join(f"{share['recall']:.3f}" for share in one["filters"].values())
+            own, mapped = (memory["after"][name] - memory["before"][name] for name in ("own", "with mapped files"))
+            room = f"{own / 1024:.2f}, {mapped / 1024:.2f} GiB | {one['disk_bytes'] / 2**30:.2f} GiB"
+            yield f"{int(size):,} | {SYSTEMS[system]} | {recalls}", room, one
+
+
 def scale() -> str:
     """How an index grows beside other stores, from benchmarks/results/scale.json."""
     result = json.loads((RESULTS / "scale.json").read_text())
-    names = {"index": "weightsearch", "faiss": "FAISS, exact", "lancedb": "LanceDB", "usearch": "usearch"}
     lines = [
         "| rows | | recall@10: all, 10 %, 1 %, 0.1 % pass | p50 | p99 | 10 % pass | open "
         "| own memory, with mapped files | disk | build | add |",
         "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for size, measured in result["sizes"].items():
-        for system, one in measured["systems"].items():
-            filters, memory = one["filters"], one["memory_mib"]
-            recalls = ", ".join(f"{filters[share]['recall']:.3f}" for share in filters)
-            own, mapped = (memory["after"][name] - memory["before"][name] for name in ("own", "with mapped files"))
-            tenth = f"{filters['0.1']['p50_ms']:.3g} ms" if "0.1" in filters else ""
-            added = f"{one['added_rows']:,} in {one['add_seconds']:.0f} s" if "add_seconds" in one else ""
-            lines.append(
-                f"| {int(size):,} | {names[system]} | {recalls} | {filters['1.0']['p50_ms']:.3g} ms "
-                f"| {filters['1.0']['p99_ms']:.3g} ms | {tenth} | {one['open_seconds']:.2f} s "
-                f"| {own / 1024:.2f}, {mapped / 1024:.2f} GiB | {one['disk_bytes'] / 2**30:.2f} GiB "
-                f"| {one['build_seconds']:.0f} s | {added} |"
-            )
+    for start, room, one in systems(result):
+        filters = one["filters"]
+        tenth = f"{filters['0.1']['p50_ms']:.3g} ms" if "0.1" in filters else ""
+        added = f"{one['added_rows']:,} in {one['add_seconds']:.0f} s" if "add_seconds" in one else ""
+        lines.append(
+            f"| {start} | {filters['1.0']['p50_ms']:.3g} ms | {filters['1.0']['p99_ms']:.3g} ms | {tenth} "
+            f"| {one['open_seconds']:.2f} s | {room} | {one['build_seconds']:.0f} s | {added} |"
+        )
     loads = [load for measured in result["sizes"].values() for load in measured["load"]]
     lines += ["", f"Load averages of the {result['machine']['cores']} cores meanwhile: {min(loads)} to {max(loads)}."]
     if "hundred_million" in result:
@@ -84,22 +94,15 @@ def scale() -> str:
 def scale_peers() -> str:
     """The same at 100,000 rows beside two other stores, from benchmarks/results/scale_peers.json."""
     result = json.loads((RESULTS / "scale_peers.json").read_text())
-    names = {"index": "weightsearch", "faiss": "FAISS, exact", "lancedb": "LanceDB", "usearch": "usearch"}
     lines = [
         "| rows | | recall@10: all, 10 %, 1 %, 0.1 % pass | processor time of a query: all, 10 %, 1 %, 0.1 % "
         "| own memory, with mapped files | disk |",
         "|---:|---|---|---|---:|---:|",
     ]
-    for size, measured in result["sizes"].items():
-        for system, one in measured["systems"].items():
-            filters, memory = one["filters"], one["memory_mib"]
-            recalls = ", ".join(f"{filters[share]['recall']:.3f}" for share in filters)
-            busy = ", ".join(f"{filters[share]['cpu_p50_ms']:.3g}" for share in filters)
-            own, mapped = (memory["after"][name] - memory["before"][name] for name in ("own", "with mapped files"))
-            lines.append(
-                f"| {int(size):,} | {names[system]} | {recalls} | {busy} ms "
-                f"| {own / 1024:.2f}, {mapped / 1024:.2f} GiB | {one['disk_bytes'] / 2**30:.2f} GiB |"
-            )
+    for start, room, one in systems(result):
+        filters = one["filters"]
+        busy = ", ".join(f"{filters[share]['cpu_p50_ms']:.3g}" for share in filters)
+        lines.append(f"| {start} | {busy} ms | {room} |")
     return "\n".join(lines)
 
 
