@@ -11,7 +11,7 @@ import torch
 from weightsearch.relations import signature
 from weightsearch.relations.hashes import CHUNK, Hasher, to_bfloat16, to_float16, value_hashes
 from weightsearch.relations.roles import Role
-from weightsearch.relations.signature import add_in_numpy, compiled, empty_sums, sign
+from weightsearch.relations.signature import add_compiled, add_in_numpy, empty_sums, sign
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_compiled_code_says_what_numpy_says(strange: bool, values: np.ndarray, r
         chunk[:5] = np.nan, np.inf, -np.inf, -np.nan, np.float32(3e38)
     signs = np.where(rng.random(len(chunk)) < 0.5, -1, 1).astype(np.float32)
     results = []
-    for add in (add_in_numpy, compiled()):
+    for add in (add_in_numpy, add_compiled):
         hasher, sums = Hasher(), empty_sums()
         for _ in range(2):
-            add(chunk, signs, hasher, sums)
+            add(chunk, signs, np.zeros(1, np.int64), hasher, sums)
         results.append((hasher.finish(), sums))
     (hashes, expected), (compiled_hashes, sums) = results
     assert compiled_hashes == hashes

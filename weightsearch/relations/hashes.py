@@ -16,6 +16,7 @@ import numpy as np
 
 CHUNK = 65_536  # values at a time: they stay in the cache, and memory stays bounded
 READ_TOGETHER = 4 * CHUNK  # values of a file that are read at a time
+LANES = 16  # values that compiled code takes at a time
 WEIGHTS = np.random.PCG64(20_261_127).random_raw(CHUNK) | np.uint64(1)
 MIX_ADD, MIX_FIRST, MIX_SECOND = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 _FOLD = 0xD1342543DE82EF95  # odd: chunks' hashes are folded in as digits of this base
@@ -113,8 +114,9 @@ def value_hashes(values: np.ndarray) -> ValueHashes:
     True
     """
     hasher = Hasher()
-    for chunk in chunks(values):
-        hasher.update(*chunk_hashes(chunk))
+    for block in blocks(values):
+        for start in range(0, len(block), CHUNK):
+            hasher.update(*chunk_hashes(block[start : start + CHUNK]))
     return hasher.finish()
 
 
@@ -130,14 +132,17 @@ class Unread(Protocol):
     def blocks(self, items: int) -> Iterator[np.ndarray]: ...
 
 
-def chunks(values: np.ndarray | Unread) -> Iterator[np.ndarray]:
-    """The tensor's values in C order as float32, `CHUNK` at a time."""
-    # reshape copies only where the array is not contiguous
-    blocks = iter([values.reshape(-1)]) if isinstance(values, np.ndarray) else values.blocks(READ_TOGETHER)
-    for block in blocks:
-        for start in range(0, len(block), CHUNK):
-            with np.errstate(over="ignore", invalid="ignore"):
-                yield np.ascontiguousarray(block[start : start + CHUNK], dtype=np.float32)
+def blocks(values: np.ndarray | Unread) -> Iterator[np.ndarray]:
+    """The tensor's values in C order as float32, some chunks at a time."""
+    read: Iterator[np.ndarray]
+    if isinstance(values, np.ndarray):
+        flat = values.reshape(-1)  # which copies only where the array is not contiguous
+        read = (flat[start : start + READ_TOGETHER] for start in range(0, len(flat), READ_TOGETHER))
+    else:
+        read = values.blocks(READ_TOGETHER)
+    for block in read:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield np.ascontiguousarray(block, dtype=np.float32)
 
 
 def row_hashes(matrix: np.ndarray, *, ordered: bool) -> np.ndarray:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from weightsearch.relations.hashes import CHUNK, WEIGHTS, Hasher, Unread, ValueHashes, chunk_hashes, chunks
+from weightsearch.relations.hashes import CHUNK, LANES, Hasher, Unread, ValueHashes, blocks, chunk_hashes
 from weightsearch.relations.roles import Role, role_of
 
 SKETCH_WIDTH = 512  # a power of two, so that a sketch can be folded to a narrower one
 _SIGN_SEED = 5_121_127
-COMPILED_FROM = 20_000_000  # numbers from which compiled code pays for the start of its compiler
+COMPILED_FROM = 4_000_000  # numbers from which compiled code pays for its making
 TENSOR_COST = 3_000  # numbers that take as long as what NumPy needs for a tensor of any size
 TOGETHER = 4 * CHUNK  # values of small tensors that are added up together
 _TURN = 977  # places by which the signs move on from chunk to chunk
@@ -168,35 +168,38 @@ def _summed_together(waiting: Sequence[tuple[str, tuple[int, ...], np.dtype, np.
     """Tensors of a chunk at most each, by one call of compiled code."""
     if not waiting:
         return
-    from weightsearch.relations.kernels import whole_tensors
+    from weightsearch.relations.kernels import add_chunks
 
+    counts = np.array([len(values) for *_, values in waiting])
+    lengths = -(-counts // LANES) * LANES
+    starts = np.cumsum(lengths) - lengths
+    together = np.zeros(int(lengths.sum()), np.float32)
+    for (*_, values), start in zip(waiting, starts.tolist(), strict=True):
+        together[start : start + len(values)] = values
     signs = _signs_of_all(tuple((_sorted(shape), len(values)) for _, shape, _, values in waiting))
-    ends = np.cumsum([len(values) for *_, values in waiting])
-    hashes, totals = np.empty((len(waiting), 4), np.uint64), np.empty((len(waiting), 8))
-    sketches, ones = np.zeros((2, len(waiting), SKETCH_WIDTH))
-    values = np.concatenate([values for *_, values in waiting])
-    whole_tensors(values, ends, signs, WEIGHTS, hashes, totals, sketches, ones)
-    for place, (row, total) in enumerate(zip(hashes.tolist(), totals.tolist(), strict=True)):
-        name, shape, dtype, _ = waiting[place]
-        largest = float(np.uint32(total[6]).view(np.float32))
-        sums = Sums(
-            totals[place, :4], int(total[4]), int(total[7]), largest, bool(total[5]), sketches[place], ones[place]
-        )  # fmt: skip
-        yield name, shape, dtype, ValueHashes(*row), sums
+    added = add_chunks(together, signs, starts, starts, counts)
+    for (name, shape, dtype, _), hashes, totals, sketches in zip(
+        waiting, added.hashes.tolist(), added.totals, added.sketches.astype(np.float64), strict=True
+    ):
+        sums = empty_sums()
+        _add_totals(sums, totals, sketches)
+        yield name, shape, dtype, ValueHashes(*hashes), sums
 
 
 def _sums_of(values: np.ndarray | Unread, shape: tuple[int, ...], count: int, add: Adder) -> tuple[ValueHashes, Sums]:
-    """A tensor's hashes and sums, a chunk at a time."""
+    """A tensor's hashes and sums, a block of chunks at a time."""
     hasher = Hasher()
     sums = empty_sums()
     signs = _signs(_sorted(shape), min(count, CHUNK + 1))
     first: float | None = None
-    for number, chunk in enumerate(chunks(values)):
-        start = number * _TURN % CHUNK
-        add(chunk, signs[start : start + len(chunk)], hasher, sums)
-        own_first = float(chunk[0]) if np.isfinite(chunk[0]) else 0.0
-        first = own_first if first is None else first
-        sums.differ = sums.differ or own_first != first
+    chunks = 0
+    for block in blocks(values):
+        starts = (chunks + np.arange(-(-len(block) // CHUNK))) * _TURN % CHUNK
+        add(block, signs, starts, hasher, sums)
+        firsts = np.where(np.isfinite(block[::CHUNK]), block[::CHUNK], np.float32(0))
+        first = float(firsts[0]) if first is None else first
+        sums.differ = sums.differ or bool((firsts != first).any())
+        chunks += len(starts)
     return hasher.finish(), sums
 
 
@@ -245,55 +248,63 @@ def empty_sums() -> Sums:
     return Sums(np.zeros(4), 0, 0, 0.0, False, np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH))
 
 
-Adder = Callable[[np.ndarray, np.ndarray, Hasher, Sums], None]
+Adder = Callable[[np.ndarray, np.ndarray, np.ndarray, Hasher, Sums], None]
 _seen = 0  # numbers signed by this process so far
 
 
 def _adder(numbers: int) -> Adder:
-    """What adds a chunk: compiled once the process has enough numbers to sign to be worth the compiler's start."""
+    """What adds a block: compiled once the process has enough numbers to sign to be worth its making."""
     global _seen
     _seen += numbers + TENSOR_COST
-    return add_in_numpy if _seen < COMPILED_FROM else compiled()
+    return add_in_numpy if _seen < COMPILED_FROM else add_compiled
 
 
-def add_in_numpy(values: np.ndarray, signs: np.ndarray, hasher: Hasher, sums: Sums) -> None:
-    """Adds a chunk `(n,)` of float32 with its random signs `(n,)` to a tensor's hashes and sums."""
-    hasher.update(*chunk_hashes(values))
-    finite = np.isfinite(values)
-    if not finite.all():
-        sums.not_finite += len(values) - int(np.count_nonzero(finite))
-        values = np.where(finite, values, np.float32(0))
-    sums.differ = sums.differ or bool(values.min() != values.max())
-    sums.zeros += len(values) - int(np.count_nonzero(values))
-    sums.largest = max(sums.largest, float(np.abs(values).max()))
-    wide = values.astype(np.float64)
-    squares = wide * wide
-    sums.powers += wide.sum(), squares.sum(), np.dot(squares, wide), np.dot(squares, squares)
-    sums.sketch += _folded(values * signs)
-    sums.ones += _folded(signs)
+def add_in_numpy(block: np.ndarray, signs: np.ndarray, starts: np.ndarray, hasher: Hasher, sums: Sums) -> None:
+    """Adds a block `(n,)` of float32 to a tensor's hashes and sums, by chunks, whose random signs begin at `starts`."""
+    for number, start in enumerate(starts.tolist()):
+        values = block[number * CHUNK : (number + 1) * CHUNK]
+        own_signs = signs[start : start + len(values)]
+        hasher.update(*chunk_hashes(values))
+        finite = np.isfinite(values)
+        if not finite.all():
+            sums.not_finite += len(values) - int(np.count_nonzero(finite))
+            values = np.where(finite, values, np.float32(0))
+        sums.differ = sums.differ or bool(values.min() != values.max())
+        sums.zeros += len(values) - int(np.count_nonzero(values))
+        sums.largest = max(sums.largest, float(np.abs(values).max()))
+        wide = values.astype(np.float64)
+        squares = wide * wide
+        sums.powers += wide.sum(), squares.sum(), np.dot(squares, wide), np.dot(squares, squares)
+        sums.sketch += _folded(values * own_signs)
+        sums.ones += _folded(own_signs)
 
 
-@functools.cache
-def compiled() -> Adder:
+def add_compiled(block: np.ndarray, signs: np.ndarray, starts: np.ndarray, hasher: Hasher, sums: Sums) -> None:
     """`add_in_numpy` in compiled code."""
-    from weightsearch.relations.kernels import hash_chunk, moments, sketch_chunk
+    from weightsearch.relations.kernels import add_chunks
 
-    def add(values: np.ndarray, signs: np.ndarray, hasher: Hasher, sums: Sums) -> None:
-        hashes, totals = np.empty(4, np.uint64), np.empty(8)
-        hash_chunk(values, WEIGHTS, hashes)
-        single, half, brain, unordered = hashes.tolist()
-        hasher.update((single, half, brain), unordered)
-        moments(values, totals)
-        sums.powers += totals[:4]
-        sums.zeros += int(totals[4])
-        sums.differ = sums.differ or bool(totals[5])
-        sums.largest = max(sums.largest, float(np.uint32(totals[6]).view(np.float32)))
-        if totals[7]:
-            sums.not_finite += int(totals[7])
-            values = np.where(np.isfinite(values), values, np.float32(0))
-        sketch_chunk(values, signs, sums.sketch, sums.ones)
+    count = len(block)
+    if count % LANES:
+        block = np.pad(block, (0, -count % LANES))
+    if len(signs) % LANES:  # of one chunk alone
+        signs = np.pad(signs, (0, -len(signs) % LANES))
+    places = np.arange(len(starts)) * CHUNK
+    added = add_chunks(block, signs, places, starts, np.minimum(count - places, CHUNK))
+    for hashes, totals, sketches in zip(added.hashes.tolist(), added.totals, added.sketches, strict=True):
+        *ordered, unordered = hashes
+        hasher.update(tuple(ordered), unordered)
+        _add_totals(sums, totals, sketches)
 
-    return add
+
+def _add_totals(sums: Sums, totals: np.ndarray, sketches: np.ndarray) -> None:
+    zeros, differ, largest, not_finite = totals[4:].tolist()
+    sums.powers += totals[:4]
+    sums.zeros += int(zeros)
+    sums.differ = sums.differ or bool(differ)
+    sums.largest = max(sums.largest, float(np.uint32(largest).view(np.float32)))
+    sums.not_finite += int(not_finite)
+    sums.sketch += sketches[0]
+    sums.ones += sketches[1]
 
 
 def _folded(values: np.ndarray) -> np.ndarray:
@@ -312,10 +323,10 @@ def _signs(shape: tuple[int, ...], count: int) -> np.ndarray:
     seed = zlib.crc32(repr(shape).encode())
     bits = np.random.PCG64([_SIGN_SEED, seed]).random_raw(-(-length // 64)).astype("<u8").view(np.uint8)
     signs = np.unpackbits(bits)[:length].astype(np.float32) * 2 - 1
-    return signs if count <= CHUNK else np.concatenate([signs, signs])
+    return signs if count <= CHUNK else np.concatenate([signs, signs, signs[:LANES]])
 
 
 @functools.lru_cache(maxsize=16)
 def _signs_of_all(tensors: tuple[tuple[tuple[int, ...], int], ...]) -> np.ndarray:
-    """The signs of tensors by sorted shape and count, one behind the other."""
-    return np.concatenate([_signs(shape, count) for shape, count in tensors])
+    """The signs of tensors by sorted shape and count, one behind the other, each filled up to whole lanes."""
+    return np.concatenate([np.pad(_signs(shape, count), (0, -count % LANES)) for shape, count in tensors])
