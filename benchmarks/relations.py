@@ -1,20 +1,26 @@
 """What the rules of `weightsearch.relations` say of pairs whose truth is exact: the confusion table.
 
-    python benchmarks/derive.py runs/derived-held-out --seed 2 --per-family 6
-    python benchmarks/relations.py runs/derived-held-out
+    python benchmarks/derive.py runs/seed-2 --seed 2 --per-family 6
+    python benchmarks/relations.py runs/seed-2 --out seed-2.json
+    python benchmarks/derive.py runs/seed-373 --seed 373
+    python benchmarks/relations.py runs/seed-373 --add seed-2.json
 
-Writes benchmarks/results/relations.json and relations.md. Parts of it may be measured apart (`--only '*-mlp-*' --out
-part.json`) and counted together (`--add`). Real files have a benchmark of their own, `relations_real.py`.
+Writes benchmarks/results/relations.json and relations.md. What is judged lies in `parts-*` beside the networks, named
+by a hash of the rules: the same command goes on after it was stopped, and other rules judge anew. Results on other sets
+are counted in by `--add`. Real files have a benchmark of their own, `relations_real.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +29,10 @@ import derive
 import numpy as np
 from derive import Lineage, Tensors
 
+from weightsearch import relations
 from weightsearch.relations import Direction, Kind, Signature, compare, sign
 
+FOREIGN_TOGETHER = 250  # pairs of foreign networks in a part
 RESULTS = Path(__file__).parent / "results"
 FORWARD = Direction.A_TO_B
 
@@ -128,13 +136,16 @@ def _split(tensors: Tensors) -> Tensors:
     return result
 
 
-def foreign_cases(lineages: list[Lineage], rng: np.random.Generator, count: int) -> Iterator[Case]:
-    """Networks that have nothing to do with each other: the same architecture from other seeds, and others."""
+def foreign_cases(lineages: list[Lineage], rng: np.random.Generator, count: int, start: int = 0) -> Iterator[Case]:
+    """Networks that have nothing to do with each other: the same architecture from other seeds, and others.
+
+    The former take turns among all pairs, from the one at `start` on.
+    """
     by_spec: dict[Any, list[Lineage]] = defaultdict(list)
     for lineage in lineages:
         by_spec[lineage.spec].append(lineage)
     pairs = [pair for group in by_spec.values() for pair in combinations(group, 2)]
-    for k in range(count if pairs else 0):
+    for k in range(start, start + count if pairs else start):
         one, other = pairs[k % len(pairs)]
         a, b = (lineage.states[str(rng.choice(list(lineage.states)))] for lineage in (one, other))
         yield Case("trained apart", Kind.INDEPENDENT, _copy(a, rng), _copy(b, rng), None, False, "foreign")
@@ -199,13 +210,8 @@ class Signatures:
         return self._known[id(tensors)][1]
 
 
-def evaluate(
-    cases: Iterator[Case],
-    rng: np.random.Generator,
-    misses: Path | None,
-    keep: Callable[[dict[str, Any]], object] = lambda result: None,
-) -> dict[str, Any]:
-    """Rows by kind of pair; `keep` is given what is measured so far from time to time."""
+def evaluate(cases: Iterator[Case], rng: np.random.Generator) -> dict[str, Any]:
+    """Rows by kind of pair, false claims, and a line for each miss."""
     table: dict[str, Counter[str]] = defaultdict(Counter)
     truths: dict[str, Kind] = {}
     right: Counter[str] = Counter()
@@ -221,7 +227,7 @@ def evaluate(
         turned = bool(rng.random() < 0.5)
         a, b = (case.b, case.a) if turned else (case.a, case.b)
         start = time.process_time()
-        answer = compare(a, b, *(signatures.of(tensors) for tensors in (a, b)))
+        answer = compare(a, b, signatures.of(a), signatures.of(b))
         seconds[case.kind] += time.process_time() - start
         numbers[case.kind] += sum(v.size for v in a.values())
         table[case.kind][str(answer.relation)] += 1
@@ -239,13 +245,8 @@ def evaluate(
             false_claims.append(f"{case.kind}: {answer.summary}")
         if not fits or "wrong" in (verdict, judged):
             lines.append(f"{case.kind} | {case.where} | {answer.relation} {answer.also} | {told} | {answer.summary}")
-        if sum(right.values()) % 50 == 0:
-            keep(_result(table, truths, right, named, directions, further, seconds, numbers, false_claims))
-            if misses is not None:
-                misses.write_text("\n".join(lines))
-    if misses is not None:
-        misses.write_text("\n".join(lines))
-    return _result(table, truths, right, named, directions, further, seconds, numbers, false_claims)
+    result = _result(table, truths, right, named, directions, further, seconds, numbers, false_claims)
+    return {**result, "misses": lines}
 
 
 def _result(
@@ -275,15 +276,40 @@ def _result(
     return {"rows": rows, "false_claims": false_claims}
 
 
-def cases_of(lineages: list[Lineage], rng: np.random.Generator, rounds: int, foreign: int) -> Iterator[Case]:
-    for _ in range(rounds):
-        for lineage in lineages:
-            for case in derived_cases(lineage, rng):
-                name = f"{lineage.spec.family} {lineage.spec.activation} {lineage.seed}"
-                yield replace(case, where=name)
+Cases = Callable[[np.random.Generator], Iterator[Case]]
+
+
+def parts_of(lineages: dict[str, Lineage], rounds: int, foreign: int) -> Iterator[tuple[str, Cases]]:
+    """The evaluation in parts with names of their own: each network's derivations, composed and foreign pairs."""
+    networks = list(lineages.values())
+    for name, lineage in lineages.items():
+        yield name, partial(different_cases, lineage, rounds=rounds)
     if rounds:
-        yield from composed_cases(lineages, rng)
-    yield from foreign_cases(lineages, rng, foreign)
+        yield "composed", partial(composed_cases, networks)
+    for start in range(0, foreign, FOREIGN_TOGETHER):
+        count = min(FOREIGN_TOGETHER, foreign - start)
+        yield f"foreign{start}", partial(foreign_cases, networks, count=count, start=start)
+
+
+def different_cases(lineage: Lineage, rng: np.random.Generator, *, rounds: int) -> Iterator[Case]:
+    """A network's derivations by several rounds of strengths; what no strength changes counts once."""
+    seen = set()
+    for _ in range(rounds):
+        for case in derived_cases(lineage, rng):
+            content = hashlib.sha256(case.kind.encode())
+            for tensors in (case.a, case.b):
+                for name, value in tensors.items():
+                    content.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
+            if content.digest() not in seen:
+                seen.add(content.digest())
+                yield replace(case, where=f"{lineage.spec.family} {lineage.spec.activation} {lineage.seed}")
+
+
+def rules(names: list[str]) -> str:
+    """Names what judges: the code of relations, and of this evaluation; and what is judged."""
+    files = [*sorted(Path(relations.__file__).parent.glob("*.py")), Path(__file__), Path(derive.__file__)]
+    content = [json.dumps(names).encode(), *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"".join(content)).hexdigest()[:12]
 
 
 def combined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -305,6 +331,7 @@ def combined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {
         "rows": rows,
         "false_claims": one["false_claims"] + other["false_claims"],
+        "misses": one["misses"] + other["misses"],
         "networks": sorted({*one["networks"], *other["networks"]}),
     }
 
@@ -334,23 +361,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--foreign", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=7, help="of strengths and of pairs' choice")
-    parser.add_argument("--only", default="*", help="a pattern of the networks' names")
     parser.add_argument("--out", type=Path, default=RESULTS / "relations.json")
-    parser.add_argument("--misses", type=Path)
-    parser.add_argument("--add", type=Path, nargs="*", default=[], help="results of other parts, to be counted in")
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="results on other sets, to be counted in")
     options = parser.parse_args()
-    rng = np.random.default_rng(options.seed)
-    paths = [path for path in sorted(options.networks.glob(f"{options.only}.npz")) if ".tmp" not in path.name]
-    lineages = [derive.load(path) for path in paths]
-    names = [path.stem for path in paths]
-
-    def keep(part: dict[str, Any]) -> None:
-        options.out.write_text(json.dumps({**part, "networks": names}))
-
-    result = evaluate(cases_of(lineages, rng, options.rounds, options.foreign), rng, options.misses, keep)
-    result["networks"] = names
-    for part in options.add:
-        result = combined(result, json.loads(part.read_text()))
+    paths = [path for path in sorted(options.networks.glob("*.npz")) if ".tmp" not in path.name]
+    lineages = {path.stem: derive.load(path) for path in paths}
+    names = [f"{options.networks.name}: {name}" for name in lineages]
+    folder = options.networks / f"parts-{rules(names)}-{options.seed}"
+    folder.mkdir(exist_ok=True)
+    result: dict[str, Any] = {"rows": {}, "false_claims": [], "misses": [], "networks": names}
+    for name, cases in parts_of(lineages, options.rounds, options.foreign):
+        path = folder / f"{name}.json"
+        if not path.exists():
+            rng = np.random.default_rng([options.seed, zlib.crc32(name.encode())])
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(evaluate(cases(rng), rng)))
+            temporary.rename(path)
+            print(path, flush=True)
+        result = combined(result, {**json.loads(path.read_text()), "networks": names})
+    for path in options.add:
+        result = combined(result, json.loads(path.read_text()))
     options.out.write_text(json.dumps(result, indent=1))
     options.out.with_suffix(".md").write_text(markdown(result))
     print(markdown(result))
