@@ -10,6 +10,7 @@ import torch
 
 from weightsearch.relations import signature
 from weightsearch.relations.hashes import CHUNK, Hasher, to_bfloat16, to_float16, value_hashes
+from weightsearch.relations.kernels import add_chunks
 from weightsearch.relations.roles import Role
 from weightsearch.relations.signature import add_compiled, add_in_numpy, empty_sums, sign
 
@@ -67,27 +68,37 @@ def test_small_tensors_signed_together_are_signed_as_each_alone(
     np.testing.assert_allclose(alone.sketch, together.sketch, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strange", [False, True])
-def test_compiled_code_says_what_numpy_says(strange: bool, values: np.ndarray, rng: np.random.Generator):
-    """Hashes to the bit; sums within the rounding of their order."""
-    chunk = rng.permutation(values)[:CHUNK]
+@pytest.mark.parametrize("size", [1, 17, CHUNK, 2 * CHUNK + 31])
+def test_compiled_code_says_what_numpy_says(size: int, strange: bool, values: np.ndarray, rng: np.random.Generator):
+    """Hashes to the bit; sums within the rounding of their order. What lies beside a chunk does not count."""
+    around = np.full(size + 32, np.float32(7))
+    block = around[16 : 16 + size]
+    block[:] = rng.permutation(np.resize(values, size))
     if strange:
-        chunk[:5] = np.nan, np.inf, -np.inf, -np.nan, np.float32(3e38)
-    signs = np.where(rng.random(len(chunk)) < 0.5, -1, 1).astype(np.float32)
+        block[: min(size, 6)] = (np.nan, np.inf, -np.inf, -np.nan, 3e38, -0.0)[: min(size, 6)]
+    signs = np.where(rng.random(min(size, CHUNK)) < 0.5, -1, 1).astype(np.float32)
+    starts = np.zeros(-(-size // CHUNK), np.int64)
     results = []
     for add in (add_in_numpy, add_compiled):
         hasher, sums = Hasher(), empty_sums()
         for _ in range(2):
-            add(chunk, signs, np.zeros(1, np.int64), hasher, sums)
+            add(block, signs, starts, hasher, sums)
         results.append((hasher.finish(), sums))
     (hashes, expected), (compiled_hashes, sums) = results
     assert compiled_hashes == hashes
     assert (sums.zeros, sums.largest, sums.differ) == (expected.zeros, expected.largest, expected.differ)
+    assert sums.not_finite == expected.not_finite == (0 if not strange else 2 * min(size, 4))
     np.testing.assert_allclose(sums.powers, expected.powers, rtol=1e-6)
     np.testing.assert_array_equal(sums.ones, expected.ones)
-    size = np.abs(np.where(np.isfinite(chunk), chunk, 0)).max()
-    np.testing.assert_allclose(sums.sketch, expected.sketch, atol=1e-4 * size)
+    magnitude = np.abs(np.where(np.isfinite(block), block, 0)).max(initial=1e-30)
+    np.testing.assert_allclose(sums.sketch, expected.sketch, atol=1e-4 * magnitude)
+
+
+def test_compiled_code_reads_nothing_outside_of_its_arrays():
+    values, places = np.zeros(64, np.float32), np.array([48])
+    with pytest.raises(ValueError, match="outside"):
+        add_chunks(values, values, places, places, np.array([17]))
 
 
 @pytest.mark.parametrize("size", [2, 1_000, CHUNK, CHUNK + 1, 3 * CHUNK + 17])
