@@ -85,40 +85,43 @@ def read_content(path: Path) -> Content:
 
 def _read_file(path: Path) -> Content:
     size = file_size(path)
-    source: Source = FileBytes(path)
-    with path.open("rb") as opened:
-        file: BinaryIO = opened
-        if size <= READ_WHOLE and not isinstance(path, RemotePath):  # by one call instead of one a tensor
-            content = opened.read()
-            file, source, size = BytesIO(content), MemoryBytes(content), len(content)
-        start = file.read(4096)
-        file.seek(0)
-        if path.name.endswith(".index.json"):
-            return read_shards(path, file, size, _read_file)
-        is_archive = start.startswith((b"PK\x03\x04", LEGACY_START))
-        is_safetensors = not is_archive and (path.suffix == ".safetensors" or start[8:9] == b"{")
-        if not is_safetensors:
-            localize(path)  # all of a remote file is needed: it is read from this machine's disk from now on
-        if start.startswith(b"PK\x03\x04"):
-            return joined(path, _with_adapter(path, _read_zip(path, file, source, size)), read_content)
-        if start.startswith(LEGACY_START):
-            return joined(path, read_legacy(file, source, size), read_content)
-        if is_safetensors:
-            return _with_adapter(path, read_safetensors(file, source, size))
-        if start[257:262] == b"ustar":
-            return read_tar(localize(path))
-        if start.startswith(HDF5):
-            return _apart("hdf5", path)
-        if start.startswith(b"GGUF"):
-            return _apart("gguf", path)
-        if start[4:8] == b"TFL3":
-            return _apart("tflite", path)
-        if path.suffix == ".onnx":
-            return _apart("onnx", path)
-        if path.suffix == ".msgpack":
-            return _apart("flax", path)
-        if is_pickle(start):
-            return read_bare_pickle(file, size)
+    with path.open("rb") as file:
+        if size > READ_WHOLE or isinstance(path, RemotePath):
+            return _read_opened(path, file, FileBytes(path), size)
+        content = file.read()  # by one call instead of one a tensor
+    read = _read_opened(path, BytesIO(content), MemoryBytes(content), len(content))
+    return read if path.name.endswith(".index.json") else replace(read, whole=content)
+
+
+def _read_opened(path: Path, file: BinaryIO, source: Source, size: int) -> Content:
+    start = file.read(4096)
+    file.seek(0)
+    if path.name.endswith(".index.json"):
+        return read_shards(path, file, size, _read_file)
+    is_archive = start.startswith((b"PK\x03\x04", LEGACY_START))
+    is_safetensors = not is_archive and (path.suffix == ".safetensors" or start[8:9] == b"{")
+    if not is_safetensors:
+        localize(path)  # all of a remote file is needed: it is read from this machine's disk from now on
+    if start.startswith(b"PK\x03\x04"):
+        return joined(path, _with_adapter(path, _read_zip(path, file, source, size)), read_content)
+    if start.startswith(LEGACY_START):
+        return joined(path, read_legacy(file, source, size), read_content)
+    if is_safetensors:
+        return _with_adapter(path, read_safetensors(file, source, size))
+    if start[257:262] == b"ustar":
+        return read_tar(localize(path))
+    if start.startswith(HDF5):
+        return _apart("hdf5", path)
+    if start.startswith(b"GGUF"):
+        return _apart("gguf", path)
+    if start[4:8] == b"TFL3":
+        return _apart("tflite", path)
+    if path.suffix == ".onnx":
+        return _apart("onnx", path)
+    if path.suffix == ".msgpack":
+        return _apart("flax", path)
+    if is_pickle(start):
+        return read_bare_pickle(file, size)
     raise WeightsearchError(_not_a_checkpoint(start))
 
 

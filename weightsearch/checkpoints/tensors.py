@@ -234,3 +234,4 @@ class Content:
     globals: tuple[str, ...] = field(default=())  # what a pickle names
     adapter: dict[str, object] | None = None  # the configuration of a LoRA adapter, from beside its file
     form: object = None  # hashable; equal for contents that differ in plain values alone
+    whole: bytes | None = None  # the file's bytes where it is one file, which was read at once

@@ -23,21 +23,28 @@ HASHED_BESIDE = 2**26  # bytes of a file that is hashed while it is signed, on a
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file's tensors by name, read when they are asked for. `path` is None for tensors in memory."""
+    """A file's tensors by name, read when they are asked for. `path` is None for tensors in memory.
+
+    `whole` are the file's bytes where they were read at once.
+    """
 
     path: Path | None
     tensors: Mapping[str, np.ndarray]
+    whole: bytes | None = None
 
     def sign(self) -> Signature:
         if self.path is None:
             return sign(self.tensors)
         tensors = self.tensors.unread if isinstance(self.tensors, _Lazy) else self.tensors
+        if self.whole is not None:
+            file_hash = hashlib.sha256(self.whole).hexdigest()
+            return sign(tensors, file_hash=file_hash, file_bytes=len(self.whole))
         file_bytes = bytes_of_file(self.path)
         if file_bytes < HASHED_BESIDE:
             return replace(sign(tensors), file_hash=hash_of_file(self.path), file_bytes=file_bytes)
         with ThreadPoolExecutor(1) as beside:
-            file_hash = beside.submit(hash_of_file, self.path)
-            return replace(sign(tensors), file_hash=file_hash.result(), file_bytes=file_bytes)
+            hashing = beside.submit(hash_of_file, self.path)
+            return replace(sign(tensors), file_hash=hashing.result(), file_bytes=file_bytes)
 
     @property
     def label(self) -> str:

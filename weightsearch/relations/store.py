@@ -69,6 +69,45 @@ class Signed:
 
 
 @dataclass(frozen=True)
+class SignedColumns:
+    """Signatures as columns of the tables: arrays, which travel between processes at little cost.
+
+    `signatures` has all but their numbers, `tensors` as `signature` the place of each one's signature.
+    """
+
+    signatures: dict[str, np.ndarray]
+    tensors: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, signed: Sequence[Signed]) -> SignedColumns:
+        """Columns of signatures; of several of one source the last."""
+        signed = list({one.source: one for one in signed}.values())
+        return cls(_rows(signed), _tensors(signed))
+
+    @classmethod
+    def joined(cls, blocks: Sequence[SignedColumns]) -> SignedColumns:
+        """Blocks one behind the other; of several signatures of one source the last."""
+        if len(blocks) == 1:
+            return blocks[0]
+        starts = np.cumsum([0, *map(len, blocks)])
+        signatures = {
+            name: np.concatenate([block.signatures[name] for block in blocks]) for name in blocks[0].signatures
+        }
+        tensors = {name: np.concatenate([block.tensors[name] for block in blocks]) for name in blocks[0].tensors}
+        tensors["signature"] += np.repeat(starts[:-1], [len(block.tensors["signature"]) for block in blocks])
+        kept = sorted({source: place for place, source in enumerate(signatures["source"])}.values())
+        if len(kept) < starts[-1]:
+            of_kept = np.isin(tensors["signature"], kept)
+            signatures = {name: column[kept] for name, column in signatures.items()}
+            tensors = {name: column[of_kept] for name, column in tensors.items()}
+            tensors["signature"] = np.searchsorted(kept, tensors["signature"])
+        return cls(signatures, tensors)
+
+    def __len__(self) -> int:
+        return len(self.signatures["source"])
+
+
+@dataclass(frozen=True)
 class Known:
     """An index's signatures without their tensors, by rising number: columns `(n,)`, sketches `(n, 512)` float16."""
 
@@ -91,28 +130,33 @@ def shapes_of(signature: Signature) -> str:
 
 def add_signatures(path: str | Path, signed: Sequence[Signed]) -> int:
     """Keeps signatures in the index at `path`, in one transaction; those of a source that is known are replaced."""
-    signed = list({one.source: one for one in signed}.values())
-    if not signed:
+    return add_columns(path, [SignedColumns.of(signed)])
+
+
+def add_columns(path: str | Path, blocks: Sequence[SignedColumns]) -> int:
+    """As `add_signatures`, of columns."""
+    blocks = [block for block in blocks if len(block)]
+    if not blocks:
         return 0
+    signed = SignedColumns.joined(blocks)
     with writing(path) as writer:
         _add(writer, signed)
         publish_sketches(writer)
     return len(signed)
 
 
-def _add(writer: Writer, signed: Sequence[Signed]) -> None:
+def _add(writer: Writer, signed: SignedColumns) -> None:
     with writer.transaction() as connection:
         _make_tables(connection)
-        connection.register("given", {"source": objects(one.source for one in signed)})
+        connection.register("given", {"source": signed.signatures["source"]})
         old = "(SELECT number FROM ix.signatures WHERE source IN (SELECT source FROM given))"
         connection.execute(f"DELETE FROM ix.tensors WHERE signature IN {old}")
         connection.execute("DELETE FROM ix.signatures WHERE source IN (SELECT source FROM given)")
         connection.unregister("given")
         last = connection.execute("SELECT coalesce(max(number), -1) FROM ix.signatures").fetchall()[0][0]
-        start = max(last, sketches.last_number(writer.path)) + 1
-        numbers = np.arange(start, start + len(signed))
-        _insert(connection, "signatures", _rows(signed, numbers))
-        _insert(connection, "tensors", _tensors(signed, numbers))
+        numbers = max(last, sketches.last_number(writer.path)) + 1 + np.arange(len(signed))
+        _insert(connection, "signatures", signed.signatures | {"number": numbers})
+        _insert(connection, "tensors", signed.tensors | {"signature": numbers[signed.tensors["signature"]]})
 
 
 def publish_sketches(writer: Writer) -> None:
@@ -237,11 +281,10 @@ def has_tables(connection: duckdb.DuckDBPyConnection) -> bool:
     return connection.execute("SELECT scheme FROM ix.signatures LIMIT 1").fetchall() in ([], [(SCHEME,)])
 
 
-def _rows(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndarray]:
+def _rows(signed: Sequence[Signed]) -> dict[str, np.ndarray]:
     rounded = [one.signature.rounded_content for one in signed]
     nan = float("nan")
     return {
-        "number": numbers,
         "source": objects(one.source for one in signed),
         "content": objects(one.signature.content for one in signed),
         **{name: objects(row[k] for row in rounded) for k, name in enumerate(("exact", "float16", "bfloat16"))},
@@ -257,13 +300,9 @@ def _rows(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndarray
     }
 
 
-def _tensors(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndarray]:
-    flat = [
-        (number, place, tensor)
-        for number, one in zip(numbers.tolist(), signed, strict=True)
-        for place, tensor in enumerate(one.signature.tensors)
-    ]
-    tensors = [tensor for _, _, tensor in flat]
+def _tensors(signed: Sequence[Signed]) -> dict[str, np.ndarray]:
+    counts = [len(one.signature.tensors) for one in signed]
+    tensors = [tensor for one in signed for tensor in one.signature.tensors]
 
     def integers(name: str) -> np.ndarray:
         return np.array([getattr(tensor.hashes, name) for tensor in tensors], np.uint64)
@@ -272,8 +311,8 @@ def _tensors(signed: Sequence[Signed], numbers: np.ndarray) -> dict[str, np.ndar
         return np.array([getattr(tensor, name) for tensor in tensors], np.float64)
 
     return {
-        "signature": np.array([number for number, _, _ in flat], np.int64),
-        "place": np.array([place for _, place, _ in flat], np.int32),
+        "signature": np.repeat(np.arange(len(signed)), counts),
+        "place": np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *counts)]),
         "name": objects(tensor.name.encode("utf-8", "replace").decode() for tensor in tensors),
         "shape": objects(json.dumps(tensor.shape) for tensor in tensors),
         "dtype": objects(tensor.dtype for tensor in tensors),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from weightsearch.index.zoo_rows import zoo_rows, zoo_source
 from weightsearch.progress import progress_bar
 from weightsearch.relations.store import signed_files
 from weightsearch.search.file_records import FileReader
+from weightsearch.search.reading_processes import Piece, Signs, reading_processes
 from weightsearch.search.record_writer import CHUNK, AddReport, RecordWriter
 from weightsearch.search.signatures import sign_zoo
 from weightsearch.types import ANY
@@ -70,14 +71,19 @@ def add(
     writer.quarantined += given.missing
     try:
         total = len(given.files) + sum(len(zoo.table()) for zoo in given.zoos)
-        with progress_bar("adding", total, unit="checkpoints", quiet=quiet) as advance:
+        with (
+            progress_bar("adding", total, unit="checkpoints", quiet=quiet) as advance,
+            reading_processes(given.files, reader.records) as processes,
+        ):
             for start in range(0, len(given.files), CHUNK):
                 files = given.files[start : start + CHUNK]
                 signed = signed_files(store.path, [str(file.place) for file in files])
                 records = []
-                for file in fetched_ahead(files):
-                    advance()
-                    records.append(writer.sign(reader.read(file, signed)))
+                for piece in processes.read(files, signed) if processes else _one_by_one(reader, files, signed):
+                    advance(len(piece.records))
+                    if piece.signed is not None:
+                        writer.keep_signatures(piece.signed)
+                    records += [writer.sign(reader.take(record)) for record in piece.records]
                 reader.embed()
                 writer.add_records(records)
             for zoo in given.zoos:
@@ -91,6 +97,12 @@ def add(
         raise Interrupted(f"stopped: {writer.added:,} were added; run the same command again to go on") from None
     writer.notes += writer.skipped.notes + given.account.notes + sources.notes
     return writer.report()
+
+
+def _one_by_one(reader: FileReader, files: Sequence[CheckpointFile], signed: Signs) -> Iterator[Piece]:
+    """Files read by this process."""
+    for file in fetched_ahead(files):
+        yield Piece([reader.records.read(file, signed)])
 
 
 def open_or_create(index: str | Path) -> IndexStore:

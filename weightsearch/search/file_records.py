@@ -57,39 +57,25 @@ class FileRecord:
     notes: tuple[str, ...] = ()
     signed: Signed | None = None
     unsigned: str | None = None
+    architecture: Architecture | None = None  # this and the weights `(P,)` are kept until it is embedded
+    weights: np.ndarray | None = None
 
     @property
     def fingerprint(self) -> str:
         return str(self.network.get("network", ""))
 
 
-@dataclass
-class _Pending:
-    """Networks of one architecture that are embedded together as soon as there are enough of them."""
+class RecordReader:
+    """Opens and signs files for an index of these architectures. It needs neither the index itself nor PyTorch."""
 
-    architecture: Architecture
-    records: list[FileRecord] = field(default_factory=list)
-    weights: list[np.ndarray] = field(default_factory=list)
-
-
-class FileReader:
-    """Reads files for an index; without one, or without an encoder for them, it signs them alone.
-
-    No more weights than a batch of them are in memory.
-    """
-
-    def __init__(self, index: IndexStore | None, sources: Sources, dataset: str | None = None) -> None:
-        self.index = index
+    def __init__(self, architectures: Mapping[str, Architecture], sources: Sources, dataset: str | None = None) -> None:
+        self.architectures = architectures
         self.sources = sources
         self.dataset = dataset  # what the networks were trained on, where the files do not say
-        self.architectures = {} if index is None else index.architectures
-        self._needed = partial(may_embed, architectures=self.architectures)
-        self._encoders: dict[str, AnyEncoder] = {}
-        self._pending: dict[str, _Pending] = {}
-        self._bytes = 0
+        self._needed = partial(may_embed, architectures=architectures)
 
     def read(self, file: CheckpointFile, signed: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> FileRecord:
-        """Opens and signs one file; `embed` completes what was read so far.
+        """Opens and signs one file; its record has its weights where an encoder of the index is to embed them.
 
         Args:
             signed: bytes and time in nanoseconds of files when they were signed before, by `FileRecord.source`: they
@@ -100,7 +86,8 @@ class FileReader:
         try:
             with one_line(str(file.path)):
                 status = source.stat()
-                network = find_tensors(read_content(file.path), self.sources.weights)
+                content = read_content(file.path)
+                network = find_tensors(content, self.sources.weights)
         except WeightsearchError as error:
             record.refusal = record.unsigned = reason_of(error, file.path)
             return record
@@ -108,7 +95,7 @@ class FileReader:
         if signed.get(record.source) != (status.st_size, status.st_mtime_ns):
             try:
                 with one_line(str(file.path)):
-                    signature = OpenFile(file.path, signed_tensors(network)).sign()
+                    signature = OpenFile(file.path, signed_tensors(network), content.whole).sign()
             except WeightsearchError as error:
                 record.unsigned = reason_of(error, file.path)
         not_finite = None if signature is None else {tensor.name: tensor.not_finite for tensor in signature.tensors}
@@ -140,18 +127,45 @@ class FileReader:
         record.given = self.sources.given(file.path, record.metadata)
         if record.metadata.run == file.run and by_time(file.path) and file.path.parent == file.root:
             record.sketch = sketch(checkpoint.weights)
-        pending = self._pending.setdefault(architecture.fingerprint, _Pending(architecture))
-        pending.records.append(record)
-        pending.weights.append(checkpoint.weights)
-        self._bytes += checkpoint.weights.nbytes
-        if self._bytes >= BATCH_BYTES:
-            self.embed()
-        elif len(pending.records) >= BATCH_ROWS:
-            self._embed(architecture.fingerprint)
+        record.architecture, record.weights = architecture, checkpoint.weights
 
     def space_of(self, fingerprint: str) -> str | None:
         """Where networks of an architecture belong: in their own space, else in that of all, if there is one."""
         return next((space for space in (fingerprint, ANY.fingerprint) if space in self.architectures), None)
+
+
+class FileReader:
+    """Reads files for an index; without one, or without an encoder for them, it signs them alone.
+
+    No more weights than a batch of them are in memory.
+    """
+
+    def __init__(self, index: IndexStore | None, sources: Sources, dataset: str | None = None) -> None:
+        self.index = index
+        self.sources = sources
+        self.architectures = {} if index is None else index.architectures
+        self.records = RecordReader(self.architectures, sources, dataset)
+        self._encoders: dict[str, AnyEncoder] = {}
+        self._pending: dict[str, list[FileRecord]] = {}  # by architecture, until there are enough of them
+        self._bytes = 0
+
+    def read(self, file: CheckpointFile, signed: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> FileRecord:
+        """As `RecordReader.read`; `embed` completes what was read so far."""
+        return self.take(self.records.read(file, signed))
+
+    def take(self, record: FileRecord) -> FileRecord:
+        """Takes a record that was read, maybe by another process, to be embedded with others of its architecture."""
+        if record.architecture is None or record.weights is None:
+            return record
+        fingerprint = record.architecture.fingerprint
+        pending = self._pending.setdefault(fingerprint, [])
+        pending.append(record)
+        self._bytes += record.weights.nbytes
+        if self._bytes >= BATCH_BYTES:
+            self.embed()
+        elif len(pending) >= BATCH_ROWS:
+            self._embed(fingerprint)
+        return record
 
     def embed(self) -> None:
         """Completes all records that were read."""
@@ -162,16 +176,16 @@ class FileReader:
         from weightsearch.training.represent import represent
 
         pending = self._pending.pop(fingerprint)
-        self._bytes -= sum(weights.nbytes for weights in pending.weights)
-        space = pending.records[0].space
+        space, architecture = pending[0].space, pending[0].architecture
         assert space is not None
-        activations = [record.metadata.recipe.get("activation") for record in pending.records if record.metadata]
-        represented = represent(
-            self.encoder(space), np.stack(pending.weights), activations, architecture=pending.architecture
-        )
-        for i, record in enumerate(pending.records):
+        weights = np.stack([record.weights for record in pending if record.weights is not None])
+        self._bytes -= weights.nbytes
+        activations = [record.metadata.recipe.get("activation") for record in pending if record.metadata]
+        represented = represent(self.encoder(space), weights, activations, architecture=architecture)
+        for i, record in enumerate(pending):
             record.embedding, record.predicted = represented.embedding[i], float(represented.predicted[i])
             record.layers = None if represented.layers is None else represented.layers[i]
+            record.weights = record.architecture = None
 
     def encoder(self, space: str) -> AnyEncoder:
         assert self.index is not None

@@ -17,7 +17,7 @@ from weightsearch.checkpoints.metadata import Metadata, as_fractions, stand_ins,
 from weightsearch.checkpoints.runs import in_one_unit, one_run, without_copies
 from weightsearch.index import IndexStore, Rows, add_rows, update_values
 from weightsearch.index.zoo_rows import _objects
-from weightsearch.relations.store import Signed, add_signatures
+from weightsearch.relations.store import Signed, SignedColumns, add_columns
 from weightsearch.search.file_records import FileRecord
 from weightsearch.text_table import counted
 from weightsearch.types import ANY
@@ -59,6 +59,7 @@ class RecordWriter:
         self.notes: list[str] = []
         self.skipped = Skipped()
         self._signed: list[Signed] = []
+        self._columns: list[SignedColumns] = []  # of signatures that another process made
 
     def sign(self, record: FileRecord) -> FileRecord:
         """Keeps a record's signature, which needs no encoder; it is committed with others."""
@@ -72,8 +73,15 @@ class RecordWriter:
             self.commit_signatures()
         return record
 
+    def keep_signatures(self, signed: SignedColumns) -> None:
+        """As `sign`, of signatures that came without their records."""
+        self._columns.append(signed)
+        if sum(map(len, self._columns)) >= SIGNED_TOGETHER:
+            self.commit_signatures()
+
     def commit_signatures(self) -> None:
-        self.signed += add_signatures(self.index.path, self._signed)
+        self.signed += add_columns(self.index.path, [*self._columns, SignedColumns.of(self._signed)])
+        self._columns.clear()
         self._signed.clear()
 
     def add_records(self, records: Iterable[FileRecord]) -> None:
