@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -59,8 +60,23 @@ class FileBytes:
 
     def read(self, start: int, length: int) -> bytes:
         with self.path.open("rb") as file:
-            file.seek(self.start + start, os.SEEK_SET)
-            return file.read(length)
+            return OpenBytes(file, self.start).read(start, length)
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenBytes]:
+        """The same for many readings."""
+        with self.path.open("rb") as file:
+            yield OpenBytes(file, self.start)
+
+
+@dataclass(frozen=True)
+class OpenBytes:
+    file: IO[bytes]
+    start: int
+
+    def read(self, start: int, length: int) -> bytes:
+        self.file.seek(self.start + start, os.SEEK_SET)
+        return self.file.read(length)
 
 
 @dataclass(frozen=True)
@@ -159,8 +175,9 @@ class StoredTensor:
             flat = self.array().reshape(-1)
             yield from (flat[start : start + items] for start in range(0, flat.size, items))
             return
-        for start in range(0, self.size, items):
-            yield self._read(source, start, min(items, self.size - start))
+        with source.opened() if isinstance(source, FileBytes) else nullcontext(source) as opened:
+            for start in range(0, self.size, items):
+                yield self._read(opened, start, min(items, self.size - start))
 
     @property
     def lies_in_order(self) -> bool:

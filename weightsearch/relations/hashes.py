@@ -15,11 +15,10 @@ from typing import Protocol
 import numpy as np
 
 CHUNK = 65_536  # values at a time: they stay in the cache, and memory stays bounded
-READ_TOGETHER = 4 * CHUNK  # values of a file that are read at a time
 LANES = 16  # values that compiled code takes at a time
 WEIGHTS = np.random.PCG64(20_261_127).random_raw(CHUNK) | np.uint64(1)
 MIX_ADD, MIX_FIRST, MIX_SECOND = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
-_FOLD = 0xD1342543DE82EF95  # odd: chunks' hashes are folded in as digits of this base
+FOLD = 0xD1342543DE82EF95  # odd: chunks' hashes are folded in as digits of this base
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Hasher:
 
     def update(self, ordered: tuple[int, int, int], unordered: int) -> None:
         for place, total in enumerate(ordered):
-            self._ordered[place] = (self._ordered[place] * _FOLD + total) & 0xFFFFFFFFFFFFFFFF
+            self._ordered[place] = (self._ordered[place] * FOLD + total) & 0xFFFFFFFFFFFFFFFF
         self._unordered += unordered
 
     def finish(self) -> ValueHashes:
@@ -114,9 +113,8 @@ def value_hashes(values: np.ndarray) -> ValueHashes:
     True
     """
     hasher = Hasher()
-    for block in blocks(values):
-        for start in range(0, len(block), CHUNK):
-            hasher.update(*chunk_hashes(block[start : start + CHUNK]))
+    for chunk in chunks(values):
+        hasher.update(*chunk_hashes(chunk))
     return hasher.finish()
 
 
@@ -132,17 +130,17 @@ class Unread(Protocol):
     def blocks(self, items: int) -> Iterator[np.ndarray]: ...
 
 
-def blocks(values: np.ndarray | Unread) -> Iterator[np.ndarray]:
-    """The tensor's values in C order as float32, some chunks at a time."""
+def chunks(values: np.ndarray | Unread) -> Iterator[np.ndarray]:
+    """The tensor's values in C order as float32, `CHUNK` at a time."""
     read: Iterator[np.ndarray]
     if isinstance(values, np.ndarray):
         flat = values.reshape(-1)  # which copies only where the array is not contiguous
-        read = (flat[start : start + READ_TOGETHER] for start in range(0, len(flat), READ_TOGETHER))
+        read = (flat[start : start + CHUNK] for start in range(0, len(flat), CHUNK))
     else:
-        read = values.blocks(READ_TOGETHER)
-    for block in read:
+        read = values.blocks(CHUNK)
+    for chunk in read:
         with np.errstate(over="ignore", invalid="ignore"):
-            yield np.ascontiguousarray(block, dtype=np.float32)
+            yield np.ascontiguousarray(chunk, dtype=np.float32)
 
 
 def row_hashes(matrix: np.ndarray, *, ordered: bool) -> np.ndarray:

@@ -16,50 +16,85 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from weightsearch.relations.hashes import LANES, MIX_ADD, MIX_FIRST, MIX_SECOND, WEIGHTS
+from weightsearch.relations.hashes import CHUNK, FOLD, LANES, MIX_ADD, MIX_FIRST, MIX_SECOND, WEIGHTS
 
 WIDTH = 512  # of a sketch
 MINUS_ZERO, SIZE, INFINITE = 0x80000000, 0x7FFFFFFF, 0x7F800000
 LARGEST_HALF, SMALLEST_NORMAL_HALF = 0x477FE000, 0x38800000  # 65504 and 2^-14
-_I32, _I64, _F32, _F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+_I8, _I32, _I64, _F32, _F64 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 
 
 @dataclass(frozen=True)
 class Added:
-    """Of chunks `(t,)`: hashes `(t, 4)` uint64, totals `(t, 8)`, and sketches of the values and of ones `(t, 2, 512)`.
+    """Of tensors `(t,)`, what chunk after chunk adds to.
 
-    Hashes are those of `hashes.chunk_hashes`. Totals are Σv, Σv², Σv³, Σv⁴, zeros, whether values differ, the bits of
-    the largest |v|, and how many are not finite; those count as zeros.
+    `integers (t, 8)` uint64: the hashes in order as float32, float16 and bfloat16, and the one without; zeros, whether
+    values differ, the bits of the largest |v|, and how many are not finite; those count as zeros. `powers (t, 4)`: Σv,
+    Σv², Σv³, Σv⁴. `sketches (t, 2, 512)`, of the values and of ones.
     """
 
-    hashes: np.ndarray
-    totals: np.ndarray
+    integers: np.ndarray
+    powers: np.ndarray
     sketches: np.ndarray
 
+    @classmethod
+    def nothing(cls, tensors: int) -> Added:
+        return cls(np.zeros((tensors, 8), np.uint64), np.zeros((tensors, 4)), np.zeros((tensors, 2, WIDTH)))
 
-def add_chunks(
-    values: np.ndarray, signs: np.ndarray, starts: np.ndarray, sign_starts: np.ndarray, counts: np.ndarray
-) -> Added:
-    """Chunks of `counts (t,)` > 0 float32 values, from `starts (t,)` of `values (n,)` on, with random signs.
 
-    Their signs are those from `sign_starts (t,)` of `signs (m,)` on. Whole lanes are read: a chunk's last ones must lie
-    within the arrays, whatever they hold. Raises ValueError for chunks that do not.
+def firsts_of(values: np.ndarray) -> np.ndarray:
+    """Tensors' first values `(t,)` as the kernel compares others with them: bits, of those that count."""
+    return (np.where(np.isfinite(values), values, np.float32(0)) + np.float32(0)).view(np.uint32)
+
+
+def add_tensors(values: np.ndarray, signs: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Added:
+    """Tensors of a chunk at most: `counts (t,)` > 0 float32 values from `starts (t,)` of `values (n,)` on.
+
+    `signs (n,)` int8 are their random signs. Whole lanes are read of each, whatever lies behind its values. Raises
+    ValueError where that is outside of the arrays.
     """
     read = -(-counts // LANES) * LANES
-    inside = ((starts + read <= len(values)) & (sign_starts + read <= len(signs)) & (read <= len(WEIGHTS))).all()
-    if not inside or min(starts.min(), sign_starts.min()) < 0 or counts.min() < 1:
-        raise ValueError("chunks lie outside of their arrays")
-    amount = len(starts)
-    added = Added(
-        np.empty((amount, 4), np.uint64), np.empty((amount, 8)), np.zeros((amount, 2, WIDTH), np.float32)
-    )  # fmt: skip
-    arrays = [
-        np.ascontiguousarray(values, np.float32), np.ascontiguousarray(signs, np.float32), WEIGHTS,
-        *(np.ascontiguousarray(places, np.int64) for places in (starts, sign_starts, counts)),
-        added.hashes, added.totals, added.sketches,
-    ]  # fmt: skip
-    _compiled()[1](amount, *(array.ctypes.data for array in arrays))
+    if (
+        counts.min() < 1
+        or starts.min() < 0
+        or read.max() > CHUNK
+        or (starts + read).max() > min(len(values), len(signs))
+    ):
+        raise ValueError("tensors lie outside of their arrays")
+    added = Added.nothing(len(starts))
+    places = [np.ascontiguousarray(one, np.int64) for one in (starts, starts, counts)]
+    values, signs = np.ascontiguousarray(values, np.float32), np.ascontiguousarray(signs, np.int8)
+    arrays = (values, signs, WEIGHTS, *places, firsts_of(values[starts]), added.integers, added.powers, added.sketches)
+    _compiled()[1](len(starts), *(array.ctypes.data for array in arrays))
     return added
+
+
+class ChunkAdder:
+    """Adds a tensor's chunks, in order, to `added`, its one row."""
+
+    def __init__(self, signs: np.ndarray) -> None:
+        self.added = Added.nothing(1)
+        self._signs = np.append(np.ascontiguousarray(signs, np.int8), np.zeros(LANES, np.int8))
+        self._places = np.zeros((3, 1), np.int64)
+        self._first = np.zeros(1, np.uint32)
+        self._chunks = 0
+        held = (self._signs, WEIGHTS, *self._places, self._first, *self.added.__dict__.values())
+        self._held = [array.ctypes.data for array in held]
+        self._call = _compiled()[1]
+
+    def add(self, chunk: np.ndarray, sign_start: int) -> None:
+        """A chunk `(n,)` of float32, whose signs begin at `sign_start`. Raises ValueError where those are too few."""
+        count = len(chunk)
+        if not 0 < count <= CHUNK or not 0 <= sign_start <= len(self._signs) - LANES - count:
+            raise ValueError("a chunk has too many values, or too few signs")
+        if not self._chunks:
+            self._first[:] = firsts_of(chunk[:1])
+        self._chunks += 1
+        if count % LANES:
+            chunk = np.append(chunk, np.zeros(-count % LANES, np.float32))
+        chunk = np.ascontiguousarray(chunk, np.float32)
+        self._places[1:, 0] = sign_start, count
+        self._call(1, chunk.ctypes.data, *self._held)
 
 
 @functools.cache
@@ -73,7 +108,7 @@ def _compiled() -> tuple[Any, Callable[..., None]]:
     module.verify()
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 9)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 10)
     return engine, kind(engine.get_function_address("add_chunks"))
 
 
@@ -168,10 +203,10 @@ class _Code:
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
 
     def load(self, pointer: Any, place: Any, kind: ir.Type) -> Lanes:
-        return Lanes(self.builder, self.builder.load(self._at(pointer, place, kind), align=4))
+        return Lanes(self.builder, self.builder.load(self._at(pointer, place, kind), align=1))
 
     def store(self, lanes: Lanes, pointer: Any, place: Any) -> None:
-        self.builder.store(lanes.value, self._at(pointer, place, lanes.value.type.element), align=4)
+        self.builder.store(lanes.value, self._at(pointer, place, lanes.value.type.element), align=1)
 
     def _at(self, pointer: Any, place: Any, kind: ir.Type) -> Any:
         vector = ir.VectorType(kind, LANES).as_pointer()
@@ -204,50 +239,56 @@ class _Code:
 
 
 def _module() -> ir.Module:
+    """`add_chunks(amount, values, signs, weights, starts, sign_starts, counts, firsts, integers, powers, sketches)`."""
     module = ir.Module("weightsearch")
-    pointers = {kind: kind.as_pointer() for kind in (_I64, _F32, _F64)}
-    inputs = [pointers[_F32], pointers[_F32], pointers[_I64]]
-    results = [pointers[_I64], pointers[_F64], pointers[_F32]]
-    chunk = ir.Function(module, ir.FunctionType(ir.VoidType(), [*inputs, _I64, *results]), "add_chunk")
+    values, signs, wide = _F32.as_pointer(), _I8.as_pointer(), _I64.as_pointer()
+    results = [wide, _F64.as_pointer(), _F64.as_pointer()]
+    kind = ir.FunctionType(ir.VoidType(), [values, signs, wide, _I64, _I32, *results])
+    chunk = ir.Function(module, kind, "add_chunk")
     _write_chunk(chunk)
-    kind = ir.FunctionType(ir.VoidType(), [_I64, *inputs, *[pointers[_I64]] * 3, *results])
+    kind = ir.FunctionType(ir.VoidType(), [_I64, values, signs, *[wide] * 4, _I32.as_pointer(), *results])
     code = _Code(ir.Function(module, kind, "add_chunks"))
-    amount, values, signs, weights, starts, sign_starts, counts, *results = code.function.args
+    builder = code.builder
+    amount, values, signs, weights, *places, integers, powers, sketches = code.function.args
 
-    def add(place: Any) -> list[Any]:
-        builder = code.builder
-        start, sign_start, count = (
-            builder.load(builder.gep(array, [place])) for array in (starts, sign_starts, counts)
-        )
-        parts = [
-            builder.gep(result, [builder.mul(place, ir.Constant(_I64, width))])
-            for result, width in zip(results, (4, 8, 2 * WIDTH), strict=True)
+    def add(row: Any) -> list[Any]:
+        start, sign_start, count, first = (builder.load(builder.gep(array, [row])) for array in places)
+        rows = [
+            builder.gep(result, [builder.mul(row, ir.Constant(_I64, width))])
+            for result, width in ((integers, 8), (powers, 4), (sketches, 2 * WIDTH))
         ]
-        own_values, own_signs = builder.gep(values, [start]), builder.gep(signs, [sign_start])
-        builder.call(chunk, [own_values, own_signs, weights, count, *parts])
+        own = builder.gep(values, [start]), builder.gep(signs, [sign_start])
+        builder.call(chunk, [*own, weights, count, first, *rows])
         return []
 
     code.loop(1, amount, [], add)
-    code.builder.ret_void()
+    builder.ret_void()
     return module
 
 
 def _write_chunk(function: ir.Function) -> None:
-    values, signs, weights, count, hashes, totals, sketches = function.args
+    values, signs, weights, count, first, integers, powers, sketches = function.args
     code = _Code(function)
     builder = code.builder
+    part = builder.alloca(_F32, ir.Constant(_I64, 2 * WIDTH))  # of the sketches, by this chunk
+    nothing = Lanes(builder, ir.Constant(ir.VectorType(_F32, LANES), [0] * LANES))
+    both = ir.Constant(_I64, 2 * WIDTH)
+
+    def clear(place: Any) -> list[Any]:
+        code.store(nothing, part, place)
+        return []
+
+    code.loop(LANES, both, [], clear)
     order = ir.Constant(ir.VectorType(_I32, LANES), list(range(LANES)))
     limits = builder.sub(code.spread(builder.trunc(count, _I32)).value, order)
-    first = code.spread(builder.load(values)).bits
-    first = first.where((first & SIZE).compared("<", INFINITE), 0)
-    first = first.where((first & SIZE).compared("!=", 0), 0)
+    first = code.spread(first)
 
     def add(place: Any, *running: Any) -> list[Any]:
         before = [Lanes(builder, value) for value in running]
         here = code.spread(builder.trunc(place, _I32)).value
         inside = Lanes(builder, builder.icmp_signed("<", here, limits))
-        value, sign = (code.load(array, place, _F32) for array in (values, signs))
-        value, sign = value.where(inside, 0.0), sign.where(inside, 0.0)
+        value = code.load(values, place, _F32).where(inside, 0.0)
+        sign = code.load(signs, place, _I8).to("sext", _I32).to("sitofp", _F32).where(inside, 0.0)
 
         *ordered, mixed = _hashed(value.bits)
         weight = code.load(weights, place, _I64)
@@ -261,8 +302,9 @@ def _write_chunk(function: ir.Function) -> None:
         value = value.where(finite, 0.0)
         wide = value.to("fpext", _F64)
         square = wide * wide
-        powers = [wide, square, square * wide, square * square]
-        sums = [one + other for one, other in zip(before[:11], [*products, *powers], strict=True)]
+        sums = [one + other for one, other in zip(
+            before[:11], [*products, wide, square, square * wide, square * square], strict=True
+        )]  # fmt: skip
 
         zeros, differ, largest, strange = before[11:]
         size = size.where(finite, 0)
@@ -276,21 +318,36 @@ def _write_chunk(function: ir.Function) -> None:
         ]
         at = builder.and_(place, ir.Constant(_I64, WIDTH - 1))
         for place_of_sketch, change in ((at, value * sign), (builder.add(at, ir.Constant(_I64, WIDTH)), sign)):
-            code.store(code.load(sketches, place_of_sketch, _F32) + change, sketches, place_of_sketch)
+            code.store(code.load(part, place_of_sketch, _F32) + change, part, place_of_sketch)
         return [lanes.value for lanes in (*sums, *counted)]
 
     kinds = [_I64] * 7 + [_F64] * 4 + [_I32] * 4
     start = [ir.Constant(ir.VectorType(kind, LANES), [0] * LANES) for kind in kinds]
     lanes = [Lanes(builder, value) for value in code.loop(LANES, count, start, add)]
 
+    def keep(place: Any) -> list[Any]:
+        code.store(code.load(sketches, place, _F64) + code.load(part, place, _F32).to("fpext", _F64), sketches, place)
+        return []
+
+    code.loop(LANES, both, [], keep)
+
+    def add_to(array: Any, place: int, more: Any, combine: Callable[[Any, Any], Any]) -> None:
+        pointer = builder.gep(array, [ir.Constant(_I64, place)])
+        builder.store(combine(builder.load(pointer), more), pointer)
+
+    def folded(before: Any, chunk: Any) -> Any:
+        return builder.add(builder.mul(before, ir.Constant(_I64, FOLD)), chunk)
+
+    def larger(one: Any, other: Any) -> Any:
+        return builder.select(builder.icmp_unsigned(">", one, other), one, other)
+
     products = [one.combined(builder.add) for one in lanes[:7]]
-    ordered = [builder.add(products[k], builder.shl(products[k + 1], ir.Constant(_I64, 32))) for k in (0, 2, 4)]
-    for k, result in enumerate([*ordered, products[6]]):
-        builder.store(result, builder.gep(hashes, [ir.Constant(_I64, k)]))
-    largest = lanes[13].combined(lambda a, b: builder.select(builder.icmp_unsigned(">", a, b), a, b))
-    integers = [lanes[11].combined(builder.add), lanes[12].combined(builder.or_), largest]
-    integers.append(lanes[14].combined(builder.add))
-    powers = [one.combined(builder.fadd) for one in lanes[7:11]]
-    for k, result in enumerate([*powers, *(builder.uitofp(integer, _F64) for integer in integers)]):
-        builder.store(result, builder.gep(totals, [ir.Constant(_I64, k)]))
+    for k in range(3):
+        high = builder.shl(products[2 * k + 1], ir.Constant(_I64, 32))
+        add_to(integers, k, builder.add(products[2 * k], high), folded)
+    add_to(integers, 3, products[6], builder.add)
+    for k, combine in enumerate((builder.add, builder.or_, larger, builder.add)):
+        add_to(integers, 4 + k, builder.zext(lanes[11 + k].combined(combine), _I64), combine)
+    for k in range(4):
+        add_to(powers, k, lanes[7 + k].combined(builder.fadd), builder.fadd)
     builder.ret_void()

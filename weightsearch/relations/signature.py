@@ -11,11 +11,15 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightsearch.relations.hashes import CHUNK, LANES, Hasher, Unread, ValueHashes, blocks, chunk_hashes
+from weightsearch.relations.hashes import CHUNK, LANES, Hasher, Unread, ValueHashes, chunk_hashes, chunks
 from weightsearch.relations.roles import Role, role_of
+
+if TYPE_CHECKING:
+    from weightsearch.relations.kernels import Added
 
 SKETCH_WIDTH = 512  # a power of two, so that a sketch can be folded to a narrower one
 _SIGN_SEED = 5_121_127
@@ -146,8 +150,8 @@ def _summed(tensors: Mapping[str, np.ndarray | Unread]) -> Iterator[Summed]:
             values = np.asarray(values)
         shape, count = values.shape, math.prod(values.shape)
         dtype = values.dtype if isinstance(values, np.ndarray) else values.value_dtype
-        add = _adder(count)
-        if add is not add_in_numpy and 0 < count <= CHUNK:
+        summed = _best_for(count)
+        if summed is summed_compiled and 0 < count <= CHUNK:
             flat = values.reshape(-1) if isinstance(values, np.ndarray) else next(values.blocks(count))
             if flat.dtype != np.float32:
                 with np.errstate(over="ignore", invalid="ignore"):
@@ -160,7 +164,7 @@ def _summed(tensors: Mapping[str, np.ndarray | Unread]) -> Iterator[Summed]:
             continue
         yield from _summed_together(waiting)
         waiting, numbers = [], 0
-        yield name, shape, dtype, *_sums_of(values, shape, count, add)
+        yield name, shape, dtype, *summed(values, _signs(_sorted(shape), min(count, CHUNK + 1)))
     yield from _summed_together(waiting)
 
 
@@ -168,7 +172,7 @@ def _summed_together(waiting: Sequence[tuple[str, tuple[int, ...], np.dtype, np.
     """Tensors of a chunk at most each, by one call of compiled code."""
     if not waiting:
         return
-    from weightsearch.relations.kernels import add_chunks
+    from weightsearch.relations.kernels import add_tensors
 
     counts = np.array([len(values) for *_, values in waiting])
     lengths = -(-counts // LANES) * LANES
@@ -177,30 +181,9 @@ def _summed_together(waiting: Sequence[tuple[str, tuple[int, ...], np.dtype, np.
     for (*_, values), start in zip(waiting, starts.tolist(), strict=True):
         together[start : start + len(values)] = values
     signs = _signs_of_all(tuple((_sorted(shape), len(values)) for _, shape, _, values in waiting))
-    added = add_chunks(together, signs, starts, starts, counts)
-    for (name, shape, dtype, _), hashes, totals, sketches in zip(
-        waiting, added.hashes.tolist(), added.totals, added.sketches.astype(np.float64), strict=True
-    ):
-        sums = empty_sums()
-        _add_totals(sums, totals, sketches)
-        yield name, shape, dtype, ValueHashes(*hashes), sums
-
-
-def _sums_of(values: np.ndarray | Unread, shape: tuple[int, ...], count: int, add: Adder) -> tuple[ValueHashes, Sums]:
-    """A tensor's hashes and sums, a block of chunks at a time."""
-    hasher = Hasher()
-    sums = empty_sums()
-    signs = _signs(_sorted(shape), min(count, CHUNK + 1))
-    first: float | None = None
-    chunks = 0
-    for block in blocks(values):
-        starts = (chunks + np.arange(-(-len(block) // CHUNK))) * _TURN % CHUNK
-        add(block, signs, starts, hasher, sums)
-        firsts = np.where(np.isfinite(block[::CHUNK]), block[::CHUNK], np.float32(0))
-        first = float(firsts[0]) if first is None else first
-        sums.differ = sums.differ or bool((firsts != first).any())
-        chunks += len(starts)
-    return hasher.finish(), sums
+    added = add_tensors(together, signs, starts, counts)
+    for row, (name, shape, dtype, _) in enumerate(waiting):
+        yield name, shape, dtype, *_told(added, row)
 
 
 def _signed(name: str, shape: tuple[int, ...], dtype: np.dtype, hashes: ValueHashes, sums: Sums) -> TensorSignature:
@@ -248,28 +231,31 @@ def empty_sums() -> Sums:
     return Sums(np.zeros(4), 0, 0, 0.0, False, np.zeros(SKETCH_WIDTH), np.zeros(SKETCH_WIDTH))
 
 
-Adder = Callable[[np.ndarray, np.ndarray, np.ndarray, Hasher, Sums], None]
 _seen = 0  # numbers signed by this process so far
 
 
-def _adder(numbers: int) -> Adder:
-    """What adds a block: compiled once the process has enough numbers to sign to be worth its making."""
+def _best_for(numbers: int) -> Callable[[np.ndarray | Unread, np.ndarray], tuple[ValueHashes, Sums]]:
+    """What sums a tensor up: compiled once the process has enough numbers to sign to be worth its making."""
     global _seen
     _seen += numbers + TENSOR_COST
-    return add_in_numpy if _seen < COMPILED_FROM else add_compiled
+    return summed_in_numpy if _seen < COMPILED_FROM else summed_compiled
 
 
-def add_in_numpy(block: np.ndarray, signs: np.ndarray, starts: np.ndarray, hasher: Hasher, sums: Sums) -> None:
-    """Adds a block `(n,)` of float32 to a tensor's hashes and sums, by chunks, whose random signs begin at `starts`."""
-    for number, start in enumerate(starts.tolist()):
-        values = block[number * CHUNK : (number + 1) * CHUNK]
+def summed_in_numpy(tensor: np.ndarray | Unread, signs: np.ndarray) -> tuple[ValueHashes, Sums]:
+    """A tensor's hashes and sums, a chunk at a time; `signs` are int8 as `_signs` makes them."""
+    hasher = Hasher()
+    sums = empty_sums()
+    first: float | None = None
+    for number, values in enumerate(chunks(tensor)):
+        start = number * _TURN % CHUNK
         own_signs = signs[start : start + len(values)]
         hasher.update(*chunk_hashes(values))
         finite = np.isfinite(values)
         if not finite.all():
             sums.not_finite += len(values) - int(np.count_nonzero(finite))
             values = np.where(finite, values, np.float32(0))
-        sums.differ = sums.differ or bool(values.min() != values.max())
+        first = float(values[0]) if first is None else first
+        sums.differ = sums.differ or bool((values != first).any())
         sums.zeros += len(values) - int(np.count_nonzero(values))
         sums.largest = max(sums.largest, float(np.abs(values).max()))
         wide = values.astype(np.float64)
@@ -277,34 +263,25 @@ def add_in_numpy(block: np.ndarray, signs: np.ndarray, starts: np.ndarray, hashe
         sums.powers += wide.sum(), squares.sum(), np.dot(squares, wide), np.dot(squares, squares)
         sums.sketch += _folded(values * own_signs)
         sums.ones += _folded(own_signs)
+    return hasher.finish(), sums
 
 
-def add_compiled(block: np.ndarray, signs: np.ndarray, starts: np.ndarray, hasher: Hasher, sums: Sums) -> None:
-    """`add_in_numpy` in compiled code."""
-    from weightsearch.relations.kernels import add_chunks
+def summed_compiled(tensor: np.ndarray | Unread, signs: np.ndarray) -> tuple[ValueHashes, Sums]:
+    """`summed_in_numpy` in compiled code."""
+    from weightsearch.relations.kernels import ChunkAdder
 
-    count = len(block)
-    if count % LANES:
-        block = np.pad(block, (0, -count % LANES))
-    if len(signs) % LANES:  # of one chunk alone
-        signs = np.pad(signs, (0, -len(signs) % LANES))
-    places = np.arange(len(starts)) * CHUNK
-    added = add_chunks(block, signs, places, starts, np.minimum(count - places, CHUNK))
-    for hashes, totals, sketches in zip(added.hashes.tolist(), added.totals, added.sketches, strict=True):
-        *ordered, unordered = hashes
-        hasher.update(tuple(ordered), unordered)
-        _add_totals(sums, totals, sketches)
+    adder = ChunkAdder(signs)
+    for number, values in enumerate(chunks(tensor)):
+        adder.add(values, number * _TURN % CHUNK)
+    return _told(adder.added, 0)
 
 
-def _add_totals(sums: Sums, totals: np.ndarray, sketches: np.ndarray) -> None:
-    zeros, differ, largest, not_finite = totals[4:].tolist()
-    sums.powers += totals[:4]
-    sums.zeros += int(zeros)
-    sums.differ = sums.differ or bool(differ)
-    sums.largest = max(sums.largest, float(np.uint32(largest).view(np.float32)))
-    sums.not_finite += int(not_finite)
-    sums.sketch += sketches[0]
-    sums.ones += sketches[1]
+def _told(added: Added, row: int) -> tuple[ValueHashes, Sums]:
+    *hashes, zeros, differ, largest, not_finite = added.integers[row].tolist()
+    size = float(np.uint32(largest).view(np.float32))
+    return ValueHashes(*hashes), Sums(
+        added.powers[row], zeros, not_finite, size, bool(differ), added.sketches[row, 0], added.sketches[row, 1]
+    )
 
 
 def _folded(values: np.ndarray) -> np.ndarray:
@@ -318,12 +295,12 @@ def _folded(values: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _signs(shape: tuple[int, ...], count: int) -> np.ndarray:
-    """Random signs as float32, the same for all tensors of a shape: for one chunk, or a ring of them laid out twice."""
+    """Random signs as int8, the same for all tensors of a shape: for one chunk, or a ring of them laid out twice."""
     length = min(count, CHUNK)
     seed = zlib.crc32(repr(shape).encode())
     bits = np.random.PCG64([_SIGN_SEED, seed]).random_raw(-(-length // 64)).astype("<u8").view(np.uint8)
-    signs = np.unpackbits(bits)[:length].astype(np.float32) * 2 - 1
-    return signs if count <= CHUNK else np.concatenate([signs, signs, signs[:LANES]])
+    signs = np.unpackbits(bits)[:length].astype(np.int8) * 2 - 1
+    return signs if count <= CHUNK else np.concatenate([signs, signs])
 
 
 @functools.lru_cache(maxsize=16)
