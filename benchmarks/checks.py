@@ -1,9 +1,9 @@
 """What it costs that files are verified when they are opened, and that some are read in a process apart.
 
-OMP_NUM_THREADS=1 python -m benchmarks.checks [--repeats 101] [--out benchmarks/results/checks.json]
+python -m benchmarks.checks [--repeats 101] [--out benchmarks/results/checks.json]
 
-Times of the processor, which others on the machine do not change much; `cold` drops the files from the system's cache
-before each opening, and tells seconds of the clock as well.
+Times of the processor, which others on the machine do not change much, and of the clock: shares are medians of the
+ratios of two openings after each other. `cold` drops the files from the system's cache before each opening.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 
 from weightsearch.checkpoints import read_checkpoint
@@ -46,17 +47,19 @@ def unchecked(path: Path, expected: dict[str, Any] | None, *_: object) -> bool:
 
 
 REAL = (
-    manifest.is_intact, vectors.is_intact_around, vectors.verified_distances, paged.PagedVectors.check, checks.are_kept
+    manifest.is_intact, vectors.is_intact_around, vectors.verified_distances, paged.PagedVectors.check,
+    checks.are_kept, checks.digest,
 )  # fmt: skip
 
 
 def verified(really: bool) -> None:
     """Turns all verification on or off: of encoders, of FAISS's files, and of the database's cells."""
-    nothing = unchecked, unchecked, _distances, lambda self, at=None: None, lambda state: False
-    intact, around, distances, check, kept = REAL if really else nothing
+    nothing = unchecked, unchecked, _distances, lambda self, at=None: None, lambda state: False, lambda *columns: 0
+    intact, around, distances, check, kept, digest = REAL if really else nothing
     for module in (manifest, vectors):
         module.is_intact = intact
-    vectors.is_intact_around, vectors.verified_distances, checks.are_kept = around, distances, kept
+    vectors.is_intact_around, vectors.verified_distances = around, distances
+    checks.are_kept, checks.digest = kept, digest
     paged.PagedVectors.check = check
 
 
@@ -91,20 +94,38 @@ def compare(path: Path, repeats: int, *, cold: bool) -> dict[str, Any]:
         for kind in ("unchecked", "checked"):
             verified(kind == "checked")
             times[kind].append(opened(path, fingerprint, width, cold=cold))
-    medians = {kind: np.median(np.array(values), axis=0) for kind, values in times.items()}
-    parts = dict(zip(("opening", "first_search", "both", "clock"), zip(*medians.values(), strict=True), strict=True))
+    checked, bare = np.array(times["checked"]), np.array(times["unchecked"])
+    parts = ("opening", "first_search", "both", "clock")
     return {
         "rows": index.count(fingerprint),
         "width": width,
-        **{
-            part: {
-                "unchecked_ms": round(bare, 3),
-                "checked_ms": round(checked, 3),
-                "share": round(checked / bare - 1, 3),
-            }
-            for part, (checked, bare) in parts.items()
-        },
+        **{part: _compared(bare[:, i], checked[:, i]) for i, part in enumerate(parts)},
     }
+
+
+def _compared(bare: np.ndarray, checked: np.ndarray) -> dict[str, float]:
+    """Medians of milliseconds `(n,)`, and of how much more the one is than the other beside it."""
+    return {
+        "unchecked_ms": round(float(np.median(bare)), 3),
+        "checked_ms": round(float(np.median(checked)), 3),
+        "share": round(float(np.median(checked / bare)) - 1, 3),
+    }
+
+
+def encoder(path: Path, repeats: int) -> dict[str, float]:
+    """Milliseconds of the processor for loading an encoder, whose files are verified just before."""
+    from weightsearch.training.represent import load_any_encoder
+
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(1 + repeats):
+        for really, spent in times.items():
+            verified(really)
+            index = IndexStore.open(path)
+            start = time.process_time()
+            load_any_encoder(index.encoder_directory(next(iter(index.architectures))))
+            if turn:  # the first one imports torch
+                spent.append(1e3 * (time.process_time() - start))
+    return _compared(np.array(times[False]), np.array(times[True]))
 
 
 def whole_query(repeats: int) -> dict[str, float]:
@@ -165,6 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     result |= {"processors": os.cpu_count(), "load": os.getloadavg()[0], "repeats": options.repeats}
+    result["threads"] = faiss.omp_get_max_threads()
     with tempfile.TemporaryDirectory() as folder:
         if "opening" in options.parts:
             from tests.index.test_store import make_index, make_rows
@@ -176,6 +198,7 @@ def main() -> None:
             for cold in (False, True):
                 kind = "cold" if cold else "warm"
                 result[kind] = {name: compare(path, options.repeats, cold=cold) for name, path in paths.items()}
+            result["encoder"] = encoder(ROOT / "index", options.repeats)
         if "apart" in options.parts:
             (Path(folder) / "seeds").mkdir()
             result["apart"] = apart(Path(folder) / "seeds", options.repeats)

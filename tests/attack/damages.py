@@ -78,6 +78,8 @@ def ask(path: Path, say: Callable[[Any], None]) -> None:
         table = index.table(DENSE.fingerprint, ["id", "epoch", "train_loss", "split", "recipe"])
         answers.append([sha256(repr(column.tolist()).encode()).hexdigest() for column in table.values()])
         answers.append([sha256(index.embeddings(DENSE.fingerprint)).hexdigest()])
+        encoder = index.encoder_directory(DENSE.fingerprint)
+        answers.append([sha256(file.read_bytes()).hexdigest() for file in sorted(encoder.glob("encoder.*"))])
         say(["answers", answers, heard.getvalue()[:300]])
     except WeightsearchError as error:
         say(["refused", str(error)[:300]])

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import faiss
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ from weightsearch.index import (
     vectors,
 )
 from weightsearch.index.manifest import DATABASE
-from weightsearch.types import Selection
+from weightsearch.types import Metric, Selection
 
 FINGERPRINT = DENSE.fingerprint
 ROWS = make_rows(60)
@@ -69,6 +70,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def path(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "index"))
+
+
+@pytest.fixture
+def threads_as_before() -> Iterator[None]:
+    threads = faiss.omp_get_max_threads()
+    yield
+    faiss.omp_set_num_threads(threads)
 
 
 def nearest(path: Path, where: str | None = None) -> list[str]:
@@ -163,10 +171,18 @@ def test_checksums_of_another_duckdb_say_nothing_until_the_next_change(path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["vectors", "numbers", "head"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("place", ["vectors", "last vectors", "numbers", "head"])
 def test_vectors_that_are_verified_while_they_are_searched_are_never_answered_from(
-    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+    place: str,
+    threads: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    threads_as_before: None,
+):  # fmt: skip
+    monkeypatch.setattr(vectors, "BLOCKS_EACH", 2)
+    faiss.omp_set_num_threads(threads)
     path, rows = tmp_path / "index", make_rows(6000, 64)
     make_index(path, rows)
 
@@ -177,11 +193,13 @@ def test_vectors_that_are_verified_while_they_are_searched_are_never_answered_fr
     right = found(IndexStore.open(path))
     assert right[0] == rows.id[5]
     file = next(path.rglob("*.faiss"))
-    assert len(json.loads(file.with_suffix(".json").read_text())["file"]["blocks"]) == 2
+    assert len(json.loads(file.with_suffix(".json").read_text())["file"]["blocks"]) == 6
 
     def change(content: bytearray) -> None:
         if place == "vectors":
             swap(content)
+        elif place == "last vectors":
+            content[-8 * (1 + len(rows)) - 1] ^= 1
         else:
             content[-20 if place == "numbers" else 5] ^= 1
 
@@ -196,3 +214,21 @@ def test_vectors_that_are_verified_while_they_are_searched_are_never_answered_fr
     assert vectors.load(file, vectors.read_info(file, index.manifest)) is None
     assert State.REPAIRED in {finding.state for finding in doctor(path)}
     assert found(IndexStore.open(path)) == right
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_distances_are_the_same_bits_whether_vectors_are_verified_or_not(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads_as_before: None
+):
+    monkeypatch.setattr(vectors, "BLOCKS_EACH", 1)
+    faiss.omp_set_num_threads(threads)
+    rows = make_rows(3333, 64)
+    cache = make_index(tmp_path / "index", rows).newest_cache(FINGERPRINT, 1, at_once=False)
+    assert cache is not None
+    assert cache.blocks is not None
+    assert cache.matrix is not None
+    for metric in Metric:
+        cache.blocks.checked[:] = False
+        verified = vectors.verified_distances(rows.embedding[7], cache.blocks, metric)
+        assert cache.blocks.checked.all()
+        np.testing.assert_array_equal(verified, vectors.distances(rows.embedding[7], cache.matrix, metric))

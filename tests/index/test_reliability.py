@@ -137,6 +137,7 @@ path, file = Path(sys.argv[2]), Path(sys.argv[3])
 whole = file.read_bytes()
 def answer():
     index = IndexStore.open(path)
+    index.encoder_directory(DENSE.fingerprint)  # as a question about a file does
     answer = index.search(DENSE.fingerprint, np.arange(8.0), 300)
     table = index.table(DENSE.fingerprint, ["id", "run", "test_accuracy", "recipe", "dataset"])
     lists = repr((answer.neighbours, answer.good, answer.bad))

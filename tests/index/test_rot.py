@@ -18,7 +18,7 @@ import pytest
 from tests.index.test_store import DENSE, change_rows, make_index, make_rows, write_encoder_files
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import exchange, turnstile, when_unlocked
-from weightsearch.index import IndexStore, State, create, doctor, export, update_rows, update_where
+from weightsearch.index import IndexStore, State, create, doctor, export, info, update_rows, update_where
 from weightsearch.index import writer as writing
 from weightsearch.index.manifest import DATABASE, checksum, describe_file, is_intact, read_manifest, write_manifest
 from weightsearch.types import Selection
@@ -111,11 +111,34 @@ def test_a_rotten_cache_is_left_and_the_answer_stays_right(tmp_path: Path, caplo
     assert not caplog.text
 
 
-def test_a_rotten_encoder_is_named(tmp_path: Path):
-    make_index(tmp_path / "index", make_rows(9))
-    rot(next((tmp_path / "index").rglob("encoder.json")), flip)
+def test_a_rotten_encoder_is_named_when_it_is_needed_and_a_short_or_lost_one_at_once(tmp_path: Path):
+    path = tmp_path / "index"
+    make_index(path, make_rows(9))
+    store = IndexStore.open(path)
+    file = next(path.rglob("encoder.json"))
+    rot(file, flip)
+    for needs in (IndexStore.open(path).encoder_directory, store.encoder_directory, lambda _: info(path)):
+        with pytest.raises(WeightsearchError, match=r"encoder\.json is missing or damaged"):
+            needs(FINGERPRINT)
+    rot(file, flip)
+    assert store.encoder_directory(FINGERPRINT) == path / FINGERPRINT
+    file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(WeightsearchError, match=r"encoder\.json is missing or damaged"):
-        IndexStore.open(tmp_path / "index")
+        IndexStore.open(path)
+
+
+def test_a_held_open_index_takes_the_encoder_of_the_one_that_took_its_place(tmp_path: Path):
+    path = tmp_path / "index"
+    make_index(path, make_rows(9))
+    store = IndexStore.open(path)
+
+    def write_other_encoder(directory: Path, encoder: Path) -> None:
+        write_encoder_files(directory, encoder)
+        (encoder / "encoder.json").write_text('{"another": true}')
+
+    create.create_index(path, DENSE, make_rows(9, seed=4), write_extras=write_other_encoder, replace=True)
+    assert "another" in (store.encoder_directory(FINGERPRINT) / "encoder.json").read_text()
+    assert store.identity == IndexStore.open(path).identity
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_any_other_damage_is_one_line_that_names_the_file(name: str, how: str, i
     file = next(index_copy.glob(name))
     damage(file, how)
     with pytest.raises(WeightsearchError, match=f"{file.name} is missing or damaged") as caught:
-        IndexStore.open(index_copy)
+        IndexStore.open(index_copy).encoder_directory(file.parent.name)
     assert "\n" not in str(caught.value)
 
 

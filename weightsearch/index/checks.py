@@ -35,6 +35,7 @@ ROW_HASHES = {
 CHECKED = (*COLUMNS[1:], "embedding", "description")  # columns with a checksum over all rows
 ALWAYS = "true"  # as `row_sql` where there is nothing to compare with
 ROWS_AT_A_TIME = 2**20
+MIXED_AT_A_TIME = 2**14
 ODD = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # splitmix64's
 
 
@@ -71,13 +72,19 @@ def cell_sql(name: str) -> str:
 
 def digest(numbers: np.ndarray, cells: np.ndarray) -> int:
     """A column's checksum, of some rows: the exclusive or of each row's number mixed with its cell, both `(n,)`."""
-    mixed = np.asarray(numbers).astype(np.uint64)
-    mixed *= ODD[0]
-    mixed ^= np.ascontiguousarray(cells).view(np.uint64)
-    mixed *= ODD[1]
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= ODD[2]
-    return int(np.bitwise_xor.reduce(mixed))
+    numbers, cells = np.asarray(numbers, np.int64).view(np.uint64), np.ascontiguousarray(cells).view(np.uint64)
+    mixed, shifted = np.empty((2, min(len(cells), MIXED_AT_A_TIME)), np.uint64)
+    value = 0
+    for start in range(0, len(cells), MIXED_AT_A_TIME):  # in a processor's cache, where it takes a third of the time
+        some = slice(start, start + MIXED_AT_A_TIME)
+        out = mixed[: len(cells[some])]
+        np.multiply(numbers[some], ODD[0], out=out)
+        out ^= cells[some]
+        out *= ODD[1]
+        out ^= np.right_shift(out, np.uint64(29), out=shifted[: len(out)])
+        out *= ODD[2]
+        value ^= int(np.bitwise_xor.reduce(out))
+    return value
 
 
 def compare(connection: duckdb.DuckDBPyConnection, fingerprint: str, found: Mapping[str, int]) -> None:

@@ -80,6 +80,7 @@ def _architecture(index: IndexStore, fingerprint: str, generation: int) -> Archi
     cache = index.newest_cache(fingerprint, generation)
     numbers = np.empty(0, np.int64) if cache is None else cache.numbers
     entry = index.manifest["architectures"][fingerprint]
+    index.encoder_directory(fingerprint)  # says so where it is damaged
     bad, good = index.thresholds(fingerprint)
     return ArchitectureInfo(
         fingerprint=fingerprint,

@@ -68,18 +68,34 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def verified(path: Path) -> tuple[dict[str, Any], Stamp | None]:
-    """The manifest of the index `path`, after a look at the files that it lists, and when it was written."""
+    """The manifest of the index `path`, after a look at the files that it lists, and when it was written.
+
+    Those in an architecture's directory are only looked for: `verify_encoder` reads them, when they are needed.
+    """
     stamp = stamp_of(path)
     manifest = read_manifest(path)
     for name, expected in listed_files(path, manifest):
-        if not name.endswith(".faiss") and not is_intact(path / name, expected):
-            raise WeightsearchError(
-                f"{path / name} is missing or damaged (its checksum is not the manifest's); "
-                "restore it from a copy or make the index again with `weightsearch train`"
-            )
+        if not name.endswith(".faiss"):
+            of_encoder = Path(name).parts[0] in manifest["architectures"]
+            _expect(path / name, has_size(path / name, expected) if of_encoder else is_intact(path / name, expected))
     if not (path / DATABASE).is_file():
         raise WeightsearchError(f"{path / DATABASE} is missing; restore it from a copy or make the index again")
     return manifest, stamp
+
+
+def verify_encoder(path: Path, manifest: dict[str, Any], fingerprint: str) -> None:
+    """Reads the files of an architecture's encoder; raises WeightsearchError where one is not as it was written."""
+    for name, expected in listed_files(path, manifest):
+        if Path(name).parts[0] == fingerprint and not name.endswith(".faiss"):
+            _expect(path / name, is_intact(path / name, expected))
+
+
+def _expect(file: Path, is_sound: bool) -> None:
+    if not is_sound:
+        raise WeightsearchError(
+            f"{file} is missing or damaged (its checksum is not the manifest's); "
+            "restore it from a copy or make the index again with `weightsearch train`"
+        )
 
 
 def listed_files(path: Path, manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -119,6 +135,14 @@ def _seal(content: dict[str, Any]) -> str:
 def describe_file(path: Path) -> dict[str, Any]:
     """What `is_intact` compares with."""
     return {"bytes": path.stat().st_size, "xxh3": checksum(path)}
+
+
+def has_size(path: Path, expected: dict[str, Any]) -> bool:
+    """Whether a file is there and as long as it was, which alone proves nothing."""
+    try:
+        return path.stat().st_size == expected["bytes"]
+    except OSError:
+        return False
 
 
 def is_intact(path: Path, expected: dict[str, Any] | None) -> bool:

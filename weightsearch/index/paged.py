@@ -7,6 +7,7 @@ import mmap
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 from weightsearch.files import sync, write_whole
 
 PAGE_BYTES = 4096
-BLOCK_BYTES, BLOCK_ROWS = 2**20, 64  # of vectors that are all read: as much as is in a processor's cache at once
+BLOCK_BYTES, BLOCK_ROWS = 2**18, 64  # of vectors that are all read: few enough for a processor's second cache
 
 
 class DamagedVectorsError(Exception):
@@ -76,10 +77,14 @@ class PagedVectors:
     def check_page(self, page: int) -> None:
         """As `check`, of one page."""
         if not self.checked[page]:
-            content = self.matrix.reshape(-1).view(np.uint8)[page * self.page_bytes : (page + 1) * self.page_bytes]
-            if xxh3_64_intdigest(content.data) != int(self.checksums[page]):
+            content = self._content[page * self.page_bytes : (page + 1) * self.page_bytes]
+            if xxh3_64_intdigest(content) != int(self.checksums[page]):
                 self.check()
             self.checked[page] = True
+
+    @cached_property
+    def _content(self) -> memoryview:
+        return self.matrix.reshape(-1).view(np.uint8).data
 
     def release(self) -> None:
         """Lets go of the pages that were read, so that they no longer count as this process's memory."""

@@ -23,13 +23,14 @@ from weightsearch.index import checks, database, filters, planner, reranked, sna
 from weightsearch.index.connection import Database
 from weightsearch.index.database import Columns
 from weightsearch.index.kept import IDS_LARGEST, Kept, NotKept, Watch
-from weightsearch.index.manifest import DATABASE, MANIFEST, Stamp, stamp_of, verified
+from weightsearch.index.manifest import DATABASE, MANIFEST, Stamp, stamp_of, verified, verify_encoder
 from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.planner import Segment
 from weightsearch.index.thresholds import distinct, grades_of, thresholds_among
 from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection, Target
 
 REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
+ID_LETTERS = 16
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class IndexStore:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Opens the index directory at `path`; verifies the encoders' files by their checksums."""
+        """Opens the index directory at `path`. Whatever lies in it is verified when it is first needed."""
         return cls(Path(path))
 
     def _take_whole(self, manifest: dict[str, Any], stamp: Stamp | None) -> None:
@@ -97,6 +98,7 @@ class IndexStore:
         self.database = Database(self.path / DATABASE)
         self._columns_of: dict[str, Columns] = {}
         self._segments: dict[str, Segment] = {}
+        self._sound_encoders: set[str] = set()  # by architecture
         self._rotten: set[str] = set()  # FAISS files, by their checksums, that turned out to be damaged
         self._damaged: dict[str, np.ndarray] = {}  # numbers of rows whose vectors are taken from the database
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
@@ -187,6 +189,21 @@ class IndexStore:
         self.asked(lambda: self._segment(fingerprint))
 
     def encoder_directory(self, fingerprint: str) -> Path:
+        """Where an architecture's encoder lies, whose files are verified by their checksums the first time.
+
+        Raises WeightsearchError where one of them is missing or damaged.
+        """
+        self._known(fingerprint)
+        if fingerprint not in self._sound_encoders:
+            try:
+                verify_encoder(self.path, self.manifest, fingerprint)
+            except WeightsearchError:
+                manifest = self.manifest
+                self.refresh()
+                if self.manifest is manifest:
+                    raise
+                return self.encoder_directory(fingerprint)  # of the index that took this one's place
+            self._sound_encoders.add(fingerprint)
         return self.path / fingerprint
 
     def count(self, fingerprint: str) -> int:
@@ -477,9 +494,6 @@ class IndexStore:
         attached = self._held and self._held[1]
         of = self.database.hash_of if attached is None else partial(database.hash_of, attached)
         return self._kept.hash_of(name, of)
-
-
-ID_LETTERS = 16
 
 
 __all__ = ["IndexStore", "Neighbourhood", "Row"]
