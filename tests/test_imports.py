@@ -29,7 +29,7 @@ ORDER = (
     "encoders",
     "checkpoints",
     "datasets",
-    "devices",
+    "devices optimizers",
     "files",
     "distance",
     "metrics progress ray_tasks text_table types paths",

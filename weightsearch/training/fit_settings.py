@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from weightsearch.encoders import Encoder, EncoderConfig
+from weightsearch.optimizers import eager
 from weightsearch.types import Method
 
 
@@ -68,15 +69,15 @@ def make_optimizer(encoder: Encoder, settings: FitSettings) -> torch.optim.Optim
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     match settings.optimizer:
         case FitOptimizer.ADAM:
-            return torch.optim.Adam(encoder.parameters(), fused=True, **options)
+            return eager(torch.optim.Adam)(encoder.parameters(), fused=True, **options)
         case FitOptimizer.ADAMW:
-            return torch.optim.AdamW(encoder.parameters(), fused=True, **options)
+            return eager(torch.optim.AdamW)(encoder.parameters(), fused=True, **options)
         case FitOptimizer.ADAMAX:
-            return torch.optim.Adamax(encoder.parameters(), **options)
+            return eager(torch.optim.Adamax)(encoder.parameters(), **options)
         case FitOptimizer.NADAM:
-            return torch.optim.NAdam(encoder.parameters(), **options)
+            return eager(torch.optim.NAdam)(encoder.parameters(), **options)
         case FitOptimizer.RADAM:
-            return torch.optim.RAdam(encoder.parameters(), **options)
+            return eager(torch.optim.RAdam)(encoder.parameters(), **options)
 
 
 def settings_from_dict(values: dict[str, Any]) -> FitSettings:

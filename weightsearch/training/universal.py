@@ -18,6 +18,7 @@ from weightsearch.encoders.universal.encoder import UniversalEncoder
 from weightsearch.encoders.universal.graph import graph
 from weightsearch.encoders.universal.network import Network, NetworkConfig, centre_and_scale
 from weightsearch.encoders.universal.trees import Trees
+from weightsearch.optimizers import eager
 from weightsearch.training.damage import Damage, damaged
 from weightsearch.zoo.store import Zoo
 
@@ -63,7 +64,8 @@ def fit_member(
         features, guess = network.normalise(pooled), torch.from_numpy(chance.astype(np.float32))
         targets, runs = torch.from_numpy(accuracy.astype(np.float32)), torch.from_numpy(np.asarray(run, np.int64))
         steps = settings.epochs * math.ceil(len(pooled) / settings.batch_size)
-        optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        rate, decay = settings.learning_rate, settings.weight_decay
+        optimizer = eager(torch.optim.AdamW)(network.parameters(), lr=rate, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
         network.train()
         for epoch in range(settings.epochs):

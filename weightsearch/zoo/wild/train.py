@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightsearch.datasets.load import ImageDataset, centre_and_spread
+from weightsearch.optimizers import eager
 from weightsearch.types import Scaling
 from weightsearch.zoo.wild.networks import build
 from weightsearch.zoo.wild.recipes import CHECKPOINTS, GROWTH, WildRecipe
@@ -103,15 +104,15 @@ def _optimizer(network: nn.Module, recipe: WildRecipe) -> torch.optim.Optimizer:
     parameters, rate, decay = list(network.parameters()), recipe.learning_rate, recipe.weight_decay
     match recipe.optimizer:
         case "sgd":
-            return torch.optim.SGD(parameters, rate, weight_decay=decay, fused=True)
+            return eager(torch.optim.SGD)(parameters, rate, weight_decay=decay, fused=True)
         case "momentum":
-            return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay, fused=True)
+            return eager(torch.optim.SGD)(parameters, rate, momentum=0.9, weight_decay=decay, fused=True)
         case "adam":
-            return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+            return eager(torch.optim.Adam)(parameters, rate, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+            return eager(torch.optim.AdamW)(parameters, rate, weight_decay=decay, fused=True)
         case "rmsprop":
-            return torch.optim.RMSprop(parameters, rate, weight_decay=decay, foreach=True)
+            return eager(torch.optim.RMSprop)(parameters, rate, weight_decay=decay, foreach=True)
     raise ValueError(recipe.optimizer)
 
 
