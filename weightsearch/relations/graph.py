@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from weightsearch.index.connection import Database
+from weightsearch.index.manifest import DATABASE
 from weightsearch.relations.compare import compare
-from weightsearch.relations.groups import Groups, same_weights
-from weightsearch.relations.kinds import Certainty, Direction, Kind
+from weightsearch.relations.groups import SAME_NUMBERS, Groups, batches, same_weights
+from weightsearch.relations.kinds import Certainty, Comparison, Direction, Kind
 from weightsearch.relations.merges import find_merge
+from weightsearch.relations.neighbours import near_pairs, read_sketches
+from weightsearch.relations.open_files import OpenFile
 from weightsearch.relations.search import LIKE, by_signature, open_source, short_name
 from weightsearch.relations.signature import Signature
-from weightsearch.relations.store import Known, read_known, read_signatures
+from weightsearch.relations.store import read_columns, read_signatures
 from weightsearch.text_table import printable
 
 NEIGHBOURS = 6  # likest checkpoints each is compared with
@@ -103,12 +109,11 @@ class Lineage:
     def to_cyclonedx(self) -> dict[str, Any]:
         """A CycloneDX 1.6 bill of materials: ancestors where a direction is told, variants where none is."""
         components = []
+        around = self._around()
         for number, node in enumerate(self.nodes):
             ancestors, variants, notes = [], [], []
-            for edge in self.edges:
-                if number not in (edge.a, edge.b):
-                    continue
-                other = self.nodes[edge.a if edge.b == number else edge.b]
+            for place, edge in around[number]:
+                other = self.nodes[place]
                 if edge.directed and edge.b == number:
                     ancestors.append(_component(other))
                 elif not edge.directed:
@@ -125,11 +130,16 @@ class Lineage:
             components.append({**_component(node), **({"pedigree": pedigree} if pedigree else {})})
         return {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "components": components}
 
-    def _lines(self, text: Any) -> list[str]:
+    def _around(self) -> dict[int, list[tuple[int, Edge]]]:
+        """Of each node the others that edges join it with."""
         around: dict[int, list[tuple[int, Edge]]] = defaultdict(list)
         for edge in self.edges:
             around[edge.a].append((edge.b, edge))
             around[edge.b].append((edge.a, edge))
+        return around
+
+    def _lines(self, text: Any) -> list[str]:
+        around = self._around()
         incoming = {edge.b for edge in self.edges if edge.directed}
         order = sorted(range(len(self.nodes)), key=lambda n: (not around[n], n in incoming, -len(around[n]), n))
         seen: set[int] = set()
@@ -192,31 +202,30 @@ def find_lineage(index: str | Path) -> Lineage:
     What is known of runs goes first: a run's checkpoints are joined in the order of their epochs, uncompared.
     Of the relations found a spanning forest is kept, the closest first, and merges with all their parents.
     """
-    signed = read_known(index, required=True)
-    groups = same_weights(signed, Path(index))
-    members = groups.members()
-    first = {row: rows[0] for rows in members for row in rows}
-    places = {rows[0]: place for place, rows in enumerate(members)}
-    nodes = tuple(_node(signed, rows) for rows in members)
+    path = Path(index)
+    numbers, groups = same_weights(path)
+    members = [numbers[rows].tolist() for rows in groups.members()]
+    nodes = tuple(_nodes(path, members))
+    place_of = {number: place for place, group in enumerate(members) for number in group}
     edges: list[Edge] = []
     joined = Groups(len(nodes))
-    for a, b, summary in _runs(signed):
-        one, other = places[first[a]], places[first[b]]
+    for a, b, summary in _runs(path):
+        one, other = place_of[a], place_of[b]
         if joined.root(one) != joined.root(other):
             joined.join(one, other)
             edges.append(Edge(one, other, Kind.RELATIVE, True, Certainty.LIKELY, "run", summary))
-    rows = [rows[0] for rows in members]
-    pairs = _twins(signed, rows) + _near(signed.sketches[rows].astype(np.float32))
+    firsts = [group[0] for group in members]  # rising, as groups are in the order of their first members
+    pairs = _twins(path, {number: place for place, number in enumerate(firsts)})
+    with read_sketches(path, np.array(firsts)) as sketches:
+        pairs += near_pairs(sketches, NEIGHBOURS, LIKE)
     notes = []
     if len(pairs) > MOST_COMPARISONS:
         notes.append(f"only the likest {MOST_COMPARISONS:,} of {len(pairs):,} pairs were compared")
         pairs = pairs[:MOST_COMPARISONS]
-    opened: dict[int, Any] = {}
-    signatures = _Signatures(Path(index), signed)
+    files = _Files(path, [node.source for node in nodes], firsts)
     related: dict[int, list[int]] = defaultdict(list)
     for i, j, cosine in pairs:
-        a, b = rows[i], rows[j]
-        comparison = _compare(signed, signatures, opened, a, b, cosine)
+        comparison = files.compare(i, j, cosine)
         if not comparison.relation.is_related:
             continue
         related[i].append(j)
@@ -226,7 +235,7 @@ def find_lineage(index: str | Path) -> Lineage:
         joined.join(i, j)
         one, other = (j, i) if comparison.direction is Direction.B_TO_A else (i, j)
         likeness = comparison.evidence.get("cosine_of_changed")
-        further = {"a": i, "b": j}.get(comparison.evidence.get("trained_further"))
+        further = {"a": i, "b": j}.get(str(comparison.evidence.get("trained_further")))
         edges.append(
             Edge(
                 one,
@@ -240,116 +249,105 @@ def find_lineage(index: str | Path) -> Lineage:
                 further,
             )
         )
-    merges = _merges(signed, signatures, opened, rows, related)
+    merges = _merges(files, related)
     parents = {frozenset((edge.a, edge.b)) for edge in merges}
     edges = [edge for edge in edges if frozenset((edge.a, edge.b)) not in parents] + merges
-    missing = sum(value is None for value in opened.values())
-    if missing:
-        notes.append(f"{missing} files are not there any more and were judged by their signatures alone")
+    if files.missing:
+        notes.append(f"{len(files.missing)} files are not there any more and were judged by their signatures alone")
     return Lineage(nodes, tuple(edges), tuple(notes))
 
 
-class _Signatures:
-    def __init__(self, index: Path, signed: Known) -> None:
-        self._index, self._known = index, signed
-        self._read: dict[int, Signature] = {}
+class _Files:
+    """What nodes are of, and their signatures, some of which are kept open and in memory."""
 
-    def __getitem__(self, row: int) -> Signature:
-        if row not in self._read:
-            number = int(self._known["number"][row])
-            self._read[row] = read_signatures(self._index, [number])[number]
-        return self._read[row]
+    def __init__(self, index: Path, sources: list[str], numbers: list[int]) -> None:
+        self._index, self._sources, self._numbers = index, sources, numbers
+        self.missing: set[int] = set()
+        self.open = lru_cache(maxsize=64)(self._open)
+        self.signature = lru_cache(maxsize=512)(self._signature)
 
+    def _signature(self, node: int) -> Signature:
+        number = self._numbers[node]
+        return read_signatures(self._index, [number])[number]
 
-def _node(signed: Known, rows: list[int]) -> Node:
-    row = rows[0]
-    epoch = signed["epoch"][row]
-    return Node(
-        str(signed["source"][row]),
-        tuple(str(signed["source"][other]) for other in rows[1:]),
-        signed["run"][row],
-        None if epoch is None or np.isnan(epoch) else float(epoch),
-        int(signed["numbers"][row]),
-        signed["file_hash"][row],
-    )
+    def _open(self, node: int) -> OpenFile | None:
+        file = None if node in self.missing else open_source(self._sources[node])
+        if file is None:
+            self.missing.add(node)
+        return file
 
-
-def _runs(signed: Known) -> list[tuple[int, int, str]]:
-    """Neighbouring epochs of each run."""
-    runs: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for row in range(len(signed)):
-        epoch = signed["epoch"][row]
-        if signed["run"][row] is not None and epoch is not None and not np.isnan(epoch):
-            runs[str(signed["run"][row])].append((float(epoch), row))
-    steps = []
-    for run, rows in runs.items():
-        rows.sort()
-        for (earlier, a), (later, b) in pairwise(rows):
-            if signed["shapes"][a] == signed["shapes"][b] and later > earlier:
-                steps.append((a, b, f"run {run}, epoch {earlier:g} to {later:g}"))
-    return steps
+    def compare(self, a: int, b: int, cosine: float) -> Comparison:
+        one, other = self.open(a), self.open(b)
+        if one is None or other is None:
+            return by_signature(self.signature(a), self.signature(b), cosine)
+        names = short_name(self._sources[a]), short_name(self._sources[b])
+        return compare(one.tensors, other.tensors, self.signature(a), self.signature(b), names=names)
 
 
-def _twins(signed: Known, rows: list[int]) -> list[tuple[int, int, float]]:
-    """Pairs of checkpoints with the same numbers in another order, which sketches do not see."""
-    by_content: dict[str, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        by_content[str(signed["content"][row])].append(place)
+def _nodes(index: Path, members: list[list[int]]) -> Iterator[Node]:
+    for some in batches(members):
+        columns = read_columns(
+            index,
+            ("number", "source", "run", "epoch", "numbers", "file_hash"),
+            [number for group in some for number in group],
+        )
+        row_of = {number: row for row, number in enumerate(columns["number"].tolist())}
+        for group in some:
+            row = row_of[group[0]]
+            epoch = columns["epoch"][row]
+            yield Node(
+                str(columns["source"][row]),
+                tuple(str(columns["source"][row_of[number]]) for number in group[1:]),
+                columns["run"][row],
+                None if epoch is None or np.isnan(epoch) else float(epoch),
+                int(columns["numbers"][row]),
+                columns["file_hash"][row],
+            )
+
+
+STEPS = (
+    "SELECT * FROM (SELECT lag(number) OVER w AS a, number AS b, run, lag(epoch) OVER w AS earlier, epoch AS later, "
+    "lag(shapes) OVER w AS before, shapes, min(number) OVER (PARTITION BY run) AS first FROM ix.signatures "
+    "WHERE run IS NOT NULL AND epoch IS NOT NULL AND NOT isnan(epoch) "
+    "WINDOW w AS (PARTITION BY run ORDER BY epoch, number)) "
+    "WHERE before = shapes AND later > earlier ORDER BY first, later, b"
+)
+
+
+def _runs(index: Path) -> Iterator[tuple[int, int, str]]:
+    """Numbers of neighbouring epochs of each run."""
+    with Database(index / DATABASE).open() as connection:
+        steps = connection.execute(STEPS)
+        while some := steps.fetchmany(10_000):
+            for a, b, run, earlier, later, *_ in some:
+                yield a, b, f"run {run}, epoch {earlier:g} to {later:g}"
+
+
+def _twins(index: Path, place_of: dict[int, int]) -> list[tuple[int, int, float]]:
+    """Pairs of nodes with the same numbers in another order, which sketches do not see."""
+    with Database(index / DATABASE).open() as connection:
+        contents = connection.execute(SAME_NUMBERS).fetchnumpy()
+    by_content: dict[int, list[int]] = defaultdict(list)
+    for number, first in zip(contents["number"].tolist(), contents["first"].tolist(), strict=True):
+        if number in place_of:
+            by_content[first].append(place_of[number])
     return [(i, j, 0.0) for places in by_content.values() for i, j in pairwise(places)]
 
 
-def _near(sketches: np.ndarray) -> list[tuple[int, int, float]]:
-    """Pairs of rows whose sketches are near, the nearest first."""
-    cosines: dict[tuple[int, int], float] = {}
-    for start in range(0, len(sketches), 1_024):
-        cosine = sketches[start : start + 1_024] @ sketches.T
-        cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -1
-        count = min(NEIGHBOURS, len(sketches) - 1)
-        if count < 1:
-            break
-        near = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-        for i, others in enumerate(near):
-            for j in others.tolist():
-                if cosine[i, j] >= LIKE:
-                    cosines[min(start + i, j), max(start + i, j)] = float(cosine[i, j])
-    return sorted(((i, j, cosine) for (i, j), cosine in cosines.items()), key=lambda pair: -pair[2])
-
-
-def _compare(signed: Known, signatures: _Signatures, opened: dict[int, Any], a: int, b: int, cosine: float) -> Any:
-    files = [_open(signed, opened, row) for row in (a, b)]
-    if any(file is None for file in files):
-        return by_signature(signatures[a], signatures[b], cosine)
-    names = short_name(str(signed["source"][a])), short_name(str(signed["source"][b]))
-    return compare(files[0].tensors, files[1].tensors, signatures[a], signatures[b], names=names)
-
-
-def _open(signed: Known, opened: dict[int, Any], row: int) -> Any:
-    if row not in opened:
-        if len(opened) > 64:
-            for old in [key for key, value in opened.items() if value is not None][:32]:
-                del opened[old]
-        opened[row] = open_source(str(signed["source"][row]))
-    return opened[row]
-
-
-def _merges(
-    signed: Known, signatures: _Signatures, opened: dict[int, Any], rows: list[int], related: dict[int, list[int]]
-) -> list[Edge]:
+def _merges(files: _Files, related: dict[int, list[int]]) -> list[Edge]:
     """Edges from the parents of each merge of two."""
     edges = []
     for child, others in related.items():
-        file = _open(signed, opened, rows[child])
+        file = files.open(child)
         if file is None:
             continue
-        for k, one in enumerate(others):
-            for other in others[k + 1 :]:
-                parents = [_open(signed, opened, rows[place]) for place in (one, other)]
-                if any(parent is None for parent in parents):
-                    continue
-                merge = find_merge(file.tensors, [parent.tensors for parent in parents], signatures[rows[child]])
-                if merge is not None:
-                    edges += [
-                        Edge(place, child, Kind.MERGE, True, Certainty.VERY_LIKELY, "weights", f"share {share:.2f}")
-                        for place, share in zip((one, other), merge.shares, strict=True)
-                    ]
+        for one, other in combinations(others, 2):
+            parents = [files.open(place) for place in (one, other)]
+            tensors = [parent.tensors for parent in parents if parent is not None]
+            merge = find_merge(file.tensors, tensors, files.signature(child)) if len(tensors) == 2 else None
+            if merge is not None:
+                edges += [
+                    Edge(place, child, Kind.MERGE, True, Certainty.VERY_LIKELY, "weights", f"share {share:.2f}")
+                    for place, share in zip((one, other), merge.shares, strict=True)
+                ]
     return edges

@@ -181,11 +181,8 @@ def remove_signatures(path: str | Path, sources: Iterable[str]) -> int:
     return count
 
 
-def read_known(path: str | Path, *, required: bool = False) -> Known:
-    """The signatures of the index at `path`, without their tensors; none where it has none.
-
-    Raises WeightsearchError, if they are `required`, where there are none.
-    """
+def read_known(path: str | Path) -> Known:
+    """The signatures of the index at `path`, without their tensors; none where it has none."""
     with Database(Path(path) / DATABASE).open() as connection:
         columns = None
         if has_tables(connection):
@@ -193,14 +190,33 @@ def read_known(path: str | Path, *, required: bool = False) -> Known:
                 f"SELECT {', '.join(COLUMNS)}, sketch FROM ix.signatures ORDER BY number"
             ).fetchnumpy()
     if columns is None or not len(columns["number"]):
-        if required:
-            raise WeightsearchError(
-                f"{path} keeps no signatures, which this is told from: "
-                f"add the files with `weightsearch add FOLDER --index {path}`"
-            )
         return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
     matrix = np.frombuffer(b"".join(columns["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
     return Known({name: _plain(columns[name]) for name in COLUMNS}, matrix)
+
+
+def read_numbers(connection: duckdb.DuckDBPyConnection, path: str | Path) -> np.ndarray:
+    """Numbers `(n,)` int64 of all signatures, rising. Raises WeightsearchError, where the index at `path` has none."""
+    numbers = np.empty(0, np.int64)
+    if has_tables(connection):
+        numbers = connection.execute("SELECT number FROM ix.signatures ORDER BY number").fetchnumpy()["number"]
+    if not len(numbers):
+        raise WeightsearchError(
+            f"{path} keeps no signatures, which this is told from: "
+            f"add the files with `weightsearch add FOLDER --index {path}`"
+        )
+    return numbers
+
+
+def read_columns(path: str | Path, columns: Sequence[str], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    """Columns `(n,)` of these signatures, by rising number; what is gone is left out."""
+    with Database(Path(path) / DATABASE).open() as connection:
+        connection.register("given", {"number": np.asarray(numbers, np.int64)})
+        found = connection.execute(
+            f"SELECT {', '.join(columns)} FROM ix.signatures WHERE number IN (SELECT number FROM given) ORDER BY number"
+        ).fetchnumpy()
+        connection.unregister("given")
+    return {name: _plain(column) for name, column in found.items()}
 
 
 def signed_files(path: str | Path, sources: Sequence[str]) -> dict[str, tuple[int, int]]:

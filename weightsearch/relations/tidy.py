@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,73 +78,90 @@ def plan(folder: str | Path, advance: Callable[[], None] = lambda: None) -> Plan
     folder = local(folder, "tidy moves files")
     if not folder.is_dir():
         raise WeightsearchError(f"{folder}: there is no such folder")
-    signed: list[tuple[Path, Signature]] = []
+    files: list[_File] = []
     unread = []
     for path in walk(folder):
         try:
-            signed.append((path, open_file(path).sign()))
+            files.append(_File.of(str(path.relative_to(folder)), open_file(path).sign()))
         except WeightsearchError as error:
             unread.append((str(path.relative_to(folder)), str(error)))
         advance()
     removals = []
-    for rows in _groups(signed):
-        kept = min(rows, key=lambda row: _worth(*signed[row]))
-        for row in rows:
-            if row != kept:
-                removals.append(_removal(folder, signed[kept], signed[row]))
-    total = sum(signature.file_bytes or 0 for _, signature in signed)
-    return Plan(folder, tuple(removals), len(signed), total, tuple(unread))
+    for rows in _groups(folder, files):
+        kept = min(rows, key=lambda row: files[row].worth)
+        removals += [_removal(files[kept], files[row]) for row in rows if row != kept]
+    return Plan(folder, tuple(removals), len(files), sum(file.size for file in files), tuple(unread))
 
 
-def _groups(signed: list[tuple[Path, Signature]]) -> list[list[int]]:
-    groups = Groups(len(signed))
-    where: dict[str, int] = {}
-    content: dict[str, list[int]] = {}
-    for row, (_, signature) in enumerate(signed):
-        exact, _, _ = signature.rounded_content
-        groups.join(where.setdefault(exact, row), row)
-        content.setdefault(signature.content, []).append(row)
-    for row, (_, signature) in enumerate(signed):
-        for rounded in signature.rounded_content[1:]:
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What a plan needs of a file's signature, in half a kilobyte. `path` is relative to the folder."""
+
+    path: str
+    size: int
+    weight_bytes: int
+    types: str
+    file_hash: bytes
+    content: bytes
+    exact: bytes
+    rounded: tuple[bytes, bytes]
+
+    @classmethod
+    def of(cls, path: str, signature: Signature) -> _File:
+        exact, *rounded = map(bytes.fromhex, signature.rounded_content)
+        assert signature.file_hash is not None
+        return cls(
+            path, signature.file_bytes or 0, _weight_bytes(signature), sys.intern(_types(signature)),
+            bytes.fromhex(signature.file_hash), bytes.fromhex(signature.content), exact, (rounded[0], rounded[1]),
+        )  # fmt: skip
+
+    @property
+    def worth(self) -> tuple[bool, int, int, str]:
+        """The smallest is kept: full precision, then what holds most, then the shortest path."""
+        return self.exact in self.rounded, -self.size, len(Path(self.path).parts), self.path
+
+
+def _groups(folder: Path, files: list[_File]) -> list[list[int]]:
+    groups = Groups(len(files))
+    where: dict[bytes, int] = {}
+    content: dict[bytes, list[int]] = {}
+    for row, file in enumerate(files):
+        groups.join(where.setdefault(file.exact, row), row)
+        content.setdefault(file.content, []).append(row)
+    for row, file in enumerate(files):
+        for rounded in file.rounded:
             if rounded in where:
                 groups.join(row, where[rounded])
     for rows in content.values():
         for one, other in pairwise(rows):
-            if groups.root(one) != groups.root(other) and _same(signed[one], signed[other]):
+            if groups.root(one) != groups.root(other) and _same(folder / files[one].path, folder / files[other].path):
                 groups.join(one, other)
     return [rows for rows in groups.members() if len(rows) > 1]
 
 
-def _same(one: tuple[Path, Signature], other: tuple[Path, Signature]) -> bool:
-    return compare(open_file(one[0]).tensors, open_file(other[0]).tensors, one[1], other[1]).relation.is_copy
+def _same(one: Path, other: Path) -> bool:
+    return compare(open_file(one).tensors, open_file(other).tensors).relation.is_copy
 
 
-def _worth(path: Path, signature: Signature) -> tuple[bool, int, int, str]:
-    """Smallest is kept: full precision, then what holds most, then the shortest path."""
-    exact, half, brain = signature.rounded_content
-    return exact in (half, brain), -(signature.file_bytes or 0), len(path.parts), str(path)
-
-
-def _removal(folder: Path, kept: tuple[Path, Signature], gone: tuple[Path, Signature]) -> Removal:
-    (kept_path, keep), (path, signature) = kept, gone
-    assert keep.file_hash is not None
-    assert signature.file_hash is not None
-    if keep.file_hash == signature.file_hash:
+def _removal(kept: _File, gone: _File) -> Removal:
+    if kept.file_hash == gone.file_hash:
         kind, lost = Kind.IDENTICAL, "nothing: the same bytes stay"
     else:
         kind = Kind.SAME_WEIGHTS
-        extra = (signature.file_bytes or 0) - _weight_bytes(signature) * (1 + MORE_BYTES)
-        lost = f"its form ({path.suffix or 'no suffix'}, {_types(signature)}); its weights can be made from what stays"
+        extra = gone.size - gone.weight_bytes * (1 + MORE_BYTES)
+        lost = (
+            f"its form ({Path(gone.path).suffix or 'no suffix'}, {gone.types}); its weights can be made from what stays"
+        )
         if extra > 4096:
             lost = f"{extra:,.0f} bytes that are no weights (training state or metadata); {lost}"
-        if signature.rounded_content[0] != keep.rounded_content[0]:
+        if gone.exact != kept.exact:
             lost += ", rounded"
     return Removal(
-        str(path.relative_to(folder)),
-        signature.file_bytes or 0,
-        signature.file_hash,
-        str(kept_path.relative_to(folder)),
-        keep.file_hash,
+        gone.path,
+        gone.size,
+        gone.file_hash.hex(),
+        kept.path,
+        kept.file_hash.hex(),
         kind,
         lost,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from weightsearch.checkpoints.state_dict import to_state_dict
 from weightsearch.index.zoo_rows import run_name, zoo_source
 from weightsearch.relations.signature import sign
-from weightsearch.relations.store import Signed, add_signatures, read_known
+from weightsearch.relations.store import Signed, add_signatures, signed_files
 from weightsearch.zoo.store import Zoo
 
 BATCH = 500  # signatures committed together, so that a kill loses no more than these
@@ -20,11 +20,11 @@ ZOO_LIMIT = 20_000  # a zoo's checkpoints that are signed; of a larger one the l
 def sign_zoo(index: str | Path, zoo: Zoo, advance: Callable[[], object] = lambda: None) -> int:
     """Keeps the signatures of a zoo's checkpoints; returns how many are new."""
     table = zoo.table()
-    before = {str(source) for source in read_known(index)["source"]}
     positions, fingerprints = np.arange(len(table)), zoo.fingerprints
     if len(positions) > ZOO_LIMIT:
         last = {run: position for position, run in enumerate(table.run.tolist())}
         positions = np.array(sorted(last.values()))
+    before = signed_files(index, [zoo_source(zoo, position) for position in positions.tolist()])
 
     def signed() -> Iterator[Signed]:
         for position in positions.tolist():
