@@ -8,6 +8,7 @@ itself, and last the numbers in its name.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -284,8 +285,11 @@ def discover(paths: Iterable[str | Path], inventory: str | Path | None = None) -
                         Quarantined(str(path), "it holds no file of weights" + (f" (but {others})" if others else ""))
                     )
                 prefix = path.resolve().name
+                runs: dict[Path, str] = {}  # of folders, which are fewer than files
                 for file, place in files:
-                    run = f"{prefix}/{run_of(file, path)}".lstrip("/")
+                    if file.parent == path or file.parent not in runs:
+                        runs[file.parent] = f"{prefix}/{run_of(file, path)}".lstrip("/")
+                    run = runs[file.parent]
                     discovered.setdefault(place, CheckpointFile(file, path, run, prefix=prefix, resolved=place))
             else:
                 account.seen += 1
@@ -345,8 +349,14 @@ def run_of(path: Path, root: Path) -> str:
 
 
 def _sidecar(path: Path) -> Path | None:
-    beside = (path.with_name(f"{path.name}.json"), path.with_name(f"{stem(path)}.json"))
-    return next((candidate for candidate in beside if candidate.is_file() and candidate != path), None)
+    if isinstance(path, RemotePath):
+        beside: tuple[Path, ...] = (path.with_name(f"{path.name}.json"), path.with_name(f"{stem(path)}.json"))
+        return next((candidate for candidate in beside if candidate.is_file() and candidate != path), None)
+    whole = str(path)  # texts, since most files have none and paths take long to make
+    for name in (f"{whole}.json", f"{whole[: len(whole) - len(path.name)]}{stem(path)}.json"):
+        if os.path.isfile(name) and name != whole:  # noqa: PTH113
+            return Path(name)
+    return None
 
 
 def _epoch_in(place: Path, *, alone: bool) -> float | None:

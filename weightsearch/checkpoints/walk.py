@@ -124,10 +124,20 @@ def walk_places(folder: Path, account: Account | None = None) -> Iterator[tuple[
         account.seen += sum(not name.startswith(".") for name in names)
     sharded = {path.parent / _without(path.name) for path in paths if path.name.endswith(INDEX_SUFFIXES)}
     taken: set[Path] = set()
-    for path in sorted(paths, key=lambda path: _order(path, folder)):
+    links = {path for path in paths if path.is_symlink()}
+    folders_order = {  # of folders, which are fewer than files
+        parent: [natural(part) for part in parent.relative_to(folder).parts]
+        for parent in {path.parent for path in paths}
+    }
+
+    def order(path: Path) -> tuple[list[list[tuple[int, int, str]]], bool, bool, list[tuple[int, int, str]]]:
+        """By folder; in it, copies and links last."""
+        return folders_order[path.parent], bool(_COPY.fullmatch(path.name)), path in links, natural(path.name)
+
+    for path in sorted(paths, key=order):
         what = what_is(path, sharded)
         folder_of = real_folders.get(path.parent)
-        real = path.resolve() if folder_of is None or path.is_symlink() else folder_of / path.name
+        real = path.resolve() if folder_of is None or path in links else folder_of / path.name
         if what is None and real in taken:
             what = "links to others"
         if what is None:
@@ -136,13 +146,6 @@ def walk_places(folder: Path, account: Account | None = None) -> Iterator[tuple[
             yield path, real
         else:
             account.others[what] += 1
-
-
-def _order(path: Path, folder: Path) -> tuple[list[list[tuple[int, int, str]]], bool, bool, list[tuple[int, int, str]]]:
-    """By folder; in it, copies and links last."""
-    place = path.relative_to(folder)
-    copy = bool(_COPY.fullmatch(path.name))
-    return [natural(part) for part in place.parent.parts], copy, path.is_symlink(), natural(path.name)
 
 
 def what_is(path: Path, sharded: set[Path]) -> str | None:

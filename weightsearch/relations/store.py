@@ -6,6 +6,8 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -302,17 +304,17 @@ def _rows(signed: Sequence[Signed]) -> dict[str, np.ndarray]:
     nan = float("nan")
     return {
         "source": objects(one.source for one in signed),
-        "content": objects(one.signature.content for one in signed),
-        **{name: objects(row[k] for row in rounded) for k, name in enumerate(("exact", "float16", "bfloat16"))},
-        "shapes": objects(shapes_of(one.signature) for one in signed),
-        "file_hash": objects(one.signature.file_hash for one in signed),
+        "content": _column([one.signature.content for one in signed]),
+        **{name: _column([row[k] for row in rounded]) for k, name in enumerate(("exact", "float16", "bfloat16"))},
+        "shapes": _column([shapes_of(one.signature) for one in signed]),
+        "file_hash": _column([one.signature.file_hash for one in signed]),
         "file_bytes": np.array([one.signature.file_bytes or 0 for one in signed], np.int64),
         "modified": np.array([one.modified or 0 for one in signed], np.int64),
         "numbers": np.array([one.signature.numbers for one in signed], np.int64),
         "run": objects(one.run for one in signed),
         "epoch": np.array([nan if one.epoch is None else float(one.epoch) for one in signed]),
-        "sketch": objects(one.signature.sketch.astype("<f2").tobytes() for one in signed),
-        "raw_sketch": objects(one.signature.raw_sketch.astype("<f4").tobytes() for one in signed),
+        "sketch": _column([one.signature.sketch.astype("<f2").tobytes() for one in signed]),
+        "raw_sketch": _column([one.signature.raw_sketch.astype("<f4").tobytes() for one in signed]),
     }
 
 
@@ -321,18 +323,18 @@ def _tensors(signed: Sequence[Signed]) -> dict[str, np.ndarray]:
     tensors = [tensor for one in signed for tensor in one.signature.tensors]
 
     def integers(name: str) -> np.ndarray:
-        return np.array([getattr(tensor.hashes, name) for tensor in tensors], np.uint64)
+        return np.fromiter(map(attrgetter(f"hashes.{name}"), tensors), np.uint64, len(tensors))
 
     def floats(name: str) -> np.ndarray:
-        return np.array([getattr(tensor, name) for tensor in tensors], np.float64)
+        return np.fromiter(map(attrgetter(name), tensors), np.float64, len(tensors))
 
     return {
         "signature": np.repeat(np.arange(len(signed)), counts),
         "place": np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *counts)]),
-        "name": objects(tensor.name.encode("utf-8", "replace").decode() for tensor in tensors),
-        "shape": objects(json.dumps(tensor.shape) for tensor in tensors),
-        "dtype": objects(tensor.dtype for tensor in tensors),
-        "role": objects(str(tensor.role) for tensor in tensors),
+        "name": _column([_name_text(tensor.name) for tensor in tensors]),
+        "shape": _column([_shape_text(tensor.shape) for tensor in tensors]),
+        "dtype": _column([tensor.dtype for tensor in tensors]),
+        "role": _column([tensor.role.value for tensor in tensors]),
         **{name: integers(name) for name in ("exact", "float16", "bfloat16", "unordered")},
         **{name: floats(name) for name in ("norm", "mean", "kurtosis", "largest")},
         "zeros": np.array([tensor.zeros for tensor in tensors], np.int64),
@@ -347,10 +349,18 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: Mapping[
 
 def objects(values: Iterable[Any]) -> np.ndarray:
     """A column for DuckDB, whose texts it can hold."""
-    listed = [clean_text(value) if isinstance(value, str) else value for value in values]
-    column = np.empty(len(listed), object)
-    column[:] = listed
+    return _column([clean_text(value) if isinstance(value, str) else value for value in values])
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """As `objects`, of texts of our own."""
+    column = np.empty(len(values), object)
+    column[:] = values
     return column
+
+
+_name_text = lru_cache(maxsize=4096)(lambda name: clean_text(name.encode("utf-8", "replace").decode()))
+_shape_text = lru_cache(maxsize=4096)(json.dumps)
 
 
 def _plain(column: Any) -> np.ndarray:

@@ -23,7 +23,8 @@ from weightsearch.text_table import counted
 from weightsearch.types import ANY
 
 CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
-SIGNED_TOGETHER = 500  # signatures committed together, so that a kill loses no more than these
+SIGNED_TOGETHER = 2_000  # signatures committed together, so that a kill loses no more than these
+TENSORS_TOGETHER = 50_000  # that these have, so that memory is bounded
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class RecordWriter:
         self.skipped = Skipped()
         self._signed: list[Signed] = []
         self._columns: list[SignedColumns] = []  # of signatures that another process made
+        self._waiting = self._waiting_tensors = 0  # signatures and their tensors that are not committed yet
 
     def sign(self, record: FileRecord) -> FileRecord:
         """Keeps a record's signature, which needs no encoder; it is committed with others."""
@@ -68,21 +70,26 @@ class RecordWriter:
             self.unsigned += 1
         if record.signed is not None:
             self._signed.append(record.signed)
+            self._count(1, len(record.signed.signature.tensors))
             record.signed = None  # the record is kept until its chunk is complete, its signature not that long
-        if len(self._signed) >= SIGNED_TOGETHER:
-            self.commit_signatures()
         return record
 
     def keep_signatures(self, signed: SignedColumns) -> None:
         """As `sign`, of signatures that came without their records."""
         self._columns.append(signed)
-        if sum(map(len, self._columns)) >= SIGNED_TOGETHER:
+        self._count(len(signed), len(signed.tensors["name"]))
+
+    def _count(self, signatures: int, tensors: int) -> None:
+        self._waiting += signatures
+        self._waiting_tensors += tensors
+        if self._waiting >= SIGNED_TOGETHER or self._waiting_tensors >= TENSORS_TOGETHER:
             self.commit_signatures()
 
     def commit_signatures(self) -> None:
         self.signed += add_columns(self.index.path, [*self._columns, SignedColumns.of(self._signed)])
         self._columns.clear()
         self._signed.clear()
+        self._waiting = self._waiting_tensors = 0
 
     def add_records(self, records: Iterable[FileRecord]) -> None:
         """Rows of files that were read and embedded, named and judged together."""
