@@ -173,6 +173,7 @@ def test_other_floats_become_float32(dtype: torch.dtype, tmp_path: Path) -> None
         np.testing.assert_array_equal(checkpoint.weights, state["weight"].float().numpy().ravel())
 
 
+@pytest.mark.slow
 def test_safetensors_and_npz_are_read_without_torch(tmp_path: Path) -> None:
     state = {"weight": torch.ones(2, 3, dtype=torch.bfloat16)}
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
 
 from tests.datasets.samples import (
     SHARED,
@@ -119,6 +118,8 @@ def test_usps_format(tmp_path: Path) -> None:
 
 def write_svhn(folder: Path, rng: np.random.Generator, **changes: np.ndarray) -> dict[str, np.ndarray]:
     """Both splits as SVHN has them; returns the pixels and labels of training."""
+    from scipy.io import savemat
+
     written = {}
     for name in ("test", "train"):
         labels = (np.arange(30) % 10 + 1).reshape(-1, 1)
@@ -145,6 +146,8 @@ def test_svhn_damaged(tmp_path: Path, rng: np.random.Generator) -> None:
     fails("train_32x32.mat whole", "svhn", tmp_path)
     write_svhn(tmp_path, rng, X=np.zeros((32, 32, 30), np.uint8))
     fails("train_32x32.mat (32, 32, 30)", "svhn", tmp_path)
+    from scipy.io import savemat
+
     savemat(tmp_path / "train_32x32.mat", {"Z": np.zeros(3)})
     fails("train_32x32.mat lacks", "svhn", tmp_path)
     (tmp_path / "train_32x32.mat").write_bytes(b"MATLAB 7.3 no more")

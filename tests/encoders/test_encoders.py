@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
 
 from weightsearch.encoders import EncoderConfig, WeightInit, build_encoder, load_encoder, save_encoder
 from weightsearch.encoders.base import CLIP, Dropout, centre_and_scale
@@ -210,6 +209,8 @@ def test_statistics_are_seven_numbers_of_each_layers_weights_and_biases():
 
 
 def test_statistics_normalise_by_the_training_quantiles():
+    from scipy.stats import norm  # half as long to import as torch
+
     encoder = make(Method.STATISTICS)
     features = torch.from_numpy(np.random.default_rng(1).exponential(size=(2000, 35)).astype(np.float32))
     encoder.calibrate(features)
@@ -249,6 +250,7 @@ def test_dropout_and_noise_are_off_when_embedding_and_one_network_is_a_batch():
         np.testing.assert_allclose(one[0], predicted[2], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in Method if method is not Method.INVARIANT])
 def test_a_step_makes_no_tensor_on_another_device(method: Method):
     """On `meta`, whose tensors cannot be mixed with the processor's, like a card's. They have no values, by which

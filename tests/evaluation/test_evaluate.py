@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import cdist
 
 from weightsearch.errors import UsageError
 from weightsearch.evaluation import retrieval as probing
@@ -105,6 +104,8 @@ def test_twins_and_noise(zoo: Zoo):
     assert raw["noise_shift"] / norm == pytest.approx(np.full(len(norm), (raw["noise_shift"] / norm)[0]), rel=1e-4)
     everything = zoo.weights(split.train).astype(np.float64)
     apart = table.run[split.train][:, None] != table.run[split.train][None]
+    from scipy.spatial.distance import cdist
+
     distance = cdist(everything, everything)
     assert raw["noise_shift"] / (0.01 * norm) == pytest.approx(1 / np.median(distance[apart]), rel=0.05)
     assert 0.8 < raw["noise_kept"].mean() <= 1

@@ -92,6 +92,7 @@ def test_an_index_held_open_while_it_is_replaced_answers_as_the_new_one(tmp_path
     assert len(held) == 40
 
 
+@pytest.mark.slow
 def test_rows_embedded_for_one_index_do_not_enter_another(tmp_path: Path):
     held = make_index(tmp_path / "index", rows_of(50, 1))
     (fingerprint,) = held.architectures

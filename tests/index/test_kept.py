@@ -57,6 +57,7 @@ def answers(store: IndexStore, fingerprint: str, vector: np.ndarray) -> object:
     return store.asked(ask)
 
 
+@pytest.mark.slow
 def test_what_has_been_read_is_kept_until_the_index_changes(index: Path, opened: list[Path]):
     store = IndexStore.open(index)
     (fingerprint,) = store.architectures

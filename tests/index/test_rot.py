@@ -98,6 +98,7 @@ def test_a_cell_that_duckdb_takes_for_sound_is_named(cell: str, tmp_path: Path):
     assert DATABASE in [finding.what for finding in doctor(path) if finding.state is State.BROKEN]
 
 
+@pytest.mark.slow
 def test_a_rotten_cache_is_left_and_the_answer_stays_right(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path, vector = tmp_path / "index", np.random.default_rng(1).standard_normal(8).astype(np.float32)
     make_index(path, make_rows(500))

@@ -247,6 +247,7 @@ def test_training_indexes_every_checkpoint_but_the_examples_runs(zoo: Zoo, train
     assert {row[:3] for row in rows} == expected
 
 
+@pytest.mark.slow
 def test_filters_radius_runs_and_thresholds_equal_brute_force(tmp_path: Path):
     rows = make_rows(400, seed=1)
     rows.test_accuracy[::7] = np.nan

@@ -84,6 +84,7 @@ def test_accuracies_are_scaled_as_add_scales_them(index: Path, tmp_path: Path):
     assert np.isnan(values[1])
 
 
+@pytest.mark.slow
 def test_several_checkpoints_of_one_beginning(tmp_path: Path):
     rows = make_rows(3)
     ids = np.array(["abcd000000000000", "abcd111111111111", "ffff000000000000"])

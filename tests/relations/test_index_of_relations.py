@@ -86,6 +86,7 @@ def test_duplicates(relations_index: Path):
     assert group.freed == sum(Path(source).stat().st_size for source in group.sources[1:])
 
 
+@pytest.mark.slow
 def test_relatives_of_a_file(relations_index: Path, folder: Path):
     answer = weightsearch.relatives(folder / "tuned.safetensors", relations_index)
     found = {name(relative.source): relative.comparison.relation for relative in answer.relatives}
@@ -170,6 +171,7 @@ def test_the_bill_of_materials_is_valid_cyclonedx(relations_index: Path):
     assert list(validator.iter_errors(bom))  # it is the schema that judges
 
 
+@pytest.mark.slow
 def test_merges_of_all_kinds(networks: Networks, derive: ModuleType):
     states = networks["residual"][1]
     one, other = states["tuned"], states["apart"]

@@ -49,6 +49,7 @@ def network(state: dict[str, np.ndarray]) -> torch.nn.Module:
     return made
 
 
+@pytest.mark.slow
 def test_file_module_state_dict_and_added_row_agree(index: Path):
     example = index / "examples" / "very-good.pt"
     checkpoint = read_checkpoint(example)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.errors import WeightsearchError
@@ -81,6 +80,8 @@ def test_too_few_runs_to_split_are_refused():
 
 
 def test_scores_equal_scikit_learns_and_counted_pairs():
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score  # as long to import as torch
+
     generator = np.random.default_rng(0)
     truth, predicted = generator.random(60), generator.random(60)
     truth[:10] = truth[0]  # ties

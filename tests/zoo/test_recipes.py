@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.types import Scaling
@@ -17,6 +16,8 @@ def drawn(request):
 
 
 def test_ranges_are_log_uniform_and_dropout_uniform(drawn):
+    from scipy import stats  # half as long to import as torch
+
     space, recipes = drawn
     for name, values in (
         ("learning_rate", [recipe.learning_rate for recipe in recipes]),
@@ -31,6 +32,8 @@ def test_ranges_are_log_uniform_and_dropout_uniform(drawn):
 
 
 def test_choices_are_equally_likely_and_independent(drawn):
+    from scipy import stats
+
     space, recipes = drawn
     for name in ("optimizer", "initializer", "activation", "train_fraction"):
         choices = getattr(space, name)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import boto3
-
 KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_DEFAULT_REGION": "us-east-1"}
 REFUSED = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>%s</Message><RequestId>1</RequestId></Error>"
 
@@ -38,6 +36,7 @@ class LocalS3:
     before_get: Callable[[int], None] = lambda number: None  # called with the number of the GET of an object
 
     def __post_init__(self) -> None:
+        import boto3  # half as long to import as torch
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import WSGIRequestHandler, make_server
 

@@ -148,6 +148,7 @@ def test_nothing_is_written_there(trees: tuple[Path, RemotePath]):
             action()
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch):
     import fsspec
 
@@ -184,6 +185,7 @@ def test_formats_that_are_read_apart_or_lie_in_several_files(make, tmp_path: Pat
         assert all((here.arrays[name] == apart.arrays[name]).all() for name in here.arrays)
 
 
+@pytest.mark.slow
 def test_an_index_keeps_the_urls_and_adds_nothing_twice(tmp_path: Path):
     upload(EXAMPLES)
     index = tmp_path / "index"

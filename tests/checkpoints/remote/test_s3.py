@@ -20,6 +20,8 @@ from weightsearch.relations.store import read_known
 from weightsearch.search.add import add
 from weightsearch.search.shards import collect, embed
 
+pytestmark = pytest.mark.slow  # moto takes long to import
+
 EXAMPLES = Path(__file__).parents[3] / "index" / "examples"
 GOOD, BAD = (EXAMPLES / name for name in ("good.pt", "bad.pt"))
 
@@ -40,7 +42,6 @@ def error_of(url: str) -> str:
     return text
 
 
-@pytest.mark.slow
 def test_a_folder_is_listed_once_and_its_files_are_those_of_the_disk(s3: LocalS3):
     for number, file in enumerate(sorted(EXAMPLES.glob("*.pt"))):
         s3.client.upload_file(str(file), "models", f"sweep/run-{number}/{file.name}")
@@ -59,7 +60,6 @@ def test_a_folder_is_listed_once_and_its_files_are_those_of_the_disk(s3: LocalS3
     assert len(s3.gets) == 4  # a request each, and nothing else
 
 
-@pytest.mark.slow
 def test_of_safetensors_the_header_and_the_wanted_tensors_are_fetched(s3: LocalS3):
     arrays = tensors(0, rows=12)
     s3.put("models", Key="model.safetensors", Body=save(arrays))
@@ -98,7 +98,6 @@ def test_a_file_that_changes_while_it_is_read_is_no_mixture(s3: LocalS3):
         content.tree["state_dict"]["c.weight"].array()
 
 
-@pytest.mark.slow
 def test_throttled_requests_are_tried_again(s3: LocalS3, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stores._filesystem("s3://models"), "retries", 2)  # which s3fs waits for, too
     s3.put("models", Key="model.pt", Body=GOOD.read_bytes())
@@ -151,7 +150,6 @@ def test_a_file_over_the_limit_is_not_fetched(s3: LocalS3, monkeypatch: pytest.M
     assert not s3.gets
 
 
-@pytest.mark.slow
 def test_shards_of_urls_make_the_same_index_as_add_and_read_what_changed(s3: LocalS3, tmp_path: Path):
     for number in range(3):
         s3.put("models", Key=f"sweep/run-{number}/model.safetensors", Body=save(tensors(number)))
@@ -179,7 +177,6 @@ def test_shards_of_urls_make_the_same_index_as_add_and_read_what_changed(s3: Loc
     assert contents(collected) == contents(added) != before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_an_inventory_takes_the_place_of_the_listing(s3: LocalS3, suffix: str, tmp_path: Path):
     import duckdb
