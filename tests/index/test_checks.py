@@ -145,12 +145,17 @@ def test_whoever_changes_rows_keeps_the_checksums_and_takes_nothing_rotten_for_t
 
 
 @pytest.mark.slow
-def test_an_index_without_checksums_is_read_and_gets_them_when_it_is_written(path: Path):
+@pytest.mark.parametrize("how", ["update", "doctor"])
+def test_an_index_without_checksums_is_read_and_gets_them_when_it_is_written(how: str, path: Path):
     without_checks(path)
     right = nearest(path)
     assert right[0] == ROWS.id[0]
     assert IndexStore.open(path).find(ROWS.id[0]).columns["run"] == "zoo/0"
-    update_rows(path, {ROWS.id[9]: {"team": "b"}})
+    if how == "update":
+        update_rows(path, {ROWS.id[9]: {"team": "b"}})
+    else:
+        assert {finding.what for finding in doctor(path) if finding.state is State.REPAIRED} == {"checksums"}
+        assert {finding.state for finding in doctor(path)} == {State.OK}
     assert nearest(path) == right
     exchange(path, "run")
     with pytest.raises(WeightsearchError, match="its column run is not as it was written"):

@@ -9,12 +9,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
 import weightsearch
+from weightsearch.errors import WeightsearchError
+from weightsearch.index import State, doctor
+from weightsearch.index.manifest import DATABASE
 from weightsearch.relations import Kind, SignatureIndex, compare
 from weightsearch.relations.lookups import read_heads
 from weightsearch.relations.merges import find_merge
@@ -281,3 +285,73 @@ def test_an_adapter_beside_what_it_was_merged_into_is_certain_of_its_base(adapte
     assert (name(first.source), first.comparison.certainty.value) == ("base.safetensors", "certain")
     assert (name(second.source), second.comparison.relation) == ("merged.safetensors", Kind.LORA_MERGED)
     assert "apart.safetensors" not in [name(r.source) for r in answer.relatives]
+
+
+def exchange_first_two(path: Path, table: str, column: str, key: str) -> None:
+    """By DuckDB, so that its own checksums agree."""
+    with duckdb.connect(str(path / DATABASE)) as connection:
+        (one, cell), (other, another) = connection.execute(
+            f"SELECT rowid, {column} FROM {table} QUALIFY row_number() OVER (PARTITION BY {column} ORDER BY rowid) = 1 "
+            f"AND {column} IS NOT NULL ORDER BY {key}, rowid LIMIT 2"
+        ).fetchall()
+        for row, value in ((one, another), (other, cell)):
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", [value, row])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("signatures", "content"), ("signatures", "sketch"), ("signatures", "raw_sketch"), ("signatures", "file_hash"),
+     ("tensors", "unordered"), ("tensors", "norm"), ("tensors", "name")],
+)  # fmt: skip
+def test_a_cell_of_signatures_in_another_rows_place_is_never_answered_from(
+    table: str, column: str, relations_index: Path, folder: Path, tmp_path: Path
+):
+    index = Path(shutil.copytree(relations_index, tmp_path / "index"))
+    numbers = read_known(index).columns["number"].tolist()
+    assert len(read_signatures(index, numbers)) == 9
+    assert {finding.state for finding in doctor(index)} == {State.OK}
+    exchange_first_two(index, table, column, "number" if table == "signatures" else "signature")
+    with pytest.raises(WeightsearchError, match="is damaged"):
+        read_signatures(index, numbers)
+    with pytest.raises(WeightsearchError, match="is damaged"):
+        SignatureIndex(index).relatives(folder / "base.safetensors")
+    said = [finding.detail for finding in doctor(index) if finding.state is State.BROKEN]
+    assert any(" signatures that are not as they were written: number 0" in detail for detail in said), said
+
+
+@pytest.mark.slow
+def test_a_repair_of_another_table_keeps_signatures(relations_index: Path, folder: Path, tmp_path: Path):
+    index = Path(shutil.copytree(relations_index, tmp_path / "index"))
+    numbers = read_known(index).columns["number"].tolist()
+    before = {number: signature.tensors for number, signature in read_signatures(index, numbers).items()}
+    with duckdb.connect(str(index / DATABASE)) as connection:
+        connection.execute("DROP TABLE keys")
+    assert {finding.what for finding in doctor(index) if finding.state is State.REPAIRED} == {DATABASE}
+    after = {number: signature.tensors for number, signature in read_signatures(index, numbers).items()}
+    assert before == after
+    assert weightsearch.add([folder], index, quiet=True).signed == 0
+
+
+@pytest.mark.slow
+def test_signatures_of_before_are_read_and_get_checksums_when_more_are_added(
+    relations_index: Path, folder: Path, tmp_path: Path
+):
+    index = Path(shutil.copytree(relations_index, tmp_path / "index"))
+    with duckdb.connect(str(index / DATABASE)) as connection:
+        connection.execute("ALTER TABLE signatures DROP COLUMN head_hash; ALTER TABLE signatures DROP COLUMN rest_hash")
+    numbers = read_known(index).columns["number"].tolist()
+    before = read_signatures(index, numbers)
+    (tmp_path / "more").mkdir()
+    save_file(
+        {"w": np.random.default_rng(0).standard_normal((50, 50)).astype(np.float32)},
+        tmp_path / "more" / "w.safetensors",
+    )
+    weightsearch.add([tmp_path / "more"], index, quiet=True)
+    after = read_signatures(index, numbers)
+    assert {number: signature.tensors for number, signature in after.items()} == {
+        number: signature.tensors for number, signature in before.items()
+    }
+    exchange_first_two(index, "tensors", "norm", "signature")
+    with pytest.raises(WeightsearchError, match="is damaged"):
+        read_signatures(index, numbers)

@@ -4,7 +4,8 @@ All are made of values together with their row's number, so that a value in anot
 
 - a row has four, by DuckDB's `hash`: of what a neighbour shows, of its other columns, of its embedding and of its
   description, for questions that read a few rows;
-- an architecture has one for each column, the exclusive or of all rows' cells, for questions that read a whole column.
+- an architecture has one for each column, the exclusive or of all rows' cells, for questions that read a whole column;
+- a signature (see `relations.store`) has two: of what names it and its sketch, and of all else, its tensors included.
 
 Whoever changes rows changes both in the same transaction, from what the rows were to what they are: a cell that rotted
 meanwhile is never taken for the truth. An index without checksums is read as it is, and gets them when it is next
@@ -32,6 +33,16 @@ ROW_HASHES = {
     "embedding_hash": "hash(number, embedding)",
     "description_hash": "hash(number, description)",
 }
+SIGNATURE_HASHES = ("head_hash", "rest_hash")
+HEAD_HASH = (
+    "hash(number, scheme, source, content, exact, float16, bfloat16, shapes, file_hash, file_bytes, modified, numbers, "
+    "run, epoch, sketch)"
+)
+RAW_HASH = "hash(number, raw_sketch)"  # with its tensors' hashes by exclusive or: a signature's `rest_hash`
+TENSOR_HASH = (
+    "hash(signature, place, name, shape, dtype, role, exact, float16, bfloat16, unordered, norm, mean, kurtosis, "
+    "largest, zeros)"
+)
 CHECKED = (*COLUMNS[1:], "embedding", "description")  # columns with a checksum over all rows
 ALWAYS = "true"  # as `row_sql` where there is nothing to compare with
 ROWS_AT_A_TIME = 2**20
@@ -188,7 +199,61 @@ def renew(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"UPDATE ix.checkpoints SET {_row_hashes()}")
     found = connection.execute("SELECT DISTINCT architecture FROM ix.checkpoints").fetchall()
     _keep(connection, {fingerprint: _whole(connection, CHECKED, fingerprint) for (fingerprint,) in found})
+    if "scheme" in _columns_of_signatures(connection):
+        renew_signatures(connection)
     connection.execute(f"UPDATE ix.state SET hashing = {HASHING}")
+
+
+def _columns_of_signatures(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """None where there is no such table."""
+    columns = "SELECT column_name FROM duckdb_columns() WHERE database_name = 'ix' AND table_name = 'signatures'"
+    return [name for (name,) in connection.execute(columns).fetchall()]
+
+
+def signatures_lack(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether there are signatures in tables of before, which have no room for checksums."""
+    columns = _columns_of_signatures(connection)
+    return "scheme" in columns and not {*SIGNATURE_HASHES} <= {*columns}
+
+
+def renew_signatures(connection: duckdb.DuckDBPyConnection, first_number: int = 0) -> None:
+    """Gives signatures, from a number on, checksums as they are; adds the columns to tables of before."""
+    if signatures_lack(connection):
+        first_number = 0
+        for column in SIGNATURE_HASHES:
+            connection.execute(f"ALTER TABLE ix.signatures ADD COLUMN IF NOT EXISTS {column} UBIGINT")
+    connection.execute(
+        f"UPDATE ix.signatures SET head_hash = {HEAD_HASH}, rest_hash = {RAW_HASH} WHERE number >= {first_number}"
+    )
+    connection.execute(
+        f"UPDATE ix.signatures SET rest_hash = xor(rest_hash, of_tensors) FROM (SELECT signature, "
+        f"bit_xor({TENSOR_HASH}) AS of_tensors FROM ix.tensors WHERE signature >= {first_number} GROUP BY signature) t "
+        "WHERE t.signature = signatures.number"
+    )
+
+
+def signature_sql(connection: duckdb.DuckDBPyConnection) -> tuple[str, str]:
+    """SQL over a row of `ix.signatures`: whether its head is sound, and what its tensors' hashes have to come to.
+
+    The second is NULL where the row has no checksum that can be compared.
+    """
+    if not are_kept(state(connection)) or not {*SIGNATURE_HASHES} <= {*_columns_of_signatures(connection)}:
+        return ALWAYS, "NULL"
+    return f"(head_hash IS NULL OR head_hash = {HEAD_HASH})", f"xor(rest_hash, {RAW_HASH})"
+
+
+def _damaged_signatures(connection: duckdb.DuckDBPyConnection) -> list[int]:
+    """Numbers of those that are not as they were written."""
+    head, rest = signature_sql(connection)
+    if head == ALWAYS:
+        return []
+    rows = connection.execute(
+        f"WITH told AS (SELECT number, {head} AS is_sound, {rest} AS rest FROM ix.signatures), "
+        f"seen AS (SELECT signature, bit_xor({TENSOR_HASH}) AS rest FROM ix.tensors GROUP BY signature) "
+        "SELECT number FROM told LEFT JOIN seen ON number = signature "
+        "WHERE NOT is_sound OR told.rest <> coalesce(seen.rest, 0) ORDER BY number"
+    ).fetchall()
+    return [number for (number,) in rows]
 
 
 def forget(connection: duckdb.DuckDBPyConnection, condition: str, fingerprints: Sequence[str]) -> int:
@@ -214,4 +279,9 @@ def damage(connection: duckdb.DuckDBPyConnection) -> list[str]:
         names = [name for name in CHECKED if sums[name] != kept.get(fingerprint, {}).get(name, 0)]
         if names:
             words.append(f"{fingerprint}: columns that are not as they were written: {', '.join(names)}")
+    if signatures := _damaged_signatures(connection):
+        words.append(
+            f"{len(signatures):,} signatures that are not as they were written: number {signatures[0]}, ...; "
+            "add their files again"
+        )
     return words

@@ -61,14 +61,21 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
     database_findings = _database(path)
     if any(finding.state is State.BROKEN for finding in database_findings):
         saved = _save_rows(path)
-        database_findings = [*saved, *_database(path)] if saved else database_findings
+        if saved:
+            database_findings = _database(path)
+            if all(finding.state is not State.BROKEN for finding in database_findings):
+                database_findings = [*saved, *database_findings]
     findings += database_findings
     if any(finding.state is State.BROKEN for finding in findings):
         return findings  # nothing to repair from, or no encoder to search with
     if manifest["format"] != FORMAT:
         findings.append(Finding("format", State.REPAIRED, f"brought from format {manifest['format']} to {FORMAT}"))
     left = leftovers(path)
-    with writing(path) as writer:  # which removes them
+    with Database(path / DATABASE).open() as connection:
+        lacked = not checks.are_kept(database.state(connection)) or checks.signatures_lack(connection)
+    with writing(path) as writer:  # which removes them, and gives rows checksums
+        if lacked and manifest["format"] == FORMAT:
+            findings.append(Finding("checksums", State.REPAIRED, "of rows that had none, or another DuckDB's"))
         gone = ", ".join(sorted(file.name for file in left if not file.exists()))
         findings.append(
             Finding("leftovers", State.REPAIRED, f"removed {gone}, which a killed writer left")
@@ -159,7 +166,7 @@ def _database(path: Path) -> list[Finding]:
 
 
 def _save_rows(path: Path) -> list[Finding]:
-    """Writes the database anew from its rows and its state, where those can be read and all else can be relearnt.
+    """Writes the database anew from its rows, its state and its signatures, where all of them can be read.
 
     Nothing is done beside a log, which holds what the file lacks.
     """
@@ -171,12 +178,13 @@ def _save_rows(path: Path) -> list[Finding]:
         with lock(path / LOCK, busy), replacing(file) as new, duckdb.connect(":memory:") as connection:
             for name, place, mode in (("old", file, "READ_ONLY"), ("ix", new, "READ_WRITE")):
                 connection.execute(f"ATTACH '{str(place).replace(chr(39), chr(39) * 2)}' AS {name} ({mode})")
-            connection.execute(database.SCHEMA)
-            connection.execute("INSERT INTO ix.checkpoints BY NAME SELECT * FROM old.checkpoints ORDER BY number")
-            connection.execute(
-                "DELETE FROM ix.state"
-            )  # checksums stay as they are: nothing rotten is taken for the truth
-            connection.execute("INSERT INTO ix.state BY NAME SELECT * FROM old.state")
+            connection.execute(f"{database.SCHEMA}; DELETE FROM ix.state")
+            tables = "SELECT table_name, sql FROM duckdb_tables() WHERE database_name = 'old' AND table_name <> 'keys'"
+            for table, statement in connection.execute(tables).fetchall():
+                if table not in ("checkpoints", "state"):  # of signatures
+                    connection.execute(statement.replace("CREATE TABLE ", "CREATE TABLE ix.", 1))
+                # Checksums stay as they are: nothing rotten is taken for the truth.
+                connection.execute(f"INSERT INTO ix.{table} BY NAME SELECT * FROM old.{table} ORDER BY rowid")
             connection.execute("UPDATE ix.state SET generation = generation + 1")
             database.learn_keys(connection, "ix.checkpoints")
             connection.execute("DETACH ix")

@@ -17,7 +17,7 @@ def migrate(path: Path, rows: Database, wait_seconds: float) -> None:
 
     Format 1 kept the rows' count, the database's checksum and the FAISS file's in the manifest, which every change of
     rows would have made wrong. Format 2 had no identity, epochs without fractions, and cut a split's name short. At
-    first format 3 had no checksums of rows.
+    first format 3 had no checksums of rows, and then none of signatures.
     Readers take the database in its old forms and in its new one.
     """
     manifest = read_manifest(path)
@@ -28,7 +28,11 @@ def migrate(path: Path, rows: Database, wait_seconds: float) -> None:
         write_manifest(path, manifest)
     with rows.open() as connection:
         state = database.state(connection)
+        signatures_lack = checks.signatures_lack(connection)
     if checks.are_kept(state):
+        if signatures_lack:
+            with rows.transaction(wait_seconds) as connection:
+                checks.renew_signatures(connection)
         return
     if state.identity is not None:
         with rows.transaction(wait_seconds) as connection:

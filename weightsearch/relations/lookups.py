@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from weightsearch.index import checks
 from weightsearch.index.connection import Database
 from weightsearch.index.manifest import DATABASE
 from weightsearch.relations.store import has_tables, objects
@@ -40,14 +41,16 @@ def read_heads(path: str | Path, numbers: Sequence[int]) -> dict[int, Head]:
     among = ",".join(str(int(number)) for number in numbers)
     with Database(Path(path) / DATABASE).open() as connection:
         rows = connection.execute(
-            f"SELECT number, source, content, run, epoch, sketch FROM ix.signatures WHERE number IN ({among})"
+            f"SELECT number, source, content, run, epoch, sketch, {checks.signature_sql(connection)[0]} "
+            f"FROM ix.signatures WHERE number IN ({among})"
         ).fetchall()
+        checks.expect(is_sound for *_, is_sound in rows)
     heads = {
         number: Head(
             source, content, run, None if epoch is None or epoch != epoch else epoch,
             np.frombuffer(sketch, "<f2").astype(np.float32),
         )
-        for number, source, content, run, epoch, sketch in rows
+        for number, source, content, run, epoch, sketch, _ in rows
     }  # fmt: skip
     return {number: heads[number] for number in map(int, numbers) if number in heads}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import clean_text
+from weightsearch.index import checks
 from weightsearch.index.connection import Database, decoded
 from weightsearch.index.manifest import DATABASE
 from weightsearch.index.writer import Writer, writing
@@ -44,7 +46,9 @@ CREATE TABLE IF NOT EXISTS ix.signatures (
     run VARCHAR,
     epoch DOUBLE,
     sketch BLOB NOT NULL,           -- float16
-    raw_sketch BLOB NOT NULL        -- float32
+    raw_sketch BLOB NOT NULL,       -- float32
+    head_hash UBIGINT,              -- checksums (see `index.checks`)
+    rest_hash UBIGINT
 );
 CREATE TABLE IF NOT EXISTS ix.tensors (
     signature BIGINT NOT NULL, place INTEGER NOT NULL, name VARCHAR NOT NULL, shape VARCHAR NOT NULL,
@@ -159,6 +163,8 @@ def _add(writer: Writer, signed: SignedColumns) -> None:
         numbers = max(last, sketches.last_number(writer.path)) + 1 + np.arange(len(signed))
         _insert(connection, "signatures", signed.signatures | {"number": numbers})
         _insert(connection, "tensors", signed.tensors | {"signature": numbers[signed.tensors["signature"]]})
+        if len(numbers):
+            checks.renew_signatures(connection, int(numbers[0]))
 
 
 def publish_sketches(writer: Writer) -> None:
@@ -188,9 +194,11 @@ def read_known(path: str | Path) -> Known:
     with Database(Path(path) / DATABASE).open() as connection:
         columns = None
         if has_tables(connection):
+            is_sound = checks.signature_sql(connection)[0]
             columns = connection.execute(
-                f"SELECT {', '.join(COLUMNS)}, sketch FROM ix.signatures ORDER BY number"
+                f"SELECT {', '.join(COLUMNS)}, sketch, {is_sound} AS is_sound FROM ix.signatures ORDER BY number"
             ).fetchnumpy()
+            checks.expect([bool(np.all(columns["is_sound"]))])
     if columns is None or not len(columns["number"]):
         return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
     matrix = np.frombuffer(b"".join(columns["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
@@ -240,15 +248,23 @@ def read_signatures(path: str | Path, numbers: Sequence[int]) -> dict[int, Signa
         return {}
     among = ",".join(str(int(number)) for number in numbers)
     with Database(Path(path) / DATABASE).open() as connection:
+        is_sound, rest = checks.signature_sql(connection)
         heads = connection.execute(
-            f"SELECT number, sketch, raw_sketch, file_hash, file_bytes FROM ix.signatures WHERE number IN ({among})"
+            f"SELECT number, sketch, raw_sketch, file_hash, file_bytes, {is_sound}, {rest} FROM ix.signatures "
+            f"WHERE number IN ({among})"
         ).fetchall()
         rows = connection.execute(
             "SELECT signature, name, shape, dtype, role, exact, float16, bfloat16, unordered, norm, mean, kurtosis, "
-            f"largest, zeros FROM ix.tensors WHERE signature IN ({among}) ORDER BY signature, place"
+            f"largest, zeros, {checks.TENSOR_HASH} FROM ix.tensors WHERE signature IN ({among}) "
+            "ORDER BY signature, place"
         ).fetchall()
+        hashes: Counter[int] = Counter()
+        for number, *_, cells in rows:
+            hashes[number] ^= cells
+        checks.expect(agrees and told in (None, hashes[number]) for number, *_, agrees, told in heads)
     tensors: dict[int, list[TensorSignature]] = {}
-    for number, name, shape, dtype, role, exact, half, brain, unordered, norm, mean, kurtosis, largest, zeros in rows:
+    for number, name, shape, dtype, role, exact, half, brain, unordered, *numbers_of, _ in rows:
+        norm, mean, kurtosis, largest, zeros = numbers_of
         tensors.setdefault(number, []).append(
             TensorSignature(
                 name,
@@ -271,7 +287,7 @@ def read_signatures(path: str | Path, numbers: Sequence[int]) -> dict[int, Signa
             file_hash,
             file_bytes,
         )
-        for number, sketch, raw, file_hash, file_bytes in heads
+        for number, sketch, raw, file_hash, file_bytes, *_ in heads
     }
 
 
