@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.checkpoints.other_formats import keras_h5, keras_zip
 from weightsearch.checkpoints.discovery import DescribedCheckpoint, Sources, discover
 from weightsearch.checkpoints.metadata import as_fractions, interpret, number, typed, unread
 from weightsearch.checkpoints.runs import one_run, sketch
@@ -142,6 +143,26 @@ def test_mlflow_wandb_and_csv_logs(tmp_path: Path):
     }
     recipes = [record.metadata.recipe for record in records.values()]
     assert recipes == [{"lr": 0.1}, {}, {"lr": 0.2}]
+
+
+def test_the_epoch_in_a_name_by_keras_finds_its_row(tmp_path: Path):
+    """ModelCheckpoint counts epochs from 1 and CSVLogger from 0."""
+    names = ("07-0.91.keras", "weights.08-0.31.weights.h5", "cp-0009.weights.h5")
+    for folder, logged in ((tmp_path / "run", "run/"), (tmp_path, "")):
+        folder.mkdir(exist_ok=True)
+        for name, write in zip(names, (keras_zip, keras_h5, keras_h5), strict=True):
+            write(folder / name)
+        rows = [f"{epoch},{epoch / 100},{(50 + epoch) / 100}" for epoch in range(12)]
+        (folder / "training.log").write_text("epoch,accuracy,val_accuracy\n" + "\n".join(rows) + "\n")
+        records = {name: record.metadata for name, record in read(tmp_path).items()}
+        told = {name: (records[logged + name].epoch, records[logged + name].value("test_accuracy")) for name in names}
+        assert told["07-0.91.keras"] == (7, 0.56)
+        assert told["weights.08-0.31.weights.h5"] == (8, 0.57)
+        assert [records[logged + name].value("train_accuracy") for name in names[:2]] == [0.06, 0.07]
+    assert records["run/cp-0009.weights.h5"].epoch == 9
+    assert records["run/cp-0009.weights.h5"].value("test_accuracy") == 0.58
+    save(tmp_path / "other" / "07-0.91.pt")
+    assert read(tmp_path)["other/07-0.91.pt"].metadata.epoch is None  # of Keras alone: others mean anything by it
 
 
 def test_what_is_passed_over_is_counted_and_links_are_followed_once(tmp_path: Path):

@@ -22,6 +22,7 @@ from weightsearch.cli import _Escaping, render
 from weightsearch.cli.common import complain, say, show
 from weightsearch.index import Finding, State
 from weightsearch.index.info import ArchitectureInfo, IndexInfo
+from weightsearch.index.info import info as index_info
 from weightsearch.search import wording as words
 from weightsearch.search.answer import Answer
 from weightsearch.text_table import Table, printable
@@ -48,7 +49,7 @@ def info(text: str) -> IndexInfo:
     part = ArchitectureInfo(
         text, text, text, 1, 1, {text: 1}, 0, 0.1, 0.9, 8, text, None, None, True, 0
     )  # fmt: skip
-    return IndexInfo(text, 3, 1, "cosine", text, 10, {text: "VARCHAR"}, (part,))
+    return IndexInfo(text, 3, 1, "cosine", text, 10, {text: "text"}, (part,))
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40))
@@ -138,3 +139,9 @@ def test_a_line_break_in_a_files_name_makes_no_line_of_its_own(run: Run, tmp_pat
         assert code == 0, err
         assert not [line for line in out.splitlines() if line.startswith("0 of 9")]
         assert "b\\n0 of 9" in out
+
+
+def test_the_kinds_of_columns_are_said_in_words():
+    kinds = index_info(Path(__file__).parents[2] / "index").keys
+    assert {kinds["optimizer"], kinds["learning_rate"]} == {"text", "number"}
+    assert set(kinds.values()) <= {"text", "number", "integer", "boolean"}

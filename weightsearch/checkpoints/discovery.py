@@ -24,7 +24,7 @@ from weightsearch.checkpoints.remote.paths import RemotePath, as_path, located
 from weightsearch.checkpoints.remote.reading import localize
 from weightsearch.checkpoints.state_dict import read_checkpoint
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Trackers
-from weightsearch.checkpoints.walk import HOLDERS, STEP_FOLDER, Account, is_distributed, stem, walk_places
+from weightsearch.checkpoints.walk import HOLDERS, KERAS, STEP_FOLDER, Account, is_distributed, stem, walk_places
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import clean_text, write_whole
 from weightsearch.text_table import counted
@@ -36,6 +36,8 @@ _METRIC = re.compile(  # in a file's name; a number without a point may be anyth
     r"(\d+\.\d+)(?![\d.])",
     re.IGNORECASE,
 )
+# As Keras' ModelCheckpoint is told to name files: {epoch:02d}-{val_loss:.2f}.keras, weights.{epoch:02d}-{…}.h5
+_KERAS_EPOCH = re.compile(r"(?:.*[._-])?(\d{1,9})-\d+\.\d+")
 _BY_TIME = re.compile(r"(?:^|[^a-z])(epochs?|ep|e|steps?|iter(ation)?|ckpt|checkpoint)[=_-]?\d+", re.IGNORECASE)
 
 
@@ -320,7 +322,16 @@ def _own_run(path: Path) -> str:
 
 def by_time(path: Path) -> bool:
     """Whether a file's name, or its folder's, tells an epoch or step: `epoch=3.ckpt`, `model_step_500.pt`."""
-    return bool(_BY_TIME.search(stem(path)) or STEP_FOLDER.fullmatch(path.parent.name))
+    named = _BY_TIME.search(stem(path)) or STEP_FOLDER.fullmatch(path.parent.name) or _keras_epoch(path) is not None
+    return bool(named)
+
+
+def _keras_epoch(path: Path) -> int | None:
+    """The epoch, counted from 1, before a metric in the name of a Keras file: `07-0.91.keras`."""
+    if not path.name.endswith(KERAS):
+        return None
+    match = _KERAS_EPOCH.fullmatch(stem(path).removesuffix(".weights"))
+    return int(match[1]) if match else None
 
 
 def below(folder: Path, run: str) -> str:
@@ -367,7 +378,9 @@ def _epoch_in(place: Path, *, alone: bool) -> float | None:
     for text in (stem(place), place.parent.name):
         if match := re.search(r"(?:epoch|(?:^|[^a-z])ep)[=_-]?(\d{1,9}(?:\.\d+)?)", text, re.IGNORECASE):
             return float(match[1]) if "." in match[1] else int(match[1])
-    matched = None if alone else re.search(r"(?:^|[=_-])(\d{1,9})$", stem(place))
+    if (epoch := _keras_epoch(place)) is not None:
+        return epoch
+    matched = None if alone else re.search(r"(?:^|[=_-])(\d{1,9})$", stem(place).removesuffix(".weights"))
     matched = matched or re.fullmatch(r"checkpoint[_-](\d{1,9})", place.parent.name)
     return int(matched[1]) if matched else None
 

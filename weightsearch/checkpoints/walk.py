@@ -20,6 +20,7 @@ SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".pth.tar", ".pt.tar", ".th", ".pyth", ".t7"),
     *FORMAT_SUFFIXES,
 )
+KERAS = (".keras", ".h5", ".hdf5")
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 NAMES = ("checkpoints", "checkpoint")  # as Ray Tune's trainables name them, without a suffix
 # What trainers leave beside the weights: no networks.

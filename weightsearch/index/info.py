@@ -14,6 +14,9 @@ from weightsearch.files import cannot_write, refuse_to_overwrite, replacing
 from weightsearch.index import database, filters, vectors
 from weightsearch.index.store import IndexStore
 
+# What a column holds, for people; dates are texts, as filters compare them.
+KINDS = {"VARCHAR": "text", "DOUBLE": "number", "BIGINT": "integer", "BOOLEAN": "boolean"}
+
 
 @dataclass(frozen=True)
 class ArchitectureInfo:
@@ -42,7 +45,7 @@ class IndexInfo:
     metric: str
     target: str
     size: int  # bytes on the disk
-    keys: dict[str, str]  # recipe keys and user's columns that filters know, with their types
+    keys: dict[str, str]  # recipe keys and user's columns that filters know, with what they hold (`KINDS`)
     architectures: tuple[ArchitectureInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def info(path: str | Path) -> IndexInfo:
         metric=index.metric.value,
         target=index.target.column,
         size=sum(file.stat().st_size for file in index.path.rglob("*") if file.is_file()),
-        keys=index.keys(),
+        keys={name: KINDS[kind] for name, kind in index.keys().items()},
         architectures=tuple(_architecture(index, fingerprint, generation) for fingerprint in index.architectures),
     )
 

@@ -9,8 +9,8 @@ from weightsearch.checkpoints.metadata import Metadata, interpret, is_metric, me
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report, belongs
 from weightsearch.checkpoints.trackers.log_table import LogTable, read_csv
 from weightsearch.checkpoints.trackers.yaml_file import read_yaml
+from weightsearch.checkpoints.walk import KERAS
 
-KERAS = (".keras", ".h5", ".hdf5")
 MAX_LOGS = 8  # CSV files that are opened in one folder
 _SETTINGS = ("args.yaml", "config.yaml", "hparams.yml", "config.yml")
 _TELLING_RUNS = re.compile(r"(run|trial|path|file|checkpoint|model|name)(_?(id|name|number))?", re.IGNORECASE)
