@@ -26,6 +26,7 @@ if sys.platform != "win32":  # where writers and readers wait for one another by
 from weightsearch.errors import UsageError, WeightsearchError
 
 DISK_FULL = "the disk is full; what is there stays good: free some space and run the same command again"
+TRY_SECONDS = 0.1  # that a try and the pause before it count at most, of a wait for others
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HELD_TEXTS = (  # by another process on Unix and on Windows, and by a thread of this one
     "onflicting lock",
@@ -143,6 +144,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Patience:
+    """How long somebody goes on trying, where time in which this process was not run hardly counts.
+
+    Whoever was stopped, or had little of the processor, has not waited: those that it waits for had no more of it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+        self._since = time.monotonic()
+
+    def pause(self, seconds: float) -> bool:
+        """Sleeps before the next try; False, at once, where the patience is at an end."""
+        if self.left <= 0:
+            return False
+        time.sleep(seconds)
+        now = time.monotonic()
+        self.left -= min(now - self._since, TRY_SECONDS)
+        self._since = now
+        return True
+
+
 @contextmanager
 def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
     """Holds the lock file `path` against other processes; the system frees it however the process ends.
@@ -155,19 +177,24 @@ def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
         WeightsearchError: another process holds it still.
     """
     holder = path.with_name(f"{path.name}.pid")  # a file of its own: Windows lets nobody read a locked one
-    try:
-        with FileLock(path, mode=0o644).acquire(timeout=wait_seconds, poll_interval=0.02):
-            holder.write_text(str(os.getpid()))
-            try:
-                yield
-            finally:
-                holder.unlink(missing_ok=True)
-    except Timeout:
+    file, patience = FileLock(path, mode=0o644), Patience(wait_seconds)
+    while True:
         try:
-            pid = holder.read_text()
-        except OSError:
-            pid = ""
-        raise WeightsearchError(busy.format(pid=pid or "unknown")) from None
+            file.acquire(timeout=0)
+            break
+        except Timeout:
+            if not patience.pause(0.02):
+                try:
+                    pid = holder.read_text()
+                except OSError:
+                    pid = ""
+                raise WeightsearchError(busy.format(pid=pid or "unknown")) from None
+    try:
+        holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        file.release()
 
 
 @contextmanager
@@ -186,15 +213,14 @@ def turnstile(path: Path, *, first: bool, wait_seconds: float) -> Iterator[None]
         yield
         return
     try:
-        deadline = time.monotonic() + wait_seconds
+        patience = Patience(wait_seconds)
         while True:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_EX if first else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 break
             except OSError:
-                if time.monotonic() > deadline:
+                if not patience.pause(0.001 if first else 0.005):
                     break
-                time.sleep(0.001 if first else 0.005)
         yield
     finally:
         if descriptor is not None:
@@ -214,7 +240,7 @@ def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float, use
     """
     import duckdb
 
-    deadline = time.monotonic() + wait_seconds
+    patience = Patience(wait_seconds)
     pause, again = 0.002, 20
     while True:
         try:
@@ -223,13 +249,13 @@ def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float, use
             text = str(error)
             if "Could not read enough bytes" in text and again:  # a writer may be cutting the file short just now
                 again -= 1
+                time.sleep(pause)
             elif not any(words in text for words in _HELD_TEXTS):
                 raise
-            elif time.monotonic() > deadline:
+            elif not patience.pause(pause):
                 pid = re.search(r"PID (\d+)", text)
                 holder = f"another process (PID {pid[1]})" if pid else "another process or thread"
                 raise WeightsearchError(f"{path} {use} {holder}; try again when it is done") from None
-        time.sleep(pause)
         pause = min(1.5 * pause, 0.02)  # shorter than the gaps between a build's commits
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
+from weightsearch import files
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import (
@@ -403,3 +406,27 @@ def test_the_doctor_leaves_a_healthy_copy_as_it_is(index_copy: Path):
     os.utime(next(index_copy.rglob("encoder.safetensors")), ns=(1, 1))  # as a copy or a checkout leaves it
     assert {finding.state for finding in doctor(index_copy)} == {State.OK}
     assert {file: file.read_bytes() for file in contents} == contents
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_time_in_which_a_waiting_process_was_stopped_is_no_wait(freed: bool, tmp_path: Path):
+    """As where others have the processor: who holds the lock could do nothing, either."""
+    with files.lock(tmp_path / "lock", "held"):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                (tmp_path / "waits").touch()
+                with files.lock(tmp_path / "lock", "held", 0.8):
+                    os._exit(3)
+            except WeightsearchError:
+                os._exit(4)
+            finally:
+                os._exit(5)
+        while not (tmp_path / "waits").exists():
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.2)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.2)
+        status = None if freed else os.waitpid(pid, 0)[1]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1] if status is None else status) == (3 if freed else 4)
