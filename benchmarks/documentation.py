@@ -69,6 +69,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "serve": speed_tables.serve,
     "umap": speed_tables.umap,
     "any-architecture": truth_tables.any_architecture,
+    "universal-limits": truth_tables.universal_limits,
     "few-labels": truth_tables.few_labels,
     "universal-cost": speed_tables.universal_cost,
 }

@@ -204,6 +204,11 @@ def any_architecture() -> str:
         if name.startswith("without "):
             left_out = name.removeprefix("without ")
             lines.append(f"| {left_out} | {value['r2']:.2f} | {value['tau']:.2f} | {value['flagged']:.0%} |")
+    if kinds := results.get("fitted on one kind"):
+        lines += ["", "| fitted on one kind alone, asked about another, no label | R² | tau |", "|---|---:|---:|"]
+        lines += [
+            f"| {name.replace('->', '→')} | {value['r2']:.2f} | {value['tau']:.2f} |" for name, value in kinds.items()
+        ]
     lines += [
         "",
         "Sweeps that other frameworks trained; with labels, R² on the other runs in the median of ten draws:",
@@ -231,6 +236,16 @@ def any_architecture() -> str:
     if curve := results.get("learning curve"):
         counts, scored = ", ".join(curve), ", ".join(f"{value['r2']:.2f}" for value in curve.values())
         lines += ["", f"One member fitted on {counts} runs: R² {scored}."]
+    return "\n".join(lines)
+
+
+def universal_limits() -> str:
+    """What benchmarks/results/universal_limits.json says of what a state dict leaves out."""
+    results = json.loads((RESULTS / "universal_limits.json").read_text())
+    lines = [f"| boosted trees on ({results['runs']:,} runs, five folds by run) | R² | tau |", "|---|---:|---:|"]
+    for name, value in results.items():
+        if isinstance(value, dict):
+            lines.append(f"| {name} | {value['r2']:.2f} | {value['tau']:.2f} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/universal.py runs/zoos/wild --sweep NAME=FOLDER ... --out benchmarks/results/universal.json
 
-The zoo is made by `weightsearch build-zoo --preset wild --runs 1493`. A sweep is a zoo imported from elsewhere,
+The zoo is made by `weightsearch build-zoo --preset wild --runs 2000`. A sweep is a zoo imported from elsewhere,
 with accuracies. Every split is by run; nothing is tuned on the test runs. Leaving out a dataset or a family fits one
 member of the ensemble instead of three.
 """
@@ -35,7 +35,7 @@ from weightsearch.zoo.store import CheckpointTable, Zoo
 
 SEEDS = (0, 1, 2)
 QUICK = TreeSettings(count=300, learning_rate=0.08)
-CURVE = (100, 200, 400, 800)
+CURVE = (100, 200, 400, 800, 1600)
 PLAIN = ("mlp", "cnn")
 LEARNED = 1 / 3  # of the way from a guess to perfection
 
@@ -127,9 +127,8 @@ class Bench:
         first = np.isin(self.run, halves[: len(halves) // 2]) & held
         second = np.flatnonzero(held & ~first)
         encoder = fit_damage(
-            encoder, self.described.take(fitted), broken, self.described.take(np.flatnonzero(first)), self.run[first],
-            seed=seed,
-        )  # fmt: skip
+            encoder, self.described.take(fitted), broken, self.described.take(np.flatnonzero(first)), seed=seed
+        )
         sound = encoder.know(self.described.take(second))
         hurt = describe_damaged(self.zoo, self.usable[second], seed=seed + 1)
         flagged = encoder.know(hurt.described).damage > 1
@@ -143,9 +142,8 @@ class Bench:
             }
         return result
 
-    def left_out(self, column: np.ndarray, name: str) -> dict[str, object]:
-        """Fitted without one dataset or family; limits of the unknown from runs of the others."""
-        out = column == name
+    def left_out(self, out: np.ndarray) -> dict[str, object]:
+        """Fitted without the networks of the mask `out`; limits of the unknown from runs of the others."""
         inside, held = self.parts(0)
         encoder = self.fit(inside & ~out, held & ~out, seed=0, quick=True)
         known = encoder.know(self.described.take(np.flatnonzero(out)))
@@ -155,6 +153,30 @@ class Bench:
             "flagged": round(float(np.mean(known.strangeness > 1)), 3),
             "flagged of known ones": round(float(np.mean(others.strangeness > 1)), 3),
         }
+
+    def transfers(self) -> dict[str, dict[str, float]]:
+        """Fitted on the runs of one kind alone, asked about all runs of another, or held-out ones of the same."""
+        recipes = [self.table.recipes[int(run)] for run in self.run]
+        depth = np.array([recipe["depth"] for recipe in recipes])
+        normed = np.array([recipe["norm"] == "batch" for recipe in recipes])
+        plain, family = np.isin(self.family, PLAIN), self.family
+        usps, fashion = (plain & (self.dataset == name) for name in ("usps", "fashion-mnist"))
+        inside, held = self.parts(0)
+        pairs = {
+            "plain networks of USPS -> of Fashion-MNIST": (usps, fashion),
+            "plain networks of up to 3 layers -> of more": (plain & (depth <= 3), plain & (depth > 3)),
+            "CNN -> MLP": (family == "cnn", family == "mlp"),
+            "MLP -> CNN": (family == "mlp", family == "cnn"),
+            "plain networks without batch norm -> with it": (plain & ~normed, plain & normed),
+            "residual nets alone -> residual nets": (family == "resnet", (family == "resnet") & held),
+            "transformers alone -> transformers": (family == "vit", (family == "vit") & held),
+        }  # fmt: skip
+        results = {}
+        for name, (known, asked) in pairs.items():
+            encoder = self.fit(inside & known, held & known, seed=0, quick=True)
+            told = encoder.know(self.described.take(np.flatnonzero(asked)))
+            results[name] = scores(told.predicted, self.values[asked])
+        return results
 
     def unseen(self) -> dict[str, float]:
         """Shares of networks with a construction that no fitted network has: held-out runs, and what was left out."""
@@ -206,9 +228,10 @@ def main() -> None:
     for seed in SEEDS[1:]:
         keep(f"by run, seed {seed}", bench.by_run(seed))
     for dataset in sorted(set(bench.dataset)):
-        keep(f"without dataset {dataset}", bench.left_out(bench.dataset, dataset))
+        keep(f"without dataset {dataset}", bench.left_out(bench.dataset == dataset))
     for family in sorted(set(bench.family)):
-        keep(f"without family {family}", bench.left_out(bench.family, family))
+        keep(f"without family {family}", bench.left_out(bench.family == family))
+    keep("fitted on one kind", bench.transfers())
     keep("unseen constructions", bench.unseen())
     keep("learning curve", bench.curve())
 

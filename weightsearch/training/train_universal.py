@@ -200,9 +200,7 @@ def _fit(
         )  # fmt: skip
     some = np.random.default_rng(seed).permutation(np.flatnonzero(fitted))[:DAMAGED_FITTED]
     broken = describe_damaged(zoo, usable[some], seed=seed)
-    encoder = fit_damage(
-        encoder, described.take(some), broken, described.take(np.flatnonzero(held)), table.run[usable][held], seed=seed
-    )
+    encoder = fit_damage(encoder, described.take(some), broken, described.take(np.flatnonzero(held)), seed=seed)
     return encoder, split
 
 

@@ -23,7 +23,7 @@ from weightsearch.training.damage import Damage, damaged
 from weightsearch.zoo.store import Zoo
 
 BLOCK_VALUES = 2**23  # weights that are described together
-FALSE_ALARMS = 0.05  # of held-out runs
+FALSE_ALARMS = 0.05  # of held-out runs as unknown, of held-out networks as damaged
 AXES = 128  # in which known networks may differ
 LEAST_USUAL = 0.05  # of a residual: features that never differ among known networks are not infinitely telling
 
@@ -150,12 +150,9 @@ def fit_detector(described: Described, held_out: Described, runs: np.ndarray, ax
     detector = replace(plain, axes=kept.astype(np.float32))
     usual = np.sqrt((detector.left(pooled) ** 2).mean(0) + LEAST_USUAL**2).astype(np.float32)
     detector = replace(detector, usual=usual)
-    return replace(detector, limit=_limit(detector.residual(held_out.pooled()), runs, FALSE_ALARMS))
-
-
-def _limit(scores: np.ndarray, runs: np.ndarray, share: float) -> float:
-    """What the largest score of a run goes beyond in `share` of the runs; scores and runs are `(n,)`."""
-    return float(np.quantile([scores[runs == run].max() for run in np.unique(runs)], 1 - share))
+    residual = detector.residual(held_out.pooled())
+    largest = [residual[runs == run].max() for run in np.unique(runs)]
+    return replace(detector, limit=float(np.quantile(largest, 1 - FALSE_ALARMS)))
 
 
 def fit_universal(
@@ -199,13 +196,12 @@ def fit_damage(
     sound: Described,
     broken: Broken,
     held_out: Described,
-    held_out_run: np.ndarray,
     *,
     seed: int = 0,
 ) -> UniversalEncoder:
     """The encoder with a detector of damage, fitted on sound networks and damaged copies of them.
 
-    The limits leave 5 in 100 of the held-out sound runs with a false alarm.
+    The limits leave at most 5 in 100 of the held-out sound networks with a false alarm.
     """
     described = broken.described
     networks = np.concatenate([sound.pooled(), described.pooled()])
@@ -216,7 +212,7 @@ def fit_damage(
     labels = np.concatenate([np.zeros(len(sound.layers)), broken.layers])
     layer = fit_trees(layers, labels, DAMAGE_TREES, seed=seed, classify=True)
     detector = DamageDetector(network, layer, 0.0, 0.0)
-    limits = [_limit(logits, held_out_run, FALSE_ALARMS / 2) for logits in detector.logits(held_out, held_out.pooled())]
+    limits = [float(np.quantile(of, 1 - FALSE_ALARMS / 2)) for of in detector.logits(held_out, held_out.pooled())]
     detector = replace(detector, network_limit=limits[0], layer_limit=limits[1])
     return UniversalEncoder(encoder.members, encoder.trees, encoder.detector, detector, encoder.notes)
 

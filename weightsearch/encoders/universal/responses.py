@@ -47,7 +47,7 @@ def responses(weights: np.ndarray, architecture: Architecture) -> np.ndarray:
             hidden, logits = run(layers)
         except (RuntimeError, KeyError):  # shapes that do not fit after all
             return answers * 0
-        answers[i] = _summary(hidden.flatten(1), logits).numpy()
+        answers[i] = summary(hidden.flatten(1), logits).numpy()
     return answers
 
 
@@ -66,7 +66,7 @@ def _tensors(flat: Tensor, architecture: Architecture) -> Layers:
     return layers
 
 
-def _summary(hidden: Tensor, logits: Tensor) -> Tensor:
+def summary(hidden: Tensor, logits: Tensor) -> Tensor:
     """Hidden values `(S, D)` before the head and logits `(S, K)` of all images -> `(len(RESPONSE),)`."""
     hidden, logits = (torch.nan_to_num(x, 0, 0, 0).clamp(-1e6, 1e6) for x in (hidden, logits))
     logits = logits - logits.mean(1, keepdim=True)
@@ -128,7 +128,7 @@ def _agreement(hidden: Tensor, logits: Tensor, hidden_moved: Tensor, logits_move
 
 
 @lru_cache(maxsize=64)
-def _images(channels: int, side: int) -> Tensor:
+def drawn_images(channels: int, side: int) -> Tensor:
     """Clouds, strokes and the strokes moved `(S, channels, side, side)`, always the same.
 
     Clouds, and strokes, are of mean 0 and deviation 1 among themselves.
@@ -196,9 +196,9 @@ def _chain(architecture: Architecture, structure: Graph) -> Run | None:
         if first.kind is LayerKind.DENSE:
             side = math.isqrt(first.inputs)
             square = side**2 == first.inputs
-            x = _images(1, side).flatten(1) if square else _images(1, side + 1).flatten(1)[:, : first.inputs]
+            x = drawn_images(1, side).flatten(1) if square else drawn_images(1, side + 1).flatten(1)[:, : first.inputs]
         else:
-            x = _images(first.inputs, SIDE)
+            x = drawn_images(first.inputs, SIDE)
         hidden, pending = x, False
         for i, layer in enumerate(steps):
             tensors = layers[layer.name]
@@ -237,7 +237,7 @@ def _residual(architecture: Architecture) -> Run | None:
 
     def run(layers: Layers) -> tuple[Tensor, Tensor]:
         weight = layers["conv1"]["weight"]
-        x = F.conv2d(_images(channels, SIDE), weight, layers["conv1"].get("bias"), 1, weight.shape[2] // 2)
+        x = F.conv2d(drawn_images(channels, SIDE), weight, layers["conv1"].get("bias"), 1, weight.shape[2] // 2)
         x = torch.relu(_normalise(x, layers["bn1"]))
         for stage, block in blocks:
             prefix = f"layer{stage}.{block}."
@@ -308,7 +308,7 @@ def _transformer(names: list[str]) -> Run | None:
         size, channels, side = stem_weight.shape[0], stem_weight.shape[1], stem_weight.shape[2]
         table = layers[position]["weight"].view(-1, size)  # (T, D)
         patches = math.isqrt(len(table))
-        x = F.conv2d(_images(channels, side * patches), stem_weight, layers[patch].get("bias"), side)
+        x = F.conv2d(drawn_images(channels, side * patches), stem_weight, layers[patch].get("bias"), side)
         x = x.flatten(2).transpose(1, 2)  # (S, patches, D)
         if len(table) != x.shape[1]:
             x = torch.cat([layers[token]["weight"].view(1, 1, size).expand(len(x), -1, -1), x], 1)
@@ -350,7 +350,7 @@ def _recurrent(architecture: Architecture) -> Run | None:
 
     def run(layers: Layers) -> tuple[Tensor, Tensor]:
         module.load_state_dict({name: layers[f"{stem}{name}"]["weight"] for name, _ in module.named_parameters()})
-        states, _ = module(_images(1, inputs)[:, 0])
+        states, _ = module(drawn_images(1, inputs)[:, 0])
         hidden = states[:, -1]
         return hidden, F.linear(hidden, layers[heads[0]]["weight"], layers[heads[0]].get("bias"))
 
