@@ -47,7 +47,7 @@ def build() -> None:
 
 def add_universal() -> None:
     """The space of all architectures, beside that of the USPS networks."""
-    show(render.build_summary(build_zoo(out=WILD, preset="wild", runs=WILD_RUNS, seed=0, dtype="float16")))
+    show(render.build_summary(build_zoo(out=WILD, preset="wild", runs=WILD_RUNS, seed=0)))
     options = TrainOptions(add=True, examples=2)
     summary = train_universal(WILD, INDEX, options, from_scratch=True, rows_per_run=1, runs_kept=WILD_ROWS)
     show(render.universal_summary(summary))
