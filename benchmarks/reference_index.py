@@ -35,7 +35,7 @@ RUNS = 300
 RESULT = ROOT / "benchmarks" / "results" / "reference_index.json"
 WILD = Path("runs", "zoos", "wild")
 WILD_RUNS = 2000
-WILD_ROWS = 1000  # the last checkpoints of so many runs
+WILD_ROWS = 800  # the last checkpoints of so many runs
 TOLERANCE = 0.002  # another processor trains slightly other networks from the same seed
 
 

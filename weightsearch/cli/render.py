@@ -185,7 +185,8 @@ def universal_summary(summary: UniversalSummary) -> RenderableType:
             right=(1, 2, 3, 4),
         )
         parts += [table.to_rich(), Text()]
-    lines = [f"{summary.runs:,} runs of {summary.architectures:,} architectures, {adapted.labelled_runs:,} labelled"]
+    labelled = f", {adapted.labelled_runs:,} labelled" if summary.test is None else ""  # or all were fitted on
+    lines = [f"{summary.runs:,} runs of {summary.architectures:,} architectures{labelled}"]
     if summary.test is not None:
         lines.append(
             f"fitted on this zoo; on its test runs R² {summary.test.r2:.3f}, tau {summary.test.tau:.3f}, "
