@@ -16,7 +16,7 @@ from weightsearch.encoders.universal.described import Described, concatenate, de
 from weightsearch.encoders.universal.encoder import UniversalEncoder, load_universal
 from weightsearch.encoders.universal.features import TOKEN, WHOLE, _folded
 from weightsearch.encoders.universal.graph import graph
-from weightsearch.encoders.universal.responses import CLOUDS, RESPONSE, STROKES, _images, _runner, _tensors
+from weightsearch.encoders.universal.responses import CLOUDS, RESPONSE, STROKES, _runner, _tensors, drawn_images
 from weightsearch.encoders.universal.trees import Trees
 from weightsearch.errors import WeightsearchError
 from weightsearch.training.universal import UniversalSettings, fit_detector, fit_member, fit_trees
@@ -141,13 +141,13 @@ def test_a_recurrent_net_answers_as_torch_runs_it(cell, both: bool):
     found = checkpoint(module)
     hidden, logits = _runner(found.architecture)(_tensors(torch.from_numpy(found.weights), found.architecture))
     with torch.no_grad():
-        states, _ = recurrent(_images(1, 8)[:, 0])
+        states, _ = recurrent(drawn_images(1, 8)[:, 0])
         torch.testing.assert_close(hidden, states[:, -1])
         torch.testing.assert_close(logits, head(states[:, -1]))
 
 
 def test_strokes_are_drawn_and_moved_a_little():
-    images = _images(1, 8)
+    images = drawn_images(1, 8)
     strokes, moved = images[CLOUDS : CLOUDS + STROKES], images[CLOUDS + STROKES :]
     for one, other in zip(strokes, moved, strict=True):
         assert not torch.equal(one, other)
