@@ -18,7 +18,7 @@ from weightsearch.checkpoints.metadata_table import MetadataTable
 from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import clean_text, write_whole
 from weightsearch.index import IndexStore
-from weightsearch.relations.store import read_known
+from weightsearch.relations.lookups import newest
 from weightsearch.search.add import add
 from weightsearch.search.answer import Answer
 from weightsearch.search.index import Index
@@ -196,9 +196,8 @@ class Recorder:
                 rows.add(str(place))
                 id = str(table["id"][i]) if place == source else id
                 take(table["run"][i], float(table["test_accuracy"][i]), table["dataset"][i])
-        signed = read_known(self.index)
         sources = Sources()
-        for place, run in list(zip(signed["source"], signed["run"], strict=True))[-LOOKED_AT:]:
+        for place, run in newest(self.index, LOOKED_AT):
             if place not in rows and place != source:
                 metadata = self._label(Path(place), sources)
                 take(metadata.run or run, metadata.value("test_accuracy"), metadata.dataset)

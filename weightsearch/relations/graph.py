@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -30,6 +30,7 @@ from weightsearch.text_table import printable
 
 NEIGHBOURS = 6  # likest checkpoints each is compared with
 MOST_COMPARISONS = 20_000
+TOGETHER = 200  # comparisons whose signatures are read together
 log = logging.getLogger("weightsearch")
 
 
@@ -224,7 +225,9 @@ def find_lineage(index: str | Path) -> Lineage:
         pairs = pairs[:MOST_COMPARISONS]
     files = _Files(path, [node.source for node in nodes], firsts)
     related: dict[int, list[int]] = defaultdict(list)
-    for i, j, cosine in pairs:
+    for number, (i, j, cosine) in enumerate(pairs):
+        if number % TOGETHER == 0:
+            files.read_ahead(place for pair in pairs[number : number + TOGETHER] for place in pair[:2])
         comparison = files.compare(i, j, cosine)
         if not comparison.relation.is_related:
             continue
@@ -264,11 +267,18 @@ class _Files:
         self._index, self._sources, self._numbers = index, sources, numbers
         self.missing: set[int] = set()
         self.open = lru_cache(maxsize=64)(self._open)
-        self.signature = lru_cache(maxsize=512)(self._signature)
+        self._signatures: dict[int, Signature] = {}
 
-    def _signature(self, node: int) -> Signature:
-        number = self._numbers[node]
-        return read_signatures(self._index, [number])[number]
+    def signature(self, node: int) -> Signature:
+        if node not in self._signatures:
+            self.read_ahead([node])
+        return self._signatures[node]
+
+    def read_ahead(self, nodes: Iterable[int]) -> None:
+        """Reads signatures together, in place of those before."""
+        numbers = {self._numbers[node]: node for node in nodes}
+        read = read_signatures(self._index, list(numbers))
+        self._signatures = {node: read[number] for number, node in numbers.items()}
 
     def _open(self, node: int) -> OpenFile | None:
         file = None if node in self.missing else open_source(self._sources[node])

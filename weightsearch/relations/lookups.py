@@ -34,6 +34,17 @@ def count(path: str | Path) -> int:
         return int(connection.execute("SELECT count(*) FROM ix.signatures").fetchall()[0][0])
 
 
+def newest(path: str | Path, most: int) -> list[tuple[str, str | None]]:
+    """Sources and runs of the `most` signatures that were added last, in the order in which they were."""
+    with Database(Path(path) / DATABASE).open() as connection:
+        if not has_tables(connection):
+            return []
+        rows = connection.execute(
+            f"SELECT source, run FROM ix.signatures ORDER BY number DESC LIMIT {int(most)}"
+        ).fetchall()
+    return rows[::-1]
+
+
 def read_heads(path: str | Path, numbers: Sequence[int]) -> dict[int, Head]:
     """By number, in the given order; those that are gone are left out."""
     if not len(numbers):
