@@ -15,6 +15,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsearch.optimizers import eager
+
 Tensors = dict[str, np.ndarray]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
@@ -310,9 +312,9 @@ def train_epoch(
     network.train(not freeze_norms)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer = (
-        torch.optim.Adam(parameters, rate)
+        eager(torch.optim.Adam)(parameters, rate)
         if spec.optimizer == "adam"
-        else torch.optim.SGD(parameters, rate, momentum=0.9)
+        else eager(torch.optim.SGD)(parameters, rate, momentum=0.9)
     )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     for batch in order.split(64):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: as many processes as cores run at once already
+os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")  # trio's, which imports trio
 
 import gc
 import pickle
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if fast and "\npytestmark = pytest.mark.slow" in collection_path.read_text() else None
 
 
-def pytest_collection_finish() -> None:
-    """What imports have made lasts; without it a full garbage collection takes a tenth of its time."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What imports have made lasts: no garbage collection looks through it, which would take up to a second each."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from tests.tensors import assert_close
 from weightsearch.checkpoints.state_dict import read_checkpoint, to_state_dict
 from weightsearch.errors import WeightsearchError
 from weightsearch.types import Checkpoint
@@ -98,7 +99,7 @@ def assert_runs_alike(name: str, network: nn.Module, checkpoint: Checkpoint, *, 
     state_dict = to_state_dict(checkpoint.weights, checkpoint.architecture)
     rebuilt = build()
     rebuilt.load_state_dict({key: torch.from_numpy(value) for key, value in state_dict.items()})
-    torch.testing.assert_close(rebuilt.eval()(inputs), network(inputs), rtol=tolerance, atol=tolerance)
+    assert_close(rebuilt.eval()(inputs), network(inputs), rtol=tolerance, atol=tolerance)
 
 
 def save_npz(state: dict[str, torch.Tensor], path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from tests.tensors import assert_close
 from weightsearch.checkpoints.named_tensors import read_tensors
 from weightsearch.checkpoints.state_dict import align, from_state_dict, read_checkpoint
 from weightsearch.errors import WeightsearchError
@@ -195,7 +196,7 @@ def test_reparametrised_layers_are_those_that_they_compute(wrap: str):
     rebuilt.load_state_dict(
         {"weight": torch.from_numpy(matrix[:, :-1].reshape(4, 3, 2, 2)), "bias": torch.from_numpy(matrix[:, -1].copy())}
     )
-    torch.testing.assert_close(rebuilt(images), expected, rtol=1e-5, atol=1e-6)
+    assert_close(rebuilt(images), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_adapter_is_the_change_that_it_makes(tmp_path: Path):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.checkpoints.other_formats import ARRAYS, WRITERS, tflite_model
+from tests.tensors import assert_close
 from weightsearch.checkpoints.named_tensors import NamedTensors, read_tensors
 from weightsearch.checkpoints.readers import guard
 from weightsearch.errors import WeightsearchError
@@ -41,7 +42,7 @@ def assert_runs_alike(found: NamedTensors, names: dict[str, str] | None = None) 
     for parameter in rebuilt.parameters():
         nn.init.zeros_(parameter)
     rebuilt.load_state_dict(state, strict=False)
-    torch.testing.assert_close(rebuilt(IMAGES), NET(IMAGES), rtol=1e-5, atol=1e-5)
+    assert_close(rebuilt(IMAGES), NET(IMAGES), rtol=1e-5, atol=1e-5)
     assert len(found.arrays) == len(NAMES)
 
 
@@ -198,7 +199,7 @@ def test_onnx_with_recurrent_layers(layer: nn.Module, tmp_path: Path):
     for parameter in rebuilt.parameters():
         nn.init.zeros_(parameter)
     rebuilt.load_state_dict(state)
-    torch.testing.assert_close(rebuilt(steps)[0], layer(steps)[0])
+    assert_close(rebuilt(steps)[0], layer(steps)[0])
 
 
 def test_onnx_with_weights_of_one_name_in_two_branches(tmp_path: Path):
@@ -303,4 +304,4 @@ def test_tflite_kernels_of_every_kind_run_alike(tmp_path: Path):
     def run(modules: list[nn.Module]) -> torch.Tensor:
         return modules[2](modules[1](modules[0](images)).flatten(1))
 
-    torch.testing.assert_close(run(rebuilt), run([depthwise, up, head]))
+    assert_close(run(rebuilt), run([depthwise, up, head]))

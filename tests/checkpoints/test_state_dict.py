@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.checkpoints.samples import FORMATS, NETWORKS, assert_runs_alike, cnn, save_legacy, trained
+from tests.tensors import assert_close
 from weightsearch.checkpoints.state_dict import align, from_state_dict, read_checkpoint, to_state_dict, write_checkpoint
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.types import Architecture, Layer, LayerKind
@@ -64,7 +65,7 @@ def test_written_without_metadata_torch_loads_it_straight(tmp_path: Path) -> Non
     for loaded in (torch.load(tmp_path / "a.pt"), safetensors.torch.load_file(tmp_path / "a.safetensors")):
         rebuilt = cnn()
         rebuilt.load_state_dict(loaded)
-        torch.testing.assert_close(rebuilt.eval()(NETWORKS["cnn"][1]), network(NETWORKS["cnn"][1]), rtol=0, atol=0)
+        assert_close(rebuilt.eval()(NETWORKS["cnn"][1]), network(NETWORKS["cnn"][1]), rtol=0, atol=0)
 
 
 def test_layer_matrices_have_the_bias_and_the_statistics_as_columns() -> None:

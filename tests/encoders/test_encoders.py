@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tensors import assert_close
 from weightsearch.encoders import EncoderConfig, WeightInit, build_encoder, load_encoder, save_encoder
 from weightsearch.encoders.base import CLIP, Dropout, centre_and_scale
 from weightsearch.encoders.comvex import slide_and_max
@@ -119,9 +120,11 @@ def test_slide_and_max_has_the_values_and_gradients_of_conv2d():
     outer = torch.randn(6, 5, generator=generator, dtype=torch.float64)
     ours = slide_and_max(matrix, weight, bias)
     theirs = torch.nn.functional.conv2d(matrix[:, None], weight.view(5, 1, 3, 4), bias).amax(dim=(2, 3))
-    torch.testing.assert_close(ours, theirs)
+    assert_close(ours, theirs)
     expected = torch.autograd.grad((theirs * outer).sum(), (weight, bias))
-    torch.testing.assert_close(torch.autograd.grad((ours * outer).sum(), (weight, bias)), expected)
+    gradients = torch.autograd.grad((ours * outer).sum(), (weight, bias))
+    for gradient, its_expected in zip(gradients, expected, strict=True):
+        assert_close(gradient, its_expected)
     with pytest.raises(ValueError, match="data"):
         slide_and_max(matrix.requires_grad_(), weight, bias)
 
@@ -146,9 +149,9 @@ def test_dropout_drops_its_share_and_scales_the_rest():
     deviation = (0.3 * 0.7 / inputs.numel()) ** 0.5
     assert abs(dropped.float().mean().item() - 0.3) < 4 * deviation
     assert dropped.float().mean(dim=0).std().item() == pytest.approx((0.3 * 0.7 / 1001) ** 0.5, rel=0.15)
-    torch.testing.assert_close(outputs[~dropped], torch.full_like(outputs[~dropped], 2 / 0.7))
+    assert_close(outputs[~dropped], torch.full_like(outputs[~dropped], 2 / 0.7))
     (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
-    torch.testing.assert_close(gradient, outputs / 2)
+    assert_close(gradient, outputs / 2)
     torch.manual_seed(0)
     assert torch.equal(layer(inputs), outputs)
     assert layer.eval()(inputs) is inputs
@@ -190,7 +193,7 @@ def test_initialisers_have_their_variance_and_no_bias():
         assert layer.weight.var().item() == pytest.approx(expected, rel=0.02)
         assert not layer.bias.any()
     identity = layer.weight @ layer.weight.T
-    torch.testing.assert_close(identity, torch.eye(300), rtol=0, atol=1e-4)
+    assert_close(identity, torch.eye(300), rtol=0, atol=1e-4)
 
 
 def test_statistics_are_seven_numbers_of_each_layers_weights_and_biases():

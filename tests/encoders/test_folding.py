@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tensors import assert_close
 from weightsearch.checkpoints.state_dict import from_state_dict
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.encoders.folding import fold_norms, without_norms
@@ -41,7 +42,7 @@ def test_a_folded_network_computes_the_same(biases: bool) -> None:
     images = torch.randn(6, 2, 9, 9)
     made = answers(images, fold_norms(weights, architecture), folded, torch.relu)
     for network, outputs in zip(networks, made, strict=True):
-        torch.testing.assert_close(outputs, network(images), rtol=1e-4, atol=1e-5)
+        assert_close(outputs, network(images), rtol=1e-4, atol=1e-5)
     encoder = build_encoder(architecture, EncoderConfig(Method.INVARIANT, probes=3), torch.Generator())
     assert encoder.probed
     older = build_encoder(architecture, EncoderConfig(Method.INVARIANT, probes=3, images=False), torch.Generator())

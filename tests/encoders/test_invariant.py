@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tensors import assert_close
 from weightsearch.encoders import EncoderConfig, activation_code, build_encoder
 from weightsearch.encoders.invariant import PROBE_SCALE, SINGULAR_VALUES, Invariant, canonical, chain_of
 from weightsearch.encoders.symmetry import twins
@@ -122,7 +123,7 @@ def test_twins_get_the_same_embedding_and_prediction(
     its, its_predicted = encoder.embed(torch.from_numpy(twin), codes(activation, 20))
     drift = (its - embedding).norm(dim=1) / embedding.norm(dim=1)
     assert drift.max() < 1e-4
-    torch.testing.assert_close(its_predicted, predicted, rtol=1e-4, atol=1e-6)
+    assert_close(its_predicted, predicted, rtol=1e-4, atol=1e-6)
     others = (embedding[1:] - embedding[:-1]).norm(dim=1) / embedding[1:].norm(dim=1)
     assert others.min() > 1e-2  # and other networks another one
 
@@ -150,10 +151,10 @@ def test_a_network_of_unknown_activation_lies_between_its_two_possible_places():
     encoder, weights = make(MLP), some_weights(MLP, 3)
     encoder.calibrate(encoder.features(weights, codes(Activation.RELU, 3)))
     one, other = (encoder.embed(weights, codes(activation, 3))[0] for activation in TRAINED_ACTIVATIONS)
-    torch.testing.assert_close(encoder.embed(weights)[0], (one + other) / 2)
+    assert_close(encoder.embed(weights)[0], (one + other) / 2)
     mixed = torch.tensor([activation_code("relu"), activation_code("gelu"), activation_code("tanh")])
     found, _ = encoder.embed(weights, mixed)
-    torch.testing.assert_close(found, torch.stack([one[0], (one[1] + other[1]) / 2, other[2]]))
+    assert_close(found, torch.stack([one[0], (one[1] + other[1]) / 2, other[2]]))
 
 
 def test_large_networks_share_patches():
@@ -170,7 +171,7 @@ def test_large_networks_share_patches():
     embedding, _ = encoder.embed(weights, codes(Activation.RELU, 2))
     assert torch.isfinite(embedding).all()
     twin = torch.from_numpy(twins(weights.numpy(), wide, np.random.default_rng(0), Activation.RELU))
-    torch.testing.assert_close(
+    assert_close(
         encoder._probe(weights, torch.relu),
         encoder._probe(twin, torch.relu),
         rtol=1e-3,
@@ -186,8 +187,8 @@ def test_an_unknown_activation_promises_permutations_only():
     rescaled = torch.from_numpy(twins(weights.numpy(), CNN, rng, Activation.RELU))
     unknown, relu = codes(None, 40), codes(Activation.RELU, 40)
     as_unknown, as_relu = (encoder.embed(weights, known)[0] for known in (unknown, relu))
-    torch.testing.assert_close(encoder.embed(permuted, unknown)[0], as_unknown, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(encoder.embed(rescaled, relu)[0], as_relu, rtol=1e-3, atol=1e-4)
+    assert_close(encoder.embed(permuted, unknown)[0], as_unknown, rtol=1e-3, atol=1e-4)
+    assert_close(encoder.embed(rescaled, relu)[0], as_relu, rtol=1e-3, atol=1e-4)
     assert (encoder.embed(rescaled, unknown)[0] - as_unknown).abs().max() > 0.01
 
 

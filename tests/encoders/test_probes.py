@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tensors import assert_close
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.encoders.invariant import chain_of
 from weightsearch.encoders.probes import POOLED_SIDE, answers, image_size
@@ -72,7 +73,7 @@ def test_answers_are_those_of_the_networks_as_modules(
     assert made.shape == (7, 5, 3)
     for network, outputs in zip(weights, made, strict=True):
         expected = modules(architecture, network, activation, pooled)(images)
-        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
+        assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_networks_without_images() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tensors import assert_close
 from weightsearch.checkpoints.state_dict import from_state_dict
 from weightsearch.encoders.universal.constructions import constructions
 from weightsearch.encoders.universal.damage import DamageDetector
@@ -71,7 +72,7 @@ def test_permuted_twins_are_described_alike_and_others_are_not():
     net = cnn()
     twin = permuted(net)
     images = torch.randn(4, 1, 8, 8)
-    torch.testing.assert_close(net(images), twin(images))  # or it would be no twin
+    assert_close(net(images), twin(images))  # or it would be no twin
     one, other, stranger = (described(module).pooled() for module in (net, twin, cnn(seed=3)))
     np.testing.assert_allclose(one, other, atol=2e-4)
     assert np.abs(one - stranger).max() > 0.1
@@ -87,11 +88,11 @@ def test_a_batch_norm_folds_as_torch_runs_it():
     expected = net[:2](images)
     matrix, bias = _folded(weights, found.architecture, links, first)
     ours = nn.functional.conv2d(images, matrix[0].view(6, 1, 3, 3), bias[0])
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     hidden = torch.relu(expected)
     matrix, bias = _folded(weights, found.architecture, links, second)
     ours = nn.functional.conv2d(hidden, matrix[0].view(8, 6, 3, 3), bias[0])
-    torch.testing.assert_close(ours, net[3:5](hidden), atol=1e-5, rtol=1e-5)
+    assert_close(ours, net[3:5](hidden), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -142,8 +143,8 @@ def test_a_recurrent_net_answers_as_torch_runs_it(cell, both: bool):
     hidden, logits = _runner(found.architecture)(_tensors(torch.from_numpy(found.weights), found.architecture))
     with torch.no_grad():
         states, _ = recurrent(drawn_images(1, 8)[:, 0])
-        torch.testing.assert_close(hidden, states[:, -1])
-        torch.testing.assert_close(logits, head(states[:, -1]))
+        assert_close(hidden, states[:, -1])
+        assert_close(logits, head(states[:, -1]))
 
 
 def test_strokes_are_drawn_and_moved_a_little():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tensors import assert_close
 from weightsearch.encoders import EncoderConfig, build_encoder
 from weightsearch.errors import WeightsearchError
 from weightsearch.metrics import score
@@ -121,10 +122,10 @@ def test_the_normalisation_sees_the_training_part_only(zoo: Zoo):
     train = torch.from_numpy(zoo.weights(split.train))
     fitted = fit(zoo, split, DEFAULTS[Method.STATISTICS][0], FitSettings(epochs=1)).encoder
     features = fitted.features(train)
-    torch.testing.assert_close(fitted.knots[:, 0], features.min(dim=0).values)
-    torch.testing.assert_close(fitted.knots[:, -1], features.max(dim=0).values)
+    assert_close(fitted.knots[:, 0], features.min(dim=0).values)
+    assert_close(fitted.knots[:, -1], features.max(dim=0).values)
     fitted = fit(zoo, split, DEFAULTS[Method.FC][0], FitSettings(epochs=1)).encoder
-    torch.testing.assert_close(fitted.mean, train.quantile(0.5, dim=0))
+    assert_close(fitted.mean, train.quantile(0.5, dim=0))
 
 
 @pytest.mark.slow
@@ -161,7 +162,7 @@ def test_large_networks_in_bfloat16_give_nearly_the_same_fit(
     # Who uses the encoder later does so in float32, and finds what the fit found.
     with torch.no_grad():
         found = rounded.encoder(features(split.validation))
-    torch.testing.assert_close(
+    assert_close(
         torch.from_numpy(represent_zoo(zoo, rounded.encoder, split.validation).predicted).float(),
         found,
         atol=0.005,

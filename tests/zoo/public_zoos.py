@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tests.tensors import assert_close
 from weightsearch.checkpoints.state_dict import to_state_dict
 from weightsearch.zoo.import_zoo import ImportSummary, Layout, import_zoo
 from weightsearch.zoo.store import Zoo
@@ -32,7 +33,7 @@ def assert_runs_like(zoo: Zoo, position: int, seed: int) -> None:
     rebuilt = network(seed=1000)
     arrays = to_state_dict(zoo.weights([position])[0], zoo.architecture)
     rebuilt.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    torch.testing.assert_close(rebuilt(IMAGES), network(seed)(IMAGES), rtol=0, atol=0)
+    assert_close(rebuilt(IMAGES), network(seed)(IMAGES), rtol=0, atol=0)
 
 
 def positions(zoo: Zoo) -> dict[tuple[str, int], int]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tensors import assert_close
 from weightsearch.errors import UsageError
 from weightsearch.types import Activation
 from weightsearch.zoo.recipes import Initializer, Optimizer, Recipe
@@ -72,7 +73,7 @@ def test_sizes_are_the_convolutions_and_the_rest_of_the_image_does_not_matter(si
     for i, output in enumerate(outputs, 1):
         x = network.get_submodule(f"conv{i}")(x)
         assert tuple(x.shape[2:]) == output
-    torch.testing.assert_close(network(images[:, :, :height, :width]), network(images))
+    assert_close(network(images[:, :, :height, :width]), network(images))
 
 
 def test_too_small_images_are_refused() -> None:
