@@ -373,7 +373,7 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from tests.index.test_writer import FINGERPRINT, more_rows
 from weightsearch.errors import WeightsearchError
-from weightsearch.index import IndexStore, add_rows
+from weightsearch.index import IndexStore, State, add_rows, doctor
 if os.getuid() == 0:  # root may write everywhere
     os.setgid(65534)
     os.setuid(65534)
@@ -383,6 +383,9 @@ try:
     add_rows(sys.argv[2], FINGERPRINT, more_rows(5, 50))
 except WeightsearchError as error:
     print(error)
+for finding in doctor(sys.argv[2]):
+    if finding.what.endswith("search") or finding.state is not State.OK:
+        print(finding.what, finding.state.value, finding.detail)
 """
 
 
@@ -396,9 +399,9 @@ def test_a_read_only_directory_is_read_and_writing_to_it_is_one_line():
             [sys.executable, "-c", READ_ONLY, str(ROOT), str(root / "index")], capture_output=True, text=True
         )
         assert ended.stderr == ""
-        assert ended.stdout == (
-            f"7 50\ncannot write {root / 'index'}: the directory is read-only; copy the index elsewhere to change it\n"
-        )
+        refusal = f"cannot write {root / 'index'}: the directory is read-only; copy the index elsewhere to change it"
+        found = f"changes broken {refusal}\n{FINGERPRINT}/search ok a row finds itself\n"
+        assert ended.stdout == f"7 50\n{refusal}\n{found}"
     finally:
         for file in (root, root / "index", root / "index" / FINGERPRINT):
             file.chmod(0o755)

@@ -68,24 +68,28 @@ def doctor(path: str | Path, *, check_encoder: Callable[[Path], object] | None =
     findings += database_findings
     if any(finding.state is State.BROKEN for finding in findings):
         return findings  # nothing to repair from, or no encoder to search with
-    if manifest["format"] != FORMAT:
-        findings.append(Finding("format", State.REPAIRED, f"brought from format {manifest['format']} to {FORMAT}"))
     left = leftovers(path)
     with Database(path / DATABASE).open() as connection:
         lacked = not checks.are_kept(database.state(connection)) or checks.signatures_lack(connection)
-    with writing(path) as writer:  # which removes them, and gives rows checksums
-        if lacked and manifest["format"] == FORMAT:
-            findings.append(Finding("checksums", State.REPAIRED, "of rows that had none, or another DuckDB's"))
-        gone = ", ".join(sorted(file.name for file in left if not file.exists()))
-        findings.append(
-            Finding("leftovers", State.REPAIRED, f"removed {gone}, which a killed writer left")
-            if gone
-            else Finding("leftovers", State.OK, "none")
-        )
-        findings += _strangers(writer)
-        for fingerprint in IndexStore.open(path).architectures:
-            findings += _vectors(writer, fingerprint)
-        findings += _writes(writer)
+    try:
+        with writing(path) as writer:  # which removes them, and gives rows checksums
+            if manifest["format"] != FORMAT:
+                brought = f"brought from format {manifest['format']} to {FORMAT}"
+                findings.append(Finding("format", State.REPAIRED, brought))
+            elif lacked:
+                findings.append(Finding("checksums", State.REPAIRED, "of rows that had none, or another DuckDB's"))
+            gone = ", ".join(sorted(file.name for file in left if not file.exists()))
+            findings.append(
+                Finding("leftovers", State.REPAIRED, f"removed {gone}, which a killed writer left")
+                if gone
+                else Finding("leftovers", State.OK, "none")
+            )
+            findings += _strangers(writer)
+            for fingerprint in IndexStore.open(path).architectures:
+                findings += _vectors(writer, fingerprint)
+            findings += _writes(writer)
+    except WeightsearchError as error:  # in a read-only place, say: what can be read is checked all the same
+        findings.append(Finding("changes", State.BROKEN, str(error)))
     findings += _questions(path)
     if check_encoder is not None:
         findings += _encoders(path, check_encoder)
