@@ -127,7 +127,7 @@ def test_without_its_files_an_index_says_what_signatures_tell(
     from weightsearch.index.connection import Database
 
     with Database(index / "index.duckdb").open(read_only=False) as connection:
-        connection.execute("UPDATE ix.signatures SET source = '/gone' || source")
+        connection.execute("UPDATE ix.signatures SET source = '/gone' || source, head_hash = NULL")
     states = networks["mlp"][1]
     answer = weightsearch.relatives(states["tuned"], index)
     best = {name(relative.source): relative for relative in answer.relatives}

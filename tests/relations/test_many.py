@@ -89,19 +89,21 @@ def test_near_pairs_are_those_of_the_whole_matrix(families: np.ndarray, monkeypa
         (min(i, j), max(i, j))
         for i in range(len(wide)) for j in np.argsort(-cosines[i])[:4].tolist() if cosines[i, j] >= 0.3
     }  # fmt: skip
-    pairs = near_pairs(families, 4, 0.3)
+    pairs, count = near_pairs(families, 4, 0.3, 10_000)
     assert {(i, j) for i, j, _ in pairs} == expected
     assert [cosine for *_, cosine in pairs] == sorted((cosine for *_, cosine in pairs), reverse=True)
     np.testing.assert_allclose([cosine for *_, cosine in pairs], [cosines[i, j] for i, j, _ in pairs], atol=1e-5)
-    assert near_pairs(families[:1], 4, 0.3) == []
-    assert len(near_pairs(families[:3], 4, -1)) == 3
+    assert count == len(pairs)
+    assert near_pairs(families, 4, 0.3, 7) == (pairs[:7], count)
+    assert near_pairs(families[:1], 4, 0.3, 7) == ([], 0)
+    assert len(near_pairs(families[:3], 4, -1, 7)[0]) == 3
 
 
 def test_signs_find_what_is_near(families: np.ndarray, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(neighbours, "PROBED", 32)  # of 97 cells
-    exact = {(i, j): cosine for i, j, cosine in near_pairs(families, 6, 0.18)}
+    exact = {(i, j): cosine for i, j, cosine in near_pairs(families, 6, 0.18, 10_000)[0]}
     monkeypatch.setattr(neighbours, "ALL_PAIRS", 0)
-    pairs = {(i, j): cosine for i, j, cosine in near_pairs(families, 6, 0.18)}
+    pairs = {(i, j): cosine for i, j, cosine in near_pairs(families, 6, 0.18, 10_000)[0]}
     near = [pair for pair, cosine in exact.items() if cosine >= 0.6]
     assert sum(pair in pairs for pair in near) >= 0.97 * len(near) > 100
     assert all(cosine == pytest.approx(exact[pair], abs=1e-5) for pair, cosine in pairs.items() if pair in exact)

@@ -216,13 +216,13 @@ def find_lineage(index: str | Path) -> Lineage:
             joined.join(one, other)
             edges.append(Edge(one, other, Kind.RELATIVE, True, Certainty.LIKELY, "run", summary))
     firsts = [group[0] for group in members]  # rising, as groups are in the order of their first members
-    pairs = _twins(path, {number: place for place, number in enumerate(firsts)})
+    twins = _twins(path, {number: place for place, number in enumerate(firsts)})
     with read_sketches(path, np.array(firsts)) as sketches:
-        pairs += near_pairs(sketches, NEIGHBOURS, LIKE)
+        near, count = near_pairs(sketches, NEIGHBOURS, LIKE, MOST_COMPARISONS)
+    pairs, count = [*twins, *near][:MOST_COMPARISONS], len(twins) + count
     notes = []
-    if len(pairs) > MOST_COMPARISONS:
-        notes.append(f"only the likest {MOST_COMPARISONS:,} of {len(pairs):,} pairs were compared")
-        pairs = pairs[:MOST_COMPARISONS]
+    if count > len(pairs):
+        notes.append(f"only the likest {len(pairs):,} of {count:,} pairs were compared")
     files = _Files(path, [node.source for node in nodes], firsts)
     related: dict[int, list[int]] = defaultdict(list)
     for number, (i, j, cosine) in enumerate(pairs):

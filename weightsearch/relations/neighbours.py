@@ -31,22 +31,30 @@ def read_sketches(index: Path, numbers: np.ndarray) -> Iterator[np.ndarray]:
         yield np.memmap(file, np.float16, "r", shape=shape) if shape[0] else np.empty(shape, np.float16)
 
 
-def near_pairs(sketches: np.ndarray, each: int, least: float) -> list[tuple[int, int, float]]:
-    """Pairs of rows `i < j` with their cosine, the nearest first: each row's `each` nearest of at least `least`.
+Pair = tuple[int, int, float]  # rows, the lower first, and their cosine
+
+
+def near_pairs(sketches: np.ndarray, each: int, least: float, most: int) -> tuple[list[Pair], int]:
+    """Pairs of each row and its `each` nearest, from `least` on: the `most` nearest, in that order; how many in all.
 
     Of more than `ALL_PAIRS` rows, those whose signs are unlike are not looked at: what is near is found, what is
     barely related may be missed.
     """
     count = min(each, len(sketches) - 1)
     if count < 1:
-        return []
-    cosines: dict[tuple[int, int], float] = {}
+        return [], 0
     find = _nearest if len(sketches) <= ALL_PAIRS else _nearest_by_signs
+    keys, cosines = [], []
     for start, others, values in find(sketches, count):
-        for row, place in zip(*np.nonzero(values >= least), strict=True):
-            i, j = start + int(row), int(others[row, place])
-            cosines[min(i, j), max(i, j)] = float(values[row, place])
-    return sorted(((i, j, cosine) for (i, j), cosine in cosines.items()), key=lambda pair: -pair[2])
+        rows, places = np.nonzero(values >= least)
+        i, j = start + rows, others[rows, places]
+        keys.append(np.minimum(i, j) * len(sketches) + np.maximum(i, j))
+        cosines.append(values[rows, places])
+    pairs, first = np.unique(np.concatenate(keys), return_index=True)
+    near = np.concatenate(cosines)[first]
+    order = np.argsort(-near, kind="stable")[:most]
+    lower, higher = np.divmod(pairs[order], len(sketches))
+    return list(zip(lower.tolist(), higher.tolist(), near[order].tolist(), strict=True)), len(pairs)
 
 
 Nearest = Iterator[tuple[int, np.ndarray, np.ndarray]]  # the first of some rows, and rows and cosines `(m, k)` of each
@@ -81,11 +89,12 @@ def _nearest_by_signs(sketches: np.ndarray, count: int) -> Nearest:
     index.train(signs[:: max(1, len(signs) // (40 * cells))])
     index.add(signs)
     index.nprobe = PROBED
-    for start in range(0, len(sketches), ROWS):
-        others = index.search(signs[start : start + ROWS], BY_SIGNS)[1]
+    together = ROWS // 4
+    for start in range(0, len(sketches), together):
+        others = index.search(signs[start : start + together], BY_SIGNS)[1]
         rows = np.arange(start, start + len(others))[:, None]
         there = (others >= 0) & (others != rows)
-        asked = sketches[start : start + ROWS].astype(np.float32)
+        asked = sketches[start : start + together].astype(np.float32)
         values = np.einsum("ij,ikj->ik", asked, sketches[np.maximum(others, 0)].astype(np.float32))
         values = np.where(there, values, np.float32(-2))
         chosen = np.argsort(-values, axis=1)[:, :count]

@@ -206,10 +206,18 @@ def read_known(path: str | Path) -> Known:
 
 
 def read_numbers(connection: duckdb.DuckDBPyConnection, path: str | Path) -> np.ndarray:
-    """Numbers `(n,)` int64 of all signatures, rising. Raises WeightsearchError, where the index at `path` has none."""
+    """Numbers `(n,)` int64 of all signatures, rising. Raises WeightsearchError, where the index at `path` has none.
+
+    All are compared with their checksums.
+    """
     numbers = np.empty(0, np.int64)
     if has_tables(connection):
-        numbers = connection.execute("SELECT number FROM ix.signatures ORDER BY number").fetchnumpy()["number"]
+        is_sound = checks.signature_sql(connection)[0]
+        rows = connection.execute(
+            f"SELECT number, {is_sound} AS is_sound FROM ix.signatures ORDER BY number"
+        ).fetchnumpy()
+        checks.expect([bool(np.all(rows["is_sound"]))])
+        numbers = rows["number"]
     if not len(numbers):
         raise WeightsearchError(
             f"{path} keeps no signatures, which this is told from: "
