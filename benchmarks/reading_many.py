@@ -28,12 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from weightsearch.checkpoints.discovery import Sources
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.index import IndexStore
-from weightsearch.search.add import add, find_given
-from weightsearch.search.file_records import RecordReader
-from weightsearch.search.reading_processes import ReadingProcesses, processes_for
+from weightsearch.search.add import add
+from weightsearch.search.reading_processes import ReadingProcesses
 from weightsearch.training.represent import load_any_encoder, represent
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +59,9 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
 
-def peak_megabytes(whose: int = resource.RUSAGE_SELF) -> float:
-    """Of this process, or of the largest of its children."""
-    return resource.getrusage(whose).ru_maxrss / 1024
+def peak_megabytes(process: int | str = "self") -> float:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def parts(folder: Path, index: Path) -> dict[str, Any]:
@@ -94,19 +92,24 @@ def one(task: str, folder: Path, index: Path) -> dict[str, Any]:
         yield from read(*arguments)
         beside += time.process_time() - start
 
-    ReadingProcesses.read = timed_read  # type: ignore[method-assign]
+    readers_megabytes: list[float] = []
+    end = ReadingProcesses.end
+
+    def measured_end(processes: ReadingProcesses) -> None:
+        readers_megabytes.extend(peak_megabytes(one._process.pid) for one in processes._processes)
+        end(processes)
+
+    ReadingProcesses.read, ReadingProcesses.end = timed_read, measured_end  # type: ignore[method-assign]
     result: dict[str, Any] = timed(lambda: add([folder], index, quiet=True))
     of_readers = resource.getrusage(resource.RUSAGE_CHILDREN)
     readers = of_readers.ru_utime + of_readers.ru_stime
     alone = result["seconds"] - beside
-    megabytes = peak_megabytes() + processes_for(find_given([folder]).files, RecordReader({}, Sources())) * (
-        peak_megabytes(resource.RUSAGE_CHILDREN)
-    )
     return {
         **result,
         "seconds of readers": readers,
         "seconds on two cores": alone + max(beside, (beside + readers) / 2),
-        "megabytes": megabytes,
+        "megabytes": peak_megabytes() + sum(readers_megabytes),
+        "megabytes of readers": readers_megabytes,
         "megabytes before": base,
     }
 

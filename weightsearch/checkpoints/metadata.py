@@ -252,7 +252,7 @@ def as_fractions(of_files: Sequence[Metadata]) -> tuple[list[Metadata], list[str
             scales[origin] = 1.0
             continue
         inside = [value for value in values if 0 <= value <= 100 + ROUNDING]
-        outside = [value for value in values if value not in inside]
+        outside = [value for value in values if not 0 <= value <= 100 + ROUNDING]
         high = max(inside, default=0.0)
         if not inside or (max(values) > 100 + ROUNDING and high > 1 + ROUNDING):
             scales[origin] = None
@@ -273,11 +273,11 @@ def as_fractions(of_files: Sequence[Metadata]) -> tuple[list[Metadata], list[str
             if column in metrics:
                 scale = scales[metrics[column].origin]
                 share = math.nan if scale is None else metrics[column].value * scale
-                if 0 <= share <= 1 + ROUNDING:
-                    metrics[column] = replace(metrics[column], value=min(share, 1.0))
-                else:
+                if not 0 <= share <= 1 + ROUNDING:
                     del metrics[column]
-        return replace(metadata, metrics=metrics)
+                elif share > 1 or scale != 1:
+                    metrics[column] = replace(metrics[column], value=min(share, 1.0))
+        return metadata if metrics == metadata.metrics else replace(metadata, metrics=metrics)
 
     return [scaled(metadata) for metadata in of_files], warnings
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISLNK, S_ISREG
 
 from weightsearch.checkpoints.formats import FORMAT_SUFFIXES, SHARD, looks_like_weights
 from weightsearch.checkpoints.readers.deepspeed import is_later_part
@@ -125,7 +126,7 @@ def walk_places(folder: Path, account: Account | None = None) -> Iterator[tuple[
         account.seen += sum(not name.startswith(".") for name in names)
     sharded = {path.parent / _without(path.name) for path in paths if path.name.endswith(INDEX_SUFFIXES)}
     taken: set[Path] = set()
-    links = {path for path in paths if path.is_symlink()}
+    kinds = {path: _kind(path) for path in paths}
     folders_order = {  # of folders, which are fewer than files
         parent: [natural(part) for part in parent.relative_to(folder).parts]
         for parent in {path.parent for path in paths}
@@ -133,12 +134,12 @@ def walk_places(folder: Path, account: Account | None = None) -> Iterator[tuple[
 
     def order(path: Path) -> tuple[list[list[tuple[int, int, str]]], bool, bool, list[tuple[int, int, str]]]:
         """By folder; in it, copies and links last."""
-        return folders_order[path.parent], bool(_COPY.fullmatch(path.name)), path in links, natural(path.name)
+        return folders_order[path.parent], bool(_COPY.fullmatch(path.name)), kinds[path] == "link", natural(path.name)
 
     for path in sorted(paths, key=order):
-        what = what_is(path, sharded)
+        what = what_is(path, sharded, is_file=kinds[path] == "file")
         folder_of = real_folders.get(path.parent)
-        real = path.resolve() if folder_of is None or path in links else folder_of / path.name
+        real = path.resolve() if folder_of is None or kinds[path] == "link" else folder_of / path.name
         if what is None and real in taken:
             what = "links to others"
         if what is None:
@@ -149,12 +150,23 @@ def walk_places(folder: Path, account: Account | None = None) -> Iterator[tuple[
             account.others[what] += 1
 
 
-def what_is(path: Path, sharded: set[Path]) -> str | None:
-    """None for weights, else what a file is, in the plural."""
+def _kind(path: Path) -> str:
+    """Whether it is a plain file, a link or something else, by one look."""
+    if isinstance(path, RemotePath):
+        return "other"
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # it is gone
+        return "other"
+    return "file" if S_ISREG(mode) else "link" if S_ISLNK(mode) else "other"
+
+
+def what_is(path: Path, sharded: set[Path], *, is_file: bool = False) -> str | None:
+    """None for weights, else what a file is, in the plural. `is_file`: it is known to be one."""
     name = path.name
-    if path.is_dir():
+    if not is_file and path.is_dir():
         return None
-    if not path.is_file():
+    if not is_file and not path.is_file():
         return "broken links" if path.is_symlink() else "special files"
     if name.endswith(INDEX_SUFFIXES):
         return None
