@@ -13,8 +13,7 @@ import duckdb
 import numpy as np
 
 from tests.attack.common import Report, in_child
-from tests.index.test_store import DENSE, make_index, make_rows
-from tests.index.test_writer import more_rows
+from tests.index.test_store import DENSE, make_index, make_rows, more_rows
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, add_rows, create, doctor, rebuild, remove_rows, update_rows
 from weightsearch.index import writer as writing

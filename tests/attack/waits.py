@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.attack.common import Ended, Report, in_child
-from tests.index.test_store import DENSE, make_index, make_rows
-from tests.index.test_writer import more_rows
+from tests.index.test_store import DENSE, make_index, make_rows, more_rows
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, add_rows, remove_rows, update_where
 

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from tests.index.test_rot import rot, swap
-from tests.index.test_store import DENSE, change_rows, make_index, make_rows
-from tests.index.test_writer import more_rows
+from tests.index.test_store import FINGERPRINT, change_rows, make_index, make_rows, more_rows
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import (
     IndexStore,
@@ -34,7 +33,6 @@ from weightsearch.index import (
 from weightsearch.index.manifest import DATABASE
 from weightsearch.types import Metric, Selection
 
-FINGERPRINT = DENSE.fingerprint
 ROWS = make_rows(60)
 
 

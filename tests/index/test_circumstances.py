@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from tests.attack.common import in_child
-from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
-from tests.index.test_writer import by_id, check, more_rows
+from tests.index.test_store import DENSE, FINGERPRINT, make_index, make_rows, more_rows, write_encoder_files
+from tests.index.test_writer import by_id, check
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import write_whole
 from weightsearch.index import (
@@ -41,7 +41,6 @@ from weightsearch.index.connection import IDLE_KEPT
 from weightsearch.index.manifest import MANIFEST, read_manifest, write_manifest
 from weightsearch.types import Selection
 
-FINGERPRINT = DENSE.fingerprint
 ROOT = Path(__file__).parents[2]
 
 

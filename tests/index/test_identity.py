@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from tests.attack.kills import make_old
-from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
-from tests.index.test_writer import more_rows
+from tests.index.test_store import DENSE, make_index, make_rows, more_rows, write_encoder_files
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, Rows, add_rows, create_index, info, remove_rows
 from weightsearch.index.manifest import FORMAT, read_manifest, write_manifest

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.conftest import share
-from tests.index.test_store import DENSE, change_rows, make_index, make_rows
-from tests.index.test_writer import by_id, check, more_rows
+from tests.index.test_store import FINGERPRINT, change_rows, make_index, make_rows, more_rows
+from tests.index.test_writer import by_id, check
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, State, add_rows, doctor, rebuild, remove_rows, update_rows, vectors
 from weightsearch.index import writer as writing
@@ -33,7 +33,6 @@ from weightsearch.index.manifest import DATABASE
 from weightsearch.types import Selection
 
 pytestmark = pytest.mark.slow
-FINGERPRINT = DENSE.fingerprint
 ROOT = Path(__file__).parents[2]
 
 # Says what it is about to do, does it, and acknowledges it, until it is killed.
@@ -41,7 +40,7 @@ WRITER = """
 import json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from tests.index.test_writer import FINGERPRINT, more_rows
+from tests.index.test_store import FINGERPRINT, more_rows
 from weightsearch.index import add_rows, rebuild, remove_rows, vectors, writer
 writer.STALE_ROWS = 10  # so that FAISS files are written all the time
 path, first, generator = sys.argv[2], int(sys.argv[3]), np.random.default_rng(int(sys.argv[4]))
@@ -129,7 +128,7 @@ import json, logging, os, sys
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from tests.index.test_store import DENSE
+from tests.index.test_store import DENSE, FINGERPRINT
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore
 logging.disable()
@@ -274,7 +273,7 @@ def test_readers_beside_a_busy_writer_wait_little_and_see_whole_states(tmp_path:
     make_index(path, make_rows(50))
     adder = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.index.test_writer import FINGERPRINT, more_rows\n"
+        "from tests.index.test_store import FINGERPRINT, more_rows\n"
         "from weightsearch.index import add_rows, writer as writing\n"
         "writing.STALE_ROWS = 300\n"
         "print('ready', flush=True)\n"
@@ -330,7 +329,7 @@ def test_a_second_writer_waits_and_then_names_the_first(tmp_path: Path, monkeypa
 LIMITED = """
 import logging, resource, signal, sys
 sys.path.insert(0, sys.argv[1])
-from tests.index.test_writer import FINGERPRINT, more_rows
+from tests.index.test_store import FINGERPRINT, more_rows
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import add_rows, rebuild
 logging.basicConfig(format="%(message)s")
@@ -371,7 +370,7 @@ READ_ONLY = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from tests.index.test_writer import FINGERPRINT, more_rows
+from tests.index.test_store import FINGERPRINT, more_rows
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore, State, add_rows, doctor
 if os.getuid() == 0:  # root may write everywhere

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.index.test_store import DENSE, change_rows, make_rows, write_encoder_files
+from tests.index.test_store import DENSE, FINGERPRINT, change_rows, make_rows, write_encoder_files
 from weightsearch.index import (
     IndexStore,
     Rows,
@@ -23,7 +23,6 @@ from weightsearch.index import (
 from weightsearch.index.doctor import State, doctor
 from weightsearch.types import Metric, Selection
 
-FINGERPRINT = DENSE.fingerprint
 WIDTH = 16
 
 

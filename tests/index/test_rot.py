@@ -15,15 +15,13 @@ import duckdb
 import numpy as np
 import pytest
 
-from tests.index.test_store import DENSE, change_rows, make_index, make_rows, write_encoder_files
+from tests.index.test_store import DENSE, FINGERPRINT, change_rows, make_index, make_rows, write_encoder_files
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import exchange, turnstile, when_unlocked
 from weightsearch.index import IndexStore, State, create, doctor, export, info, update_rows, update_where
 from weightsearch.index import writer as writing
 from weightsearch.index.manifest import DATABASE, checksum, describe_file, is_intact, read_manifest, write_manifest
 from weightsearch.types import Selection
-
-FINGERPRINT = DENSE.fingerprint
 
 
 def rot(path: Path, change) -> None:

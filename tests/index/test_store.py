@@ -24,6 +24,7 @@ from weightsearch.uncertainty.novelty import describe_layers
 from weightsearch.zoo.store import Zoo
 
 DENSE = Architecture((Layer("dense", LayerKind.DENSE, (2, 3)),))
+FINGERPRINT = DENSE.fingerprint
 
 
 def make_rows(n: int, width: int = 8, seed: int = 0) -> Rows:
@@ -42,6 +43,11 @@ def make_rows(n: int, width: int = 8, seed: int = 0) -> Rows:
         embedding=generator.standard_normal((n, width)).astype(np.float32),
         dataset="digits",
     )
+
+
+def more_rows(n: int, start: int, seed: int = 7) -> Rows:
+    rows = make_rows(n, seed=seed)
+    return replace(rows, id=np.array([f"{i:016x}" for i in range(start, start + n)]))
 
 
 def write_encoder_files(directory: Path, encoder_directory: Path) -> None:

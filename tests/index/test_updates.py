@@ -9,11 +9,9 @@ import duckdb
 import numpy as np
 import pytest
 
-from tests.index.test_store import DENSE, make_index, make_rows
+from tests.index.test_store import FINGERPRINT, make_index, make_rows
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.index import IndexStore, export, matching, update_table, update_values
-
-FINGERPRINT = DENSE.fingerprint
 
 
 @pytest.fixture

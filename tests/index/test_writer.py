@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from tests.index.test_store import DENSE, make_index, make_rows, write_encoder_files
+from tests.index.test_store import DENSE, FINGERPRINT, make_index, make_rows, more_rows, write_encoder_files
 from weightsearch import files
 from weightsearch.encoders import load_encoder
 from weightsearch.errors import UsageError, WeightsearchError
@@ -47,12 +47,6 @@ from weightsearch.zoo.store import Zoo
 pytestmark = pytest.mark.slow  # each test writes indexes of its own
 
 WIDE = Architecture((Layer("dense", LayerKind.DENSE, (4, 3)),))
-FINGERPRINT = DENSE.fingerprint
-
-
-def more_rows(n: int, start: int, seed: int = 7) -> Rows:
-    rows = make_rows(n, seed=seed)
-    return replace(rows, id=np.array([f"{i:016x}" for i in range(start, start + n)]))
 
 
 def check(path: Path, expected: dict[str, np.ndarray], metric: Metric = Metric.COSINE) -> None:
