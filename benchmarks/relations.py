@@ -1,9 +1,7 @@
 """What the rules of `weightsearch.relations` say of pairs whose truth is exact: the confusion table.
 
     python benchmarks/derive.py runs/seed-2 --seed 2 --per-family 6
-    python benchmarks/relations.py runs/seed-2 --out seed-2.json
-    python benchmarks/derive.py runs/seed-373 --seed 373
-    python benchmarks/relations.py runs/seed-373 --add seed-2.json
+    python benchmarks/relations.py runs/seed-2
 
 Writes benchmarks/results/relations.json and relations.md. What is judged lies in `parts-*` beside the networks, named
 by a hash of the rules: the same command goes on after it was stopped, and other rules judge anew. Results on other sets

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/relations_cost.py
 
-Writes benchmarks/results/relations_cost.json. The compiler's start, about half a second once 20 million numbers were
-signed, is not in them. Seconds are the process's own (a busy machine does not count), so that
-waiting for a disk is not in them; files are read from the system's cache.
+Writes benchmarks/results/relations_cost.json. To make compiled code takes a tenth of a second once 4 million numbers
+were signed, and is not in them. Seconds are the process's own (a busy machine does not count), so that waiting for a
+disk is not in them; files are read from the system's cache.
 """
 
 from __future__ import annotations

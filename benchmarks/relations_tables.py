@@ -78,6 +78,17 @@ def relations_memory() -> str:
     return "\n".join(lines)
 
 
+def relations_many() -> str:
+    """Commands on very many signatures, from benchmarks/results/relations_many.json."""
+    rows = json.loads((RESULTS / "relations_many.json").read_text())
+    lines = ["| signatures | command | told | seconds | memory of its own |", "|---:|---|---|---:|---:|"]
+    for row in rows:
+        told = f"{row['told']:,} {'groups' if row['command'] == 'duplicates' else 'edges'}"
+        memory = f"{row['memory_mb'] / 1e3:.2f} GB"
+        lines.append(f"| {row['signatures']:,} | {row['command']} | {told} | {row['seconds']:.0f} | {memory} |")
+    return "\n".join(lines)
+
+
 def relations_search() -> str:
     """Recall of the sketches, from benchmarks/results/relations_limits.json."""
     result = json.loads((RESULTS / "relations_limits.json").read_text())["search"]
@@ -128,6 +139,7 @@ BLOCKS = {
     "relations-told": relations_told,
     "relations-large": relations_large,
     "relations-memory": relations_memory,
+    "relations-many": relations_many,
     "relations-search": relations_search,
     "relations-packs": relations_packs,
     "relations-tidy": relations_tidy,
