@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import share
+from tests.conftest import EVERYTHING, share
 from tests.search.test_shards import ROOT, added, assert_same, copy_of_index, sweep
 from tests.zoo.test_build_zoo import built, content, tiny
 from weightsearch.errors import UsageError
@@ -117,6 +117,57 @@ def test_workers_killed_on_ray_change_nothing(
     assert report["best"] == local.best
     [kept] = (tmp_path / "searches").rglob("encoder.safetensors")
     assert kept.read_bytes() == (local.encoder_directory / "encoder.safetensors").read_bytes()
+
+
+# A cluster of three nodes on this machine; one of them is killed, with all its processes, while a task runs there.
+ON_NODES = """
+import json, sys, threading, time
+from pathlib import Path
+import psutil, ray
+from ray.cluster_utils import Cluster
+from weightsearch.search import shards
+
+place, sweep = Path(sys.argv[1]), sys.argv[2]
+shards.TASK_FILES = 2
+memory = {"num_cpus": 1, "object_store_memory": 2**27}
+cluster = Cluster(initialize_head=True, head_node_args=memory | {"include_dashboard": False})
+nodes = [cluster.add_node(**memory) for _ in range(2)]
+cluster.wait_for_nodes()
+lost = []
+
+def kill_the_first_that_works():
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+    while not lost and not ended.wait(0.005):
+        for one in psutil.process_iter(["ppid", "cmdline"]):
+            if one.info["ppid"] in raylets and "ray::read_task" in " ".join(one.info["cmdline"] or []):
+                lost.append(raylets[one.info["ppid"]].unique_id)
+                cluster.remove_node(raylets[one.info["ppid"]], allow_graceful=False)
+                return
+
+ended = threading.Event()
+killer = threading.Thread(target=kill_the_first_that_works, daemon=True)
+killer.start()
+report = shards.embed(
+    [sweep], place / "parts", index=place / "index", dataset="usps", ray=cluster.address, quiet=True)
+ended.set()
+killer.join()
+cluster.shutdown()
+print(json.dumps({"lost": len(lost), "embed": [report.files, report.read, len(report.parts)]}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EVERYTHING, reason="three nodes take long to start: of `make test-all`")
+def test_a_node_killed_changes_nothing(sweep: Path, added: tuple[Path, AddReport], tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="weightsearch[ray] is not installed")
+    index = copy_of_index(tmp_path / "index")
+    command = [sys.executable, "-c", ON_NODES, str(tmp_path), str(sweep)]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"lost": 1, "embed": [21, 21, 11]}
+    collect(tmp_path / "parts", index, quiet=True)
+    assert_same(index, added[0])
 
 
 def test_options_of_local_work_do_not_go_with_ray() -> None:
