@@ -128,7 +128,7 @@ import json, logging, os, sys
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from tests.index.test_store import DENSE, FINGERPRINT
+from tests.index.test_store import DENSE
 from weightsearch.errors import WeightsearchError
 from weightsearch.index import IndexStore
 logging.disable()

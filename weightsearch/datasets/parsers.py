@@ -9,6 +9,7 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,9 +53,12 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 def read_digits() -> Splits:
     """scikit-learn's 1,797 digits, 8x8 enlarged to 16x16; every fifth image of each class is for testing."""
     from PIL import Image
-    from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
+    scikit_learn = find_spec("sklearn")  # which takes as long to import as torch
+    assert scikit_learn is not None
+    assert scikit_learn.origin is not None
+    table = np.loadtxt(Path(scikit_learn.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels, labels = table[:, :-1], table[:, -1].astype(int)
     images = np.empty((len(pixels), 16, 16), np.float32)
     for image, small in zip(images, pixels.reshape(-1, 8, 8).astype(np.float32), strict=True):
         image[:] = np.asarray(Image.fromarray(small).resize((16, 16), Image.Resampling.BILINEAR))
