@@ -9,9 +9,11 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,3 +256,21 @@ def test_what_has_been_asked_is_counted(served: TestClient):
     schema = served.get("/api/schema").json()
     assert schema["openapi"].startswith("3.1")
     assert set(schema["paths"]) == {"/api/query", "/api/checkpoints/{id}", "/api/info"}
+
+
+@pytest.mark.parametrize("later", [0.2, 1.5])
+def test_ctrl_c_ends_it_without_a_word_of_its_processes(later: float, tmp_path: Path):
+    command = [sys.executable, "-m", "weightsearch", "serve", str(REFERENCE), "--port", "0"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=said, cwd=REFERENCE.parent, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+    while "http://" not in (tmp_path / "said").read_text() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(later)  # while it loads, or starts others
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all of its processes get it
+    process.wait(200)
+    text = (tmp_path / "said").read_text()
+    assert "Traceback" not in text, text
+    assert "Error" not in text, text

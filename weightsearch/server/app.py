@@ -56,7 +56,11 @@ def create_app(index: Index | str | Path, options: ServeOptions | None = None) -
     """
     options = options or ServeOptions()
     opened = index if isinstance(index, Index) else Index.open(index)
-    pages = _Pages(opened, options)
+    return _app(_Pages(opened, options))
+
+
+def _app(pages: _Pages) -> Starlette:
+    options = pages.options
     routes = [
         Route("/", pages.home),
         Route("/ask", pages.ask, methods=["POST"]),
@@ -93,10 +97,11 @@ def serve(index: str | Path, options: ServeOptions, on_open: Callable[[], None] 
     """Serves until Ctrl-C; `on_open` is called once the index has been opened."""
     import uvicorn
 
-    app = create_app(index, options)
+    pages = _Pages(Index.open(index), options)
     on_open()
+    pages.load()  # before uvicorn takes Ctrl-C, which would wait for it
     uvicorn.run(
-        app, host=options.host, port=options.port, log_level="warning", server_header=False,
+        _app(pages), host=options.host, port=options.port, log_level="warning", server_header=False,
         timeout_keep_alive=5, h11_max_incomplete_event_size=32_768,
     )  # fmt: skip
 
@@ -112,8 +117,11 @@ class _Pages:
         self.examples = {path.stem: path for path in examples}
 
     def start(self) -> None:
-        """Loads what the first question would wait for."""
+        """Starts the processes that read files, and loads what the first question would wait for."""
         self.desk.readers.start()
+        self.load()
+
+    def load(self) -> None:
         for fingerprint in self.index.architectures:
             if self.index.store.count(fingerprint):
                 self.index.store.load(fingerprint)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import queue
+import signal
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ class Readers:
 
     def start(self) -> None:
         """Starts them, and waits for one: it loads what reads files."""
+        _start_without_interrupts(self.processes)
         for _ in range(self.options.readers):
             self._waiting.put(self._reader())
         first = self._waiting.get()
@@ -161,6 +164,17 @@ def _context() -> Any:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
     return processes
+
+
+def _start_without_interrupts(processes: Any) -> None:
+    """Starts the fork server with SIGINT blocked, as all that it forks have it then: Ctrl-C is for the server alone."""
+    if processes.get_start_method() == "forkserver":
+        resource_tracker.ensure_running()  # else the server starts it, which lets SIGINT in again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, largest_memory: int, seconds: float, signatures: Path | None, libraries: bool) -> None:
