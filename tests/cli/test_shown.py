@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.table import Table as Grid
 from rich.text import Text
 from safetensors.numpy import save_file
@@ -50,16 +48,6 @@ def info(text: str) -> IndexInfo:
         text, text, text, 1, 1, {text: 1}, 0, 0.1, 0.9, 8, text, None, None, True, 0
     )  # fmt: skip
     return IndexInfo(text, 3, 1, "cosine", text, 10, {text: "text"}, (part,))
-
-
-@given(st.text(st.characters(exclude_categories=()), max_size=40))
-def test_printable_text_is_one_line_and_loses_nothing_printable(text: str):
-    shown = printable(text)
-    assert shown.isprintable()
-    assert printable(shown) == shown
-    assert [letter for letter in text if letter.isprintable()] == [
-        letter for letter in text if letter.isprintable() and letter in shown
-    ]
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "\ud800", "a\0b", "[/foo]", "[link=http://x]y[/link]", ":warning:"])

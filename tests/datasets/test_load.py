@@ -26,6 +26,7 @@ from weightsearch.datasets.load import OFFICIAL, DatasetName, load_dataset
 from weightsearch.types import Scaling
 
 
+@pytest.mark.slow
 def test_digits_are_stratified_and_enlarged() -> None:
     from sklearn.datasets import load_digits
 

@@ -109,6 +109,7 @@ def test_signs_find_what_is_near(families: np.ndarray, monkeypatch: pytest.Monke
     assert all(cosine == pytest.approx(exact[pair], abs=1e-5) for pair, cosine in pairs.items() if pair in exact)
 
 
+@pytest.mark.slow
 def test_lineage_joins_runs_and_families_by_signatures_alone(tmp_path: Path, families: np.ndarray):
     signed = []
     for k in range(40):
