@@ -138,7 +138,9 @@ def main() -> None:
             folder, index = Path(place) / "files", Path(place) / "index"
             write_files(folder, count, suffix)
             shutil.copytree(ROOT / "index", index)
-            alone, added = apart("parts", folder, index), apart("add", folder, index)
+            before, added, after = (apart(task, folder, index) for task in ("parts", "add", "parts"))
+            # On a busy machine a second holds less: the faster of both, so that the limit is not flattered.
+            alone = {name: min(before[name], after[name], key=lambda part: part["seconds"]) for name in before}
             limit = alone["reading"]["seconds"] + alone["encoder"]["seconds"]
             results.append({
                 "format": suffix,
