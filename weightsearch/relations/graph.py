@@ -21,7 +21,7 @@ from weightsearch.relations.compare import compare
 from weightsearch.relations.groups import SAME_NUMBERS, Groups, batches, same_weights
 from weightsearch.relations.kinds import Certainty, Comparison, Direction, Kind
 from weightsearch.relations.merges import find_merge
-from weightsearch.relations.neighbours import near_pairs, read_sketches
+from weightsearch.relations.neighbours import ALL_PAIRS, near_pairs, read_sketches
 from weightsearch.relations.open_files import OpenFile
 from weightsearch.relations.search import LIKE, by_signature, open_source, short_name
 from weightsearch.relations.signature import Signature
@@ -221,6 +221,10 @@ def find_lineage(index: str | Path) -> Lineage:
         near, count = near_pairs(sketches, NEIGHBOURS, LIKE, MOST_COMPARISONS)
     pairs, count = [*twins, *near][:MOST_COMPARISONS], len(twins) + count
     notes = []
+    if len(nodes) > ALL_PAIRS:
+        notes.append(
+            "of so many checkpoints those that are near each other were compared; some distant relatives were not"
+        )
     if count > len(pairs):
         notes.append(f"only the likest {len(pairs):,} of {count:,} pairs were compared")
     files = _Files(path, [node.source for node in nodes], firsts)
