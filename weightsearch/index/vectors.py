@@ -32,7 +32,7 @@ RECALL, RANKS = 0.99, (50, 100)  # share of the 51st to the 100th nearest that n
 TUNING_QUERIES = 200
 TRAINING_ROWS_PER_LIST = 64
 VERIFIERS = 4  # threads, at most, that verify vectors as they are searched
-BLOCKS_EACH = 16  # the fewest that make a thread worth its start
+BLOCKS_EACH = 64  # the fewest that make a thread worth its start
 DEPTHS = (50, 100), (500, 1000)  # ranks for which nprobe is tuned where codes are searched
 
 
