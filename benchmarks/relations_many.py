@@ -58,7 +58,7 @@ def main() -> None:
             make(path, signatures)
             for command in ("duplicates", "lineage"):
                 program = (sys.executable, "-m", "weightsearch", command, str(path), "--json")
-                output, seconds, memory = measured(*program)
+                output, seconds, _, memory = measured(*program)
                 content = json.loads(output)
                 told = len(content["groups"] if command == "duplicates" else content["edges"])
                 row = {
