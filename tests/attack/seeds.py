@@ -106,7 +106,7 @@ def _tables(folder: Path, _: dict[str, np.ndarray]) -> None:
     import duckdb
 
     rows = "SELECT 'a.pt' AS path, 0.5 AS test_accuracy, {'lr': 0.1} AS config, DATE '2026-01-02' AS day"
-    duckdb.execute(f"COPY ({rows}) TO '{folder / 'table.parquet'}'")
+    duckdb.connect().execute(f"COPY ({rows}) TO '{folder / 'table.parquet'}'")
 
 
 def _events(folder: Path, _: dict[str, np.ndarray]) -> None:

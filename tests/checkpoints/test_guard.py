@@ -139,7 +139,7 @@ def test_a_fork_has_a_child_of_its_own_and_each_ends_with_its_parent(odd_readers
 @pytest.mark.slow
 def test_a_script_without_a_main_guard_reads_and_ends_without_a_word(tmp_path: Path):
     """`multiprocessing` would run the script again in its child; and a module beside it is not taken for a library."""
-    duckdb.execute(f"COPY (SELECT 'a.pt' AS path, 0.5 AS acc) TO '{tmp_path / 't.parquet'}'")
+    duckdb.connect().execute(f"COPY (SELECT 'a.pt' AS path, 0.5 AS acc) TO '{tmp_path / 't.parquet'}'")
     (tmp_path / "json.py").write_text("raise SystemExit('a stranger\\'s module')")
     script = tmp_path / "elsewhere" / "script.py"
     script.parent.mkdir()
@@ -158,7 +158,7 @@ def test_bombs_of_tables_are_refused_in_a_line(tmp_path: Path, monkeypatch: pyte
     """With a smaller limit, in this process; each inflates to a hundred times its size."""
     monkeypatch.setattr(guard, "_is_apart", True)
     monkeypatch.setattr(metadata_table, "MAX_TABLE_BYTES", 2**23)
-    duckdb.execute(f"COPY (SELECT 'a' AS path, 1 AS x FROM range(300_000)) TO '{tmp_path / 'b.parquet'}'")
+    duckdb.connect().execute(f"COPY (SELECT 'a' AS path, 1 AS x FROM range(300_000)) TO '{tmp_path / 'b.parquet'}'")
     for name, content in {
         "b.csv.gz": b"path,x\n" + b"a,\n" * 300_000,
         "b.jsonl.gz": bytes(2**24),

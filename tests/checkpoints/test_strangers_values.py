@@ -118,7 +118,7 @@ def test_a_table_of_few_bytes_and_many_cells_is_refused(tmp_path: Path):
     import duckdb
 
     path = tmp_path / "bomb.parquet"
-    duckdb.execute(f"COPY (SELECT repeat('x', 1000000) AS path FROM range(400)) TO '{path}'")
+    duckdb.connect().execute(f"COPY (SELECT repeat('x', 1000000) AS path FROM range(400)) TO '{path}'")
     assert path.stat().st_size < 2**21
     with pytest.raises(WeightsearchError, match=r"MiB of cells|memory"):
         read_table(path, "path")

@@ -51,7 +51,7 @@ def test_what_is_added_is_found_changed_exported_and_removed(run: Run, trained: 
     assert answer["indexed"]
     answered(run("update", "--set", "team=red", "--where", f"id = '{id}'", *index))
     answered(run("export", "rows.parquet", "--where", "team = 'red'", *index))
-    assert duckdb.sql("SELECT id FROM 'rows.parquet'").fetchall() == [(id,)]
+    assert duckdb.connect().sql("SELECT id FROM 'rows.parquet'").fetchall() == [(id,)]
     answered(run("get", id, "--out", "back.pt", *index))
     original = torch.load("own.pt")
     assert all(torch.equal(value, original[name]) for name, value in torch.load("back.pt").items())

@@ -240,7 +240,7 @@ def test_a_column_may_be_called_anything(tmp_path: Path):
     table = IndexStore.open(path).table(FINGERPRINT, names)
     assert [table[name][0] for name in names] == list(range(len(names)))
     assert export(path, tmp_path / "rows.parquet") == 5
-    written = duckdb.execute(f"SELECT * FROM '{tmp_path / 'rows.parquet'}'").fetchnumpy()
+    written = duckdb.connect().execute(f"SELECT * FROM '{tmp_path / 'rows.parquet'}'").fetchnumpy()
     assert [written[name][0] for name in names] == list(range(len(names)))
     with pytest.raises(UsageError, match="--force"):
         export(path, tmp_path / "rows.parquet")

@@ -101,7 +101,7 @@ def test_whole_numbers_are_compared_exactly(index: Path):
     assert matching(index, where=f"job = {jobs[1]}") == [ids[1]]
     assert column(index, "job") == [*jobs, None, None, None]
     export(index, index.parent / "rows.parquet")
-    exported = duckdb.sql(f"SELECT job FROM '{index.parent / 'rows.parquet'}' ORDER BY number").fetchall()
+    exported = duckdb.connect().sql(f"SELECT job FROM '{index.parent / 'rows.parquet'}' ORDER BY number").fetchall()
     assert exported == [(job,) for job in (*jobs, None, None, None)]
     assert matching(index, where=f"job > {jobs[1]} or job < 0.5") == [ids[2]]
     assert update_values(index, {ids[0]: {"job": jobs[0] + 7}}).cells == 1

@@ -52,7 +52,7 @@ def test_odd_rows_stop_neither_the_batch_nor_a_question(tmp_path: Path):
     assert {finding.state for finding in doctor(index)} <= {State.OK}
     rows = export(index, tmp_path / "rows.parquet")
     assert rows == len(IndexStore.open(index))
-    assert duckdb.execute(f"SELECT count(*) FROM '{tmp_path / 'rows.parquet'}'").fetchone() == (rows,)
+    assert duckdb.connect().execute(f"SELECT count(*) FROM '{tmp_path / 'rows.parquet'}'").fetchone() == (rows,)
     for command in ("info", "doctor"):
         shown = CliRunner().invoke(app, [command, "--index", str(index)], standalone_mode=False)
         assert shown.exception is None, shown.exception

@@ -186,7 +186,7 @@ def test_an_inventory_takes_the_place_of_the_listing(s3: LocalS3, suffix: str, t
     listed = s3.client.list_objects_v2(Bucket="models")["Contents"]
     rows = ", ".join(f"('s3://models/{item['Key']}', {item['Size']}, '{item['ETag']}')" for item in listed)
     table = tmp_path / f"inventory.{suffix}"
-    duckdb.execute(f"COPY (SELECT * FROM (VALUES {rows}) AS t(path, size, etag)) TO '{table}'")
+    duckdb.connect().execute(f"COPY (SELECT * FROM (VALUES {rows}) AS t(path, size, etag)) TO '{table}'")
     s3.forbidden = lambda request: request.is_listing
     s3.forget()
     files = discover(["s3://models/sweep"], table).files
