@@ -27,6 +27,7 @@ from weightsearch.errors import UsageError, WeightsearchError
 
 DISK_FULL = "the disk is full; what is there stays good: free some space and run the same command again"
 TRY_SECONDS = 0.1  # that a try and the pause before it count at most, of a wait for others
+DATABASE_ENDINGS = ("", ".wal", ".wal.checkpoint", ".wal.recovery")  # of DuckDB's file and of its logs
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HELD_TEXTS = (  # by another process on Unix and on Windows, and by a thread of this one
     "onflicting lock",
@@ -190,6 +191,7 @@ def lock(path: Path, busy: str, wait_seconds: float = 0.0) -> Iterator[None]:
                     pid = ""
                 raise WeightsearchError(busy.format(pid=pid or "unknown")) from None
     try:
+        holder.unlink(missing_ok=True)  # a link is not written through
         holder.write_text(str(os.getpid()))
         yield
     finally:
@@ -208,7 +210,7 @@ def turnstile(path: Path, *, first: bool, wait_seconds: float) -> Iterator[None]
     descriptor = None
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT if first else os.O_RDONLY, 0o644)
+            descriptor = os.open(path, (os.O_RDWR | os.O_CREAT if first else os.O_RDONLY) | os.O_NOFOLLOW, 0o644)
     if sys.platform == "win32" or descriptor is None:
         yield
         return
@@ -236,10 +238,16 @@ def when_unlocked(attempt: Callable[[], T], path: Path, wait_seconds: float, use
     `use` is what others do with it, for the error.
 
     Raises:
-        WeightsearchError: somebody holds it still. Other errors of DuckDB pass.
+        WeightsearchError: somebody holds it still, or it or its log is a link, which DuckDB would follow out of its
+            folder. Other errors of DuckDB pass.
     """
     import duckdb
 
+    for ending in DATABASE_ENDINGS:
+        if Path(f"{path}{ending}").is_symlink():
+            raise WeightsearchError(
+                f"{path}{ending} is a link, which is not followed; put the file itself in its place, or remove it"
+            )
     patience = Patience(wait_seconds)
     pause, again = 0.002, 20
     while True:

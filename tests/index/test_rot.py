@@ -18,9 +18,30 @@ import pytest
 from tests.index.test_store import DENSE, FINGERPRINT, change_rows, make_index, make_rows, write_encoder_files
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import exchange, turnstile, when_unlocked
-from weightsearch.index import IndexStore, State, create, doctor, export, info, update_rows, update_where
+from weightsearch.index import (
+    IndexStore,
+    State,
+    create,
+    doctor,
+    export,
+    info,
+    rebuild,
+    remove_rows,
+    update_rows,
+    update_where,
+)
 from weightsearch.index import writer as writing
-from weightsearch.index.manifest import DATABASE, checksum, describe_file, is_intact, read_manifest, write_manifest
+from weightsearch.index.connection import TURN
+from weightsearch.index.manifest import (
+    DATABASE,
+    MANIFEST,
+    checksum,
+    describe_file,
+    is_intact,
+    read_manifest,
+    write_manifest,
+)
+from weightsearch.index.writer import LOCK
 from weightsearch.types import Selection
 
 
@@ -177,6 +198,45 @@ def test_a_manifest_that_points_out_is_refused(tmp_path: Path):
     (path / FINGERPRINT).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(WeightsearchError, match="outside of the index"):
         IndexStore.open(path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "\ud800"])
+@pytest.mark.parametrize("place", ["files", "architectures"])
+def test_a_manifest_that_names_what_is_no_file_is_damaged(place: str, name: str, tmp_path: Path):
+    path = tmp_path / "index"
+    make_index(path, make_rows(9))
+    manifest = read_manifest(path)
+    write_manifest(path, manifest | {place: manifest[place] | {name: {}}})
+    with pytest.raises(WeightsearchError, match="it names"):
+        IndexStore.open(path)
+    assert doctor(path)[-1].state is State.BROKEN
+
+
+def test_a_manifest_that_would_be_waited_for_is_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(WeightsearchError, match="is no file"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", [DATABASE, f"{DATABASE}.wal", f"{LOCK}.pid", TURN])
+def test_nothing_is_read_or_written_through_a_link_out(name: str, tmp_path: Path):
+    path, aim = tmp_path / "index", tmp_path / "aim"
+    make_index(path, make_rows(9))
+    if name == DATABASE:
+        (path / name).rename(aim)
+    elif name != TURN:
+        aim.write_text("x")
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(aim)
+    before = aim.read_bytes() if aim.exists() else None
+    if name.startswith(DATABASE):
+        for use in (lambda: IndexStore.open(path).count(FINGERPRINT), lambda: remove_rows(path, where="epoch > 1")):
+            with pytest.raises(WeightsearchError, match="is a link, which is not followed"):
+                use()
+        assert State.BROKEN in {finding.state for finding in doctor(path)}
+    else:
+        rebuild(path)
+    assert (aim.read_bytes() if aim.exists() else None) == before
 
 
 @pytest.mark.slow

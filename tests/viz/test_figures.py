@@ -68,6 +68,7 @@ def test_pca_is_that_of_the_singular_vectors():
     centred = vectors - vectors.mean(axis=0)
     expected = centred @ np.linalg.svd(centred)[2][:2].T
     assert np.abs(points) == pytest.approx(np.abs(expected), abs=1e-4)
+    assert (project(vectors[:1], Projection.PCA, Metric.L2) == np.zeros((1, 2))).all()  # without a warning
 
 
 @pytest.mark.slow

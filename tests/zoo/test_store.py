@@ -357,3 +357,10 @@ def test_mixed_architectures_are_one_line(zoo_path, rng):
     write_part(part_path(zoo_path, 2), rng.normal(size=(4, 7)).astype(np.float32))  # somebody's other zoo
     with pytest.raises(WeightsearchError, match=r"part-00002\.npy holds networks of 7 parameters, but .* mixed"):
         Zoo.open(zoo_path).weights(slice(None))
+
+
+def test_a_database_that_is_a_link_is_not_followed(zoo_path, tmp_path):
+    (zoo_path / "zoo.duckdb").rename(tmp_path / "aim.duckdb")
+    (zoo_path / "zoo.duckdb").symlink_to(tmp_path / "aim.duckdb")
+    with pytest.raises(WeightsearchError, match="is a link, which is not followed"), connect(zoo_path):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -240,7 +241,9 @@ def _thresholds(index: IndexStore) -> dict[str, tuple[float, float]]:
 def _say_moved(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> None:
     for fingerprint, (bad, good) in after.items():
         old_bad, old_good = before.get(fingerprint, (bad, good))
-        if f"{old_bad:.3f} {old_good:.3f}" != f"{bad:.3f} {good:.3f}":
+        if math.isnan(good) and not math.isnan(old_good):
+            say(f"{fingerprint}: no row is left to tell good and bad by (good was {old_good:.3f}, bad {old_bad:.3f})")
+        elif f"{old_bad:.3f} {old_good:.3f}" != f"{bad:.3f} {good:.3f}":
             say(
                 f"{fingerprint}: good is now {good:.3f} or better (was {old_good:.3f}), "
                 f"bad {bad:.3f} or worse (was {old_bad:.3f})"

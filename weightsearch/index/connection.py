@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 
 from weightsearch.errors import WeightsearchError
-from weightsearch.files import DISK_FULL, is_disk_full, turnstile, when_unlocked
+from weightsearch.files import DATABASE_ENDINGS, DISK_FULL, is_disk_full, turnstile, when_unlocked
 from weightsearch.index import schema
 
 LOCK_WAIT_SECONDS = 5.0  # of a reader
@@ -77,7 +77,7 @@ class Database:
     def _connect(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(":memory:")
         path = str(self.path).replace("'", "''")
-        files = ", ".join(f"'{path}{ending}'" for ending in ("", ".wal", ".wal.checkpoint", ".wal.recovery"))
+        files = ", ".join(f"'{path}{ending}'" for ending in DATABASE_ENDINGS)
         connection.execute(f"SET allowed_paths = [{files}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")

@@ -175,7 +175,8 @@ def _save_rows(path: Path) -> list[Finding]:
     Nothing is done beside a log, which holds what the file lacks.
     """
     file = path / DATABASE
-    if not file.exists() or any(path.glob(f"{DATABASE}.*")) or read_manifest(path)["format"] != FORMAT:
+    beside_log = any(path.glob(f"{DATABASE}.*"))
+    if not file.exists() or file.is_symlink() or beside_log or read_manifest(path)["format"] != FORMAT:
         return []
     try:
         busy = f"{path} is being changed by another process (PID {{pid}})"

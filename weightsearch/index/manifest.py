@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from weightsearch.errors import UsageError, WeightsearchError
-from weightsearch.files import sha256, write_whole
+from weightsearch.files import clean_text, sha256, write_whole
 
 FORMAT = 3
 OLDER = (1, 2)  # formats that are read, and migrated by whoever writes
@@ -26,6 +26,8 @@ SEAL = "checksum"
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the index directory `path`, of this format or of format 1."""
     try:
+        if (path / MANIFEST).is_fifo():  # which would be waited for
+            raise OSError("it is no file")
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
         for old in path.parent.glob(f".{path.name}.*.old"):
@@ -105,6 +107,8 @@ def listed_files(path: Path, manifest: dict[str, Any]) -> list[tuple[str, dict[s
     if not isinstance(files, dict) or not all(isinstance(expected, dict) for expected in files.values()):
         raise WeightsearchError(f"{path / MANIFEST} is damaged (its list of files); restore it from a copy")
     for name in [*files, *manifest["architectures"]]:
+        if not Path(name).parts or clean_text(name) != name:  # the index itself, or what no file can be called
+            raise WeightsearchError(f"{path / MANIFEST} is damaged (it names {name!r}); restore it from a copy")
         if not (path / name).resolve().is_relative_to(root):
             raise WeightsearchError(
                 f"{path / MANIFEST} names {name!r}, which lies outside of the index; nothing was read: "

@@ -95,6 +95,8 @@ def place(new: np.ndarray, vectors: np.ndarray, points: np.ndarray, metric: Metr
 def _principal(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     from sklearn.decomposition import PCA
 
+    if len(vectors) == 1:  # which has no variance to be explained
+        return np.zeros((1, 2), np.float32)
     count = min(count, *vectors.shape)
     points = PCA(count, svd_solver="randomized", random_state=seed).fit_transform(vectors)
     return np.pad(points, ((0, 0), (0, max(0, 2 - count)))).astype(np.float32)

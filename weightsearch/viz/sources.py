@@ -125,7 +125,8 @@ class Source(ABC):
             chosen &= self.columns["split"] == "test"
         positions = np.flatnonzero(chosen)
         if len(positions) < 3:
-            raise WeightsearchError(f"{self.path}: {len(positions)} checkpoints of {part} to draw; choose --part all")
+            fix = "choose --part all" if part is Part.TEST else "add some: three are the fewest"
+            raise WeightsearchError(f"{self.path}: {len(positions)} checkpoints of {part} to draw; {fix}")
         whose = "of held-out runs" if part is Part.TEST else "in all"
         label = f"{len(positions):,} networks {whose}"
         if len(positions) > most:
