@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from weightsearch.checkpoints.folder_layouts import Layout, find
 from weightsearch.checkpoints.metadata import interpret, stand_ins
 from weightsearch.checkpoints.metadata_table import MetadataTable, read_json, read_table
 from weightsearch.checkpoints.state_dict import read_checkpoint
+from weightsearch.checkpoints.trackers.yaml_file import read_yaml
 from weightsearch.errors import WeightsearchError
 from weightsearch.search.wording import recipe_text
 from weightsearch.zoo.small_cnn_zoo import read_layout
@@ -130,3 +132,26 @@ def test_a_spreadsheet_computes_nothing_of_a_quarantine(tmp_path: Path):
     with (tmp_path / "q.csv").open(newline="") as file:
         rows = list(csv.reader(file))[1:]
     assert [row[0] for row in rows] == [*(f"'{name}" for name in names[:-1]), "run/1"]
+
+
+LISTS = "l0: &l0 [x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 15))
+MERGED = "m0: &m0 {x: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}\n" for i in range(1, 15))
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}", LISTS], ids=["itself", "map", "lists"])
+def test_yaml_that_unfolds_without_end_is_refused(text: str, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(WeightsearchError, match=r"config\.yaml is no YAML"):
+        read_yaml(tmp_path / "config.yaml")
+
+
+def test_mappings_merged_again_and_again_end(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(MERGED)
+    with suppress(WeightsearchError):  # older versions of PyYAML keep a key as often as it is merged
+        assert read_yaml(tmp_path / "config.yaml")["m14"] == {"x": 1}
+
+
+def test_few_aliases_in_yaml_are_unfolded(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("base: &base {lr: 1e-3}\nhead: {<<: *base, wd: 0}\nboth: [*base, *base]\n")
+    expected = {"base": {"lr": 1e-3}, "head": {"lr": 1e-3, "wd": 0}, "both": [{"lr": 1e-3}] * 2}
+    assert read_yaml(tmp_path / "config.yaml") == expected

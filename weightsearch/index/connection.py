@@ -146,7 +146,7 @@ def _reason(path: Path, error: duckdb.Error) -> str:
     first = text.splitlines()[0]
     if is_disk_full(error):
         return f"cannot write {path}: {DISK_FULL}"
-    if isinstance(error, BEYOND_USE):
+    if isinstance(error, BEYOND_USE) or "Corrupt" in first:  # a checksum that differs is a plain Error
         if "Permission denied" in text or "read-only" in text.lower():
             return f"cannot write {path}: permission denied; the index is in a read-only place: copy it elsewhere"
         return _damaged(path, first)
