@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -446,3 +447,22 @@ def test_a_file_that_is_cut_short_just_now_is_opened_again(tmp_path: Path):
     outcomes[:] = [duckdb.IOException("IO Error: Could not read enough bytes from file")]
     with pytest.raises(duckdb.IOException):
         when_unlocked(attempt, tmp_path, 0.0)
+
+
+def test_a_database_that_may_not_be_read_is_not_said_to_be_unwritable():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "index")
+        make_index(path, make_rows(9))
+        Path(folder).chmod(0o755)
+        (path / DATABASE).chmod(0)
+        child = os.fork()
+        if not child:
+            try:
+                if not os.geteuid():  # root may read everything
+                    os.setuid(65534)
+                IndexStore.open(path).count(FINGERPRINT)
+            except WeightsearchError as error:
+                os._exit(0 if f"cannot read {path / DATABASE}: permission denied" in str(error) else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -147,6 +147,8 @@ def _reason(path: Path, error: duckdb.Error) -> str:
     if is_disk_full(error):
         return f"cannot write {path}: {DISK_FULL}"
     if isinstance(error, BEYOND_USE) or "Corrupt" in first:  # a checksum that differs is a plain Error
+        if path.exists() and not os.access(path, os.R_OK):
+            return f"cannot read {path}: permission denied; ask its owner for the right to read it"
         if "Permission denied" in text or "read-only" in text.lower():
             return f"cannot write {path}: permission denied; the index is in a read-only place: copy it elsewhere"
         return _damaged(path, first)
