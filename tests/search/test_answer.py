@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from tests.index.test_store import change_rows
-from weightsearch import Index
+from weightsearch import Index, query
 from weightsearch.checkpoints.state_dict import read_checkpoint, write_checkpoint
 from weightsearch.encoders import activation_code, build_encoder, save_encoder
 from weightsearch.errors import UsageError, WeightsearchError
+from weightsearch.index import remove_rows
 from weightsearch.paths import REFERENCE_INDEX
 from weightsearch.search import wording as words
 from weightsearch.search.answer import Answer
@@ -396,3 +398,14 @@ def test_an_answer_is_frozen(index: Index, example: Path):
     assert isinstance(answer, Answer)
     with pytest.raises(AttributeError):
         answer.verdict = "fine"  # type: ignore[misc]
+
+
+def test_an_index_of_fewer_rows_than_asked_for_by_default_answers_with_all(tmp_path: Path):
+    index, example = tmp_path / "index", REFERENCE_INDEX / "examples" / "good.pt"
+    shutil.copytree(REFERENCE_INDEX, index)
+    remove_rows(index, where="run IS DISTINCT FROM 'usps-v1/10' OR epoch < 60")
+    answer = query(index, example)
+    assert {row.run for row in answer.neighbours} == {"usps-v1/10"}
+    assert len(answer.neighbours) == 3
+    with pytest.raises(UsageError, match="between 1 and 3"):
+        query(index, example, k=1000)

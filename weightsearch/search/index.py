@@ -54,7 +54,7 @@ from weightsearch.uncertainty.novelty import NEAREST, Familiar, LayerDifference
 if TYPE_CHECKING:
     from weightsearch.training.represent import AnyEncoder
 
-NEAREST_RUNS = 5
+K, NEAREST_RUNS = 10, 5  # rows in each list where nobody says how many; runs that the nearest are told from
 FEWEST_COMPARED = 20  # rows of a dataset that good and bad are told from
 _OF_THE_STORE = {
     "count", "descriptions", "encoder_directory", "finals", "grades", "keys", "load", "manifest", "newest_cache",
@@ -158,7 +158,7 @@ class Index:
     def query(
         self,
         model: Any = None,
-        k: int = 10,
+        k: int = K,
         *,
         id: str | None = None,
         where: str | None = None,
@@ -184,7 +184,6 @@ class Index:
             per_run: at most so many neighbours of one run.
             run, epoch, activation: the network's own, where its file does not say. An encoder may see through the
                 symmetries that an activation has (relu: scale, tanh: sign), where it knows it.
-
             weights: the key of the network in a file that holds several.
 
         Raises `WeightsearchError` for a file that cannot be read or an architecture that the index does not hold.
@@ -356,6 +355,7 @@ class Index:
     def _answer(self, subject: Subject, k: int, selection: Selection, *, itself: bool) -> Answer:
         fingerprint, space = subject.fingerprint, self._space(subject.fingerprint)
         count = self.store.count(fingerprint)
+        k = (min(k, count) or k) if k <= K else k  # few: what there is; thousands of a few rows are a slip
         result = self.store.search(fingerprint, subject.embedding, k if itself else min(k + 1, count), selection)
         near, good, bad = (
             tuple(row for row in rows if itself or row.id != subject.id)[:k]
@@ -470,7 +470,7 @@ class Index:
 def query(
     index: Index | str | Path,
     model: Any = None,
-    k: int = 10,
+    k: int = K,
     *,
     id: str | None = None,
     where: str | None = None,
