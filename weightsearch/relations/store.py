@@ -194,15 +194,21 @@ def read_known(path: str | Path) -> Known:
     with Database(Path(path) / DATABASE).open() as connection:
         columns = None
         if has_tables(connection):
-            is_sound = checks.signature_sql(connection)[0]
-            columns = connection.execute(
-                f"SELECT {', '.join(COLUMNS)}, sketch, {is_sound} AS is_sound FROM ix.signatures ORDER BY number"
-            ).fetchnumpy()
-            checks.expect([bool(np.all(columns["is_sound"]))])
+            columns = _sound_columns(connection, (*COLUMNS, "sketch"))
     if columns is None or not len(columns["number"]):
         return Known({name: np.empty(0, object) for name in COLUMNS}, np.empty((0, SKETCH_WIDTH), np.float16))
     matrix = np.frombuffer(b"".join(columns["sketch"]), "<f2").reshape(-1, SKETCH_WIDTH)
     return Known({name: _plain(columns[name]) for name in COLUMNS}, matrix)
+
+
+def _sound_columns(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of all signatures by number, after the signatures were compared with their checksums."""
+    is_sound = checks.signature_sql(connection)[0]
+    columns = connection.execute(
+        f"SELECT {', '.join(names)}, {is_sound} AS is_sound FROM ix.signatures ORDER BY number"
+    ).fetchnumpy()
+    checks.expect([bool(np.all(columns.pop("is_sound")))])
+    return columns
 
 
 def read_numbers(connection: duckdb.DuckDBPyConnection, path: str | Path) -> np.ndarray:
@@ -212,12 +218,7 @@ def read_numbers(connection: duckdb.DuckDBPyConnection, path: str | Path) -> np.
     """
     numbers = np.empty(0, np.int64)
     if has_tables(connection):
-        is_sound = checks.signature_sql(connection)[0]
-        rows = connection.execute(
-            f"SELECT number, {is_sound} AS is_sound FROM ix.signatures ORDER BY number"
-        ).fetchnumpy()
-        checks.expect([bool(np.all(rows["is_sound"]))])
-        numbers = rows["number"]
+        numbers = _sound_columns(connection, ["number"])["number"]
     if not len(numbers):
         raise WeightsearchError(
             f"{path} keeps no signatures, which this is told from: "
