@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -69,9 +69,17 @@ class FileBytes:
             yield OpenBytes(file, self.start)
 
 
+class Readable(Protocol):
+    """What is read of an open file."""
+
+    def seek(self, position: int, whence: int = ..., /) -> int: ...
+
+    def read(self, length: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class OpenBytes:
-    file: IO[bytes]
+    file: Readable
     start: int
 
     def read(self, start: int, length: int) -> bytes:
