@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,7 @@ class Bench:
         usps, fashion = (plain & (self.dataset == name) for name in ("usps", "fashion-mnist"))
         inside, held = self.parts(0)
         pairs = {
+            "plain networks of USPS and Fashion-MNIST -> held-out ones": (usps | fashion, (usps | fashion) & held),
             "plain networks of USPS -> of Fashion-MNIST": (usps, fashion),
             "plain networks of up to 3 layers -> of more": (plain & (depth <= 3), plain & (depth > 3)),
             "CNN -> MLP": (family == "cnn", family == "mlp"),
@@ -190,6 +193,13 @@ class Bench:
             shares[name] = round(float(np.mean([not built <= known for built in self.described.built[out]])), 3)
         return shares
 
+    def sweep(self, path: Path) -> dict[str, object]:
+        return few_labels(self.encoder_of_sweeps, Zoo.open(path))
+
+    @cached_property
+    def encoder_of_sweeps(self) -> UniversalEncoder:
+        return self.fit(*self.parts(0), seed=0)
+
     def curve(self) -> dict[int, dict[str, float]]:
         inside, held = self.parts(0)
         order = np.random.default_rng(0).permutation(np.unique(self.run[inside]))
@@ -205,7 +215,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--sweep", action="append", default=[], metavar="NAME=ZOO")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="of what is not measured anew it keeps what it has")
+    parser.add_argument("--only", nargs="+", default=[""], help="how the parts begin that are measured")
     given = parser.parse_args()
     results: dict[str, object] = json.loads(given.out.read_text()) if given.out.exists() else {}
 
@@ -218,22 +229,19 @@ def main() -> None:
     about = {"runs": len(np.unique(bench.run)), "checkpoints": len(bench.run)}
     keep("zoo", {**about, "architectures": len(bench.zoo.architectures),
                  "milliseconds to describe a network": round(1000 * bench.seconds_each, 1)})  # fmt: skip
-    keep("by run, seed 0", bench.by_run(0))
-    if given.sweep:
-        inside, held = bench.parts(0)
-        encoder = bench.fit(inside, held, seed=0)
-        for text in given.sweep:
-            name, _, path = text.partition("=")
-            keep(f"sweep {name}", few_labels(encoder, Zoo.open(path)))
-    for seed in SEEDS[1:]:
-        keep(f"by run, seed {seed}", bench.by_run(seed))
-    for dataset in sorted(set(bench.dataset)):
-        keep(f"without dataset {dataset}", bench.left_out(bench.dataset == dataset))
-    for family in sorted(set(bench.family)):
-        keep(f"without family {family}", bench.left_out(bench.family == family))
-    keep("fitted on one kind", bench.transfers())
-    keep("unseen constructions", bench.unseen())
-    keep("learning curve", bench.curve())
+    parts: dict[str, Callable[[], object]] = {f"by run, seed {seed}": partial(bench.by_run, seed) for seed in SEEDS}
+    for text in given.sweep:
+        name, _, path = text.partition("=")
+        parts[f"sweep {name}"] = partial(bench.sweep, Path(path))
+    for kind, column in (("dataset", bench.dataset), ("family", bench.family)):
+        for name in sorted(set(column)):
+            parts[f"without {kind} {name}"] = partial(bench.left_out, column == name)
+    parts |= {
+        "fitted on one kind": bench.transfers, "unseen constructions": bench.unseen, "learning curve": bench.curve
+    }  # fmt: skip
+    for name, measured in parts.items():
+        if name.startswith(tuple(given.only)):
+            keep(name, measured())
 
 
 if __name__ == "__main__":

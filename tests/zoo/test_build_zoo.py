@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import share
+from tests.conftest import EVERYTHING, share
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.types import content_hash
 from weightsearch.zoo.build_zoo import build_zoo
@@ -106,6 +106,15 @@ def test_extending_equals_building_at_once_and_again_does_nothing(built, tiny, t
     for runs in (5, 3):
         assert build_zoo(runs=runs, **settings).trained == 0
     assert content(tmp_path / "zoo") == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EVERYTHING, reason="compiling takes ten seconds; where the cache is new, the test above says it")
+def test_the_first_build_on_a_machine_compiles_and_has_the_bits_of_later_ones(built, tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    build_zoo(out=tmp_path / "zoo", runs=5, seed=3, recipes=tiny, quiet=True, workers=1)
+    assert list((tmp_path / "cache").rglob("kernels.train_epoch*.nbc"))
+    assert content(tmp_path / "zoo") == content(built[0])
 
 
 @pytest.mark.slow
@@ -361,9 +370,12 @@ def test_killed_at_many_moments_it_ends_up_the_same(tiny, tmp_path):
             with process:
                 if moment % 5 == 0:  # anywhere from the start on
                     time.sleep(rng.uniform(0.1, 3))
-                else:  # while groups are trained and published, some thirty a second
+                else:  # while groups are trained and published, however slow the machine is
                     process.stdout.readline()
-                    time.sleep(rng.uniform(0, 0.3))
+                    enough = len(list(path.glob("weights/*"))) + rng.randint(1, 8)
+                    while process.poll() is None and len(list(path.glob("weights/*"))) < enough:
+                        time.sleep(0.01)
+                    time.sleep(rng.uniform(0, 0.05))
                 children = psutil.Process(process.pid).children(recursive=True)
                 os.killpg(process.pid, signal.SIGKILL)
             wait_until_gone(children)  # workers notice

@@ -8,7 +8,7 @@ import numpy as np
 
 from weightsearch.datasets.load import ImageDataset
 from weightsearch.types import Activation
-from weightsearch.zoo.recipes import Optimizer, Recipe
+from weightsearch.zoo.recipes import Initializer, Optimizer, Recipe
 from weightsearch.zoo.trainer import kernels
 from weightsearch.zoo.trainer.memory_layout import MemoryLayout
 from weightsearch.zoo.trainer.networks import CnnShape, initialize
@@ -22,6 +22,7 @@ from weightsearch.zoo.trainer.plan import (
 )
 from weightsearch.zoo.trainer.tile import ROWS
 
+REHEARSAL = Recipe(Optimizer.SGD, 0.1, 0.0, 0.0, Initializer.HE_NORMAL, None, Activation.RELU, 1.0, seed=0)
 CHUNK_FLOATS = 32_000  # a chunk's activations; three such buffers and the weights should fit a core's own cache
 OPTIMIZERS = {Optimizer.SGD: kernels.SGD, Optimizer.ADAM: kernels.ADAM, Optimizer.RMSPROP: kernels.RMSPROP}
 ACTIVATIONS = {Activation.RELU: kernels.RELU, Activation.TANH: kernels.TANH}
@@ -78,6 +79,20 @@ def train_compiled(
             yield PopulationCheckpoint(epoch, layout.unpack(weights), *metrics)
         if epoch > 0 and on_epoch is not None:
             on_epoch(epoch)
+
+
+def rehearse() -> bool:
+    """Trains a network of one unit, so that all is compiled; False if code was not loaded from Numba's cache for it.
+
+    What Numba has just compiled is optimized otherwise than what it loads (https://github.com/numba/numba/issues/10617)
+    and gives other last bits: where these have to be the same every time, a process that compiled must start anew.
+    """
+    images, labels = np.zeros((1, 1, 8, 8), np.float32), np.zeros(1, np.int64)
+    data = ImageDataset("rehearsal", images, labels, images, labels, classes=1)
+    shape, plan = CnnShape(filters=1, layers=2, classes=1), TrainingPlan(1, 1, checkpoint_epochs=(1,))
+    for _ in train_compiled(shape, [REHEARSAL], data, plan):
+        pass
+    return not any(kernel.stats.cache_misses for kernel in (kernels.train_epoch, kernels.evaluate))
 
 
 def _hyperparameters(recipe: Recipe, plan: TrainingPlan, dropout: float) -> kernels.Hyperparameters:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,8 +40,18 @@ def train_jobs_on_ray(
             Path(job.path).unlink(missing_ok=True)
 
 
+@functools.cache
+def compile_apart() -> None:
+    """Has another process compile what is not in Numba's cache; see `rehearse`. A task cannot start anew."""
+    code = "from weightsearch.zoo.trainer.compiled import rehearse; rehearse()"
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+
 def train_task(job: TrainingJob, setup: Setup, arrays: Mapping[str, np.ndarray]) -> tuple[Group, np.ndarray | None]:
     """What a worker does: a job's group, and the good checkpoints' weights where there are any."""
+    if setup.compiles:
+        compile_apart()
     with tempfile.TemporaryDirectory(prefix="weightsearch-") as directory:
         written = Path(directory) / "weights.npy"
         group = trainer(setup, arrays)(replace(job, path=str(written)), lambda _: None)

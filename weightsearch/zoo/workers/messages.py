@@ -24,6 +24,11 @@ class Setup:
     device: str
     dtype: str
 
+    @property
+    def compiles(self) -> bool:
+        """Whether training is in Numba's code."""
+        return self.dataset != "wild" and self.device == "cpu"
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

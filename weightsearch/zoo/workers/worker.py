@@ -1,8 +1,8 @@
 """A process of `build_zoo` that trains one group of runs after another: `python -m weightsearch.zoo.workers.worker`.
 
-It reads JSON lines from stdin (one set-up, then jobs) and answers in JSON lines on stdout. Not `multiprocessing`,
-so that a caller's script needs no `__main__` guard; and the end of stdin, which comes however the parent ends, ends
-the worker at once, in the middle of a job too.
+It reads JSON lines from stdin (one set-up, unless that is an argument, then jobs) and answers in JSON lines on stdout.
+Not `multiprocessing`, so that a caller's script needs no `__main__` guard; and the end of stdin, which comes however
+the parent ends, ends the worker at once, in the middle of a job too.
 """
 
 from __future__ import annotations
@@ -139,7 +139,13 @@ def serve(lines: queue.Queue[str], out: TextIO) -> None:
         out.flush()
 
     try:
-        setup = Setup(**json.loads(lines.get()))
+        told = sys.argv[1] if len(sys.argv) > 1 else lines.get()
+        setup = Setup(**json.loads(told))
+        if setup.compiles and len(sys.argv) == 1:
+            from weightsearch.zoo.trainer.compiled import rehearse
+
+            if not rehearse():
+                start_anew(told, out)
         train = trainer(setup, load_arrays(setup))
         answer(kind="ready")
         while True:
@@ -156,6 +162,12 @@ def serve(lines: queue.Queue[str], out: TextIO) -> None:
             answer(kind="error", text=text)
         else:
             answer(kind="bug", text=traceback.format_exc())
+
+
+def start_anew(told: str, out: TextIO) -> None:
+    """This process from its beginning, with the set-up that it was told; what it has compiled is in the cache now."""
+    os.dup2(out.fileno(), sys.stdout.fileno())
+    os.execv(sys.executable, [sys.executable, "-m", "weightsearch.zoo.workers.worker", told])
 
 
 def main() -> None:
