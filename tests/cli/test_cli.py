@@ -55,6 +55,7 @@ def test_query_prints_all_of_the_answer(run: Run, trained: TrainSummary):
         assert row.recipe["optimizer"] in line
 
 
+@pytest.mark.slow
 def test_query_json_is_one_object_a_line_and_nothing_else(run: Run, trained: TrainSummary):
     paths = [example.path for example in trained.examples]
     code, out, err = run("query", *paths, "--index", trained.index, "--k", 2, "--json")
@@ -88,6 +89,7 @@ def test_an_indexed_checkpoint_finds_itself_and_its_percentile_is_counted(
     assert answer.percentile == pytest.approx(100 * below / len(indexed))
 
 
+@pytest.mark.slow
 def test_examples_are_not_in_the_index(trained: TrainSummary):
     for example in trained.examples:
         answer = query(trained.index, example.path, k=trained.checkpoints)

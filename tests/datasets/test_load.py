@@ -92,6 +92,7 @@ def write_usps(folder: Path, first: str = "1 1:-0.5 256:1") -> None:
     (folder / "usps.t.bz2").write_bytes(bz2.compress("\n".join([*lines, lines[0]]).encode()))
 
 
+@pytest.mark.slow
 def test_usps_format(tmp_path: Path) -> None:
     write_usps(tmp_path)
     data = load_dataset("usps", tmp_path)

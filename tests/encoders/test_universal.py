@@ -133,6 +133,7 @@ def test_a_layer_in_context_stands_between_its_neighbours():
     np.testing.assert_array_equal(rows[5, 4 * width :], last.whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cell", "both"), [(nn.RNN, True), (nn.GRU, False), (nn.LSTM, True)])
 def test_a_recurrent_net_answers_as_torch_runs_it(cell, both: bool):
     torch.manual_seed(0)

@@ -219,6 +219,7 @@ def test_vectors_that_are_verified_while_they_are_searched_are_never_answered_fr
     assert found(IndexStore.open(path)) == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_distances_are_the_same_bits_whether_vectors_are_verified_or_not(
     threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads_as_before: None

@@ -71,6 +71,7 @@ def test_calibration_runs_are_found_by_their_name_before_and_after_migration(tmp
     assert all(np.array_equal(table[name], after[name]) for name in table)
 
 
+@pytest.mark.slow
 def test_every_index_has_an_identity_of_its_own(tmp_path: Path):
     one, other = (make_index(tmp_path / name, rows_of(20, seed)) for seed, name in enumerate("ab"))
     assert one.identity != other.identity

@@ -76,6 +76,7 @@ def test_what_has_been_read_is_kept_until_the_index_changes(index: Path, opened:
     assert {row.run for row in near.neighbours} == set(ends)
 
 
+@pytest.mark.slow
 def test_what_a_caller_does_to_a_neighbour_is_nobody_elses(index: Path, opened: list[Path]):
     store = IndexStore.open(index)
     (fingerprint,) = store.architectures

@@ -48,6 +48,7 @@ def clustered(tmp_path: Path) -> IndexStore:
     return create_index(tmp_path / "index", DENSE, rows, write_extras=write_encoder_files, factory="IVF4,Flat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "plan"),
     [(None, "IVF4,Flat"), ("epoch < 50", "IVF4,Flat with a selector"), ("epoch < 9", "exact, passing rows")],
@@ -57,6 +58,7 @@ def test_an_approximate_index_is_left_aside_where_few_rows_pass(clustered: Index
     assert answer.plan.name == plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "plan"),
     [(None, "exact, all rows"), ("number % 2 = 0", "exact, all rows"), ("number % 4 = 0", "exact, passing rows")],

@@ -132,6 +132,7 @@ def test_a_rotten_cache_is_left_and_the_answer_stays_right(tmp_path: Path, caplo
     assert not caplog.text
 
 
+@pytest.mark.slow
 def test_a_rotten_encoder_is_named_when_it_is_needed_and_a_short_or_lost_one_at_once(tmp_path: Path):
     path = tmp_path / "index"
     make_index(path, make_rows(9))
@@ -148,6 +149,7 @@ def test_a_rotten_encoder_is_named_when_it_is_needed_and_a_short_or_lost_one_at_
         IndexStore.open(path)
 
 
+@pytest.mark.slow
 def test_a_held_open_index_takes_the_encoder_of_the_one_that_took_its_place(tmp_path: Path):
     path = tmp_path / "index"
     make_index(path, make_rows(9))
@@ -219,6 +221,7 @@ def test_a_manifest_that_would_be_waited_for_is_refused(tmp_path: Path):
         read_manifest(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [DATABASE, f"{DATABASE}.wal", f"{LOCK}.pid", TURN])
 def test_nothing_is_read_or_written_through_a_link_out(name: str, tmp_path: Path):
     path, aim = tmp_path / "index", tmp_path / "aim"
@@ -449,6 +452,7 @@ def test_a_file_that_is_cut_short_just_now_is_opened_again(tmp_path: Path):
         when_unlocked(attempt, tmp_path, 0.0)
 
 
+@pytest.mark.slow
 def test_a_database_that_may_not_be_read_is_not_said_to_be_unwritable():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "index")

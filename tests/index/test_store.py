@@ -102,6 +102,7 @@ def test_equal_weights_are_one_row(tmp_path: Path):
     assert rows.test_accuracy[7] not in index.accuracies(DENSE.fingerprint)
 
 
+@pytest.mark.slow
 def test_k_beyond_the_index_or_below_one_is_refused_and_short_lists_are_short(tmp_path: Path):
     index = make_index(tmp_path / "index", make_rows(20))
     vector = np.ones(8)
@@ -367,6 +368,7 @@ def test_what_is_no_condition_is_one_line(where: str, says: str, tmp_path: Path)
     assert index.search(DENSE.fingerprint, np.ones(8), k=3).neighbours
 
 
+@pytest.mark.slow
 def test_the_readers_connection_reaches_no_other_file(tmp_path: Path):
     index = make_index(tmp_path / "index", make_rows(30))
     (tmp_path / "secret.csv").write_text("a\n1\n")

@@ -108,6 +108,7 @@ def test_what_the_framework_knows_goes_before_what_the_file_says(tmp_path: Path)
     assert add([path], index, quiet=True).added == 0
 
 
+@pytest.mark.slow
 def test_troubles_are_one_line_and_end_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "index").write_text("a file")
     standing = record(network(0), "a", epoch=1, index=tmp_path / "index", folder=tmp_path / "saved")

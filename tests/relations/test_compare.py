@@ -29,6 +29,7 @@ def half(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float16) for name, value in tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_copies(family: str, networks: Networks, derive: ModuleType):
     base = networks[family][1]["base"]

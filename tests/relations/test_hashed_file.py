@@ -7,6 +7,7 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from weightsearch.relations import open_files
-from weightsearch.relations.hashed_file import TOGETHER, HashedFile, lie_in
+from weightsearch.relations import hashed_file, open_files
+from weightsearch.relations.hashed_file import HashedFile, lie_in
 from weightsearch.relations.open_files import open_file
 
-CONTENT = np.random.default_rng(0).bytes(3 * TOGETHER + 7)
+PIECE = 1_000  # bytes that are hashed together here
+CONTENT = np.random.default_rng(0).bytes(3 * PIECE + 7)
 
 
 class Counting(io.BytesIO):
@@ -36,9 +38,9 @@ class Counting(io.BytesIO):
 places = st.integers(0, len(CONTENT) + 5)
 
 
-@given(st.lists(st.tuples(places, st.integers(0, 2 * TOGETHER)), max_size=6))
+@given(st.lists(st.tuples(places, st.integers(0, 2 * PIECE)), max_size=6))
 def test_whatever_is_read_in_whatever_order_the_whole_is_hashed(readings: list[tuple[int, int]]):
-    with ThreadPoolExecutor(1) as beside:
+    with mock.patch.object(hashed_file, "TOGETHER", PIECE), ThreadPoolExecutor(1) as beside:
         hashed = HashedFile(io.BytesIO(CONTENT), beside)
         for start, length in readings:
             hashed.seek(start)
@@ -48,16 +50,18 @@ def test_whatever_is_read_in_whatever_order_the_whole_is_hashed(readings: list[t
 
 def test_what_is_read_in_order_is_read_once():
     file = Counting(CONTENT)
-    with ThreadPoolExecutor(1) as beside:
+    with mock.patch.object(hashed_file, "TOGETHER", PIECE), ThreadPoolExecutor(1) as beside:
         hashed = HashedFile(file, beside)
-        for start in range(100, 2 * TOGETHER, 1000):  # a header before, and something behind
+        for start in range(100, 2 * PIECE, 300):  # a header before, and something behind
             hashed.seek(start)
-            hashed.read(1000)
+            hashed.read(300)
         hashed.digest()
     assert file.count == len(CONTENT)
 
 
-@pytest.mark.parametrize("name", ["in-order.safetensors", "reversed.safetensors", "model.pt", "legacy.pt", "arrays.npz"])
+@pytest.mark.parametrize(
+    "name", ["in-order.safetensors", "reversed.safetensors", "model.pt", "legacy.pt", "arrays.npz"]
+)
 def test_signed_and_hashed_at_once_or_one_after_the_other(name: str, tmp_path: Path, monkeypatch, rng):
     path = tmp_path / name
     weights = {f"layer{k}.weight": rng.standard_normal((700, 1024), np.float32) for k in range(3)}

@@ -69,6 +69,7 @@ def test_adding_twice_signs_once(relations_index: Path, folder: Path, tmp_path: 
     assert len(read_known(index)) == 8
 
 
+@pytest.mark.slow
 def test_signatures_come_back_as_they_were(relations_index: Path, networks: Networks):
     known = read_known(relations_index)
     row = [name(source) for source in known["source"]].index("tuned.safetensors")
@@ -104,6 +105,7 @@ def test_relatives_of_a_file(relations_index: Path, folder: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_merge_has_its_parents(relations_index: Path, folder: Path):
     answer = weightsearch.relatives(folder / "merge.safetensors", relations_index)
     parents = {name(r.source): r for r in answer.relatives if r.comparison.relation is Kind.MERGE}
@@ -120,6 +122,7 @@ def test_strangers_have_no_relatives(relations_index: Path, networks: Networks):
     assert answer.unseen
 
 
+@pytest.mark.slow
 def test_without_its_files_an_index_says_what_signatures_tell(
     relations_index: Path, networks: Networks, tmp_path: Path
 ):
@@ -136,6 +139,7 @@ def test_without_its_files_an_index_says_what_signatures_tell(
     assert not best["base.safetensors"].opened
 
 
+@pytest.mark.slow
 def test_lineage(relations_index: Path):
     graph = weightsearch.lineage(relations_index)
     names = [name(node.source) for node in graph.nodes]
@@ -158,6 +162,7 @@ def test_lineage(relations_index: Path):
     json.dumps([graph.to_dict(), bom])
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_is_valid_cyclonedx(relations_index: Path):
     import jsonschema
     from referencing import Registry, Resource
@@ -195,6 +200,7 @@ def test_merges_of_all_kinds(networks: Networks, derive: ModuleType):
         assert find_merge(child, [one, other], sign(child)) is None
 
 
+@pytest.mark.slow
 def test_a_query_of_many_signatures_is_quick(relations_index: Path, networks: Networks):
     """Candidates alone; the time of 100,000 is in the benchmark."""
     signatures = SignatureIndex(relations_index)

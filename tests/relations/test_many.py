@@ -46,6 +46,7 @@ def are_same(one: Signature, other: Signature) -> bool:
     return same_file or exact == other_exact or exact in other_rounded or other_exact in rounded
 
 
+@pytest.mark.slow
 def test_duplicates_are_those_of_a_look_at_every_pair(tmp_path: Path, rng: np.random.Generator):
     signatures = some_signatures(rng)
     expected = [{k} for k in range(len(signatures))]

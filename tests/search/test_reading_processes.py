@@ -117,6 +117,7 @@ def test_processes_that_are_killed_lose_nothing(many: Path, tmp_path: Path, monk
     assert held(tmp_path / "alone") == held(tmp_path / "shared")
 
 
+@pytest.mark.slow
 def test_few_files_are_read_by_this_process(many: Path, monkeypatch: pytest.MonkeyPatch):
     files = find_given([many]).files
     reader = RecordReader({}, Sources())

@@ -74,6 +74,7 @@ def test_file_module_state_dict_and_added_row_agree(index: Path):
     assert (again.id, again.distance) == (answers[0].id, pytest.approx(0, abs=1e-6))
 
 
+@pytest.mark.slow
 def test_a_rescaled_twin_of_an_added_network_finds_it_first(index: Path, tmp_path: Path):
     checkpoint = read_checkpoint(index / "examples" / "good.pt")
     activation = Activation(checkpoint.metadata["recipe"]["activation"])

@@ -117,6 +117,7 @@ def test_a_fit_beats_the_mean_on_its_training_runs_and_repeats_by_seed(zoo: Zoo,
     assert fit(zoo, split, config, settings, seed=2).validation != first.validation
 
 
+@pytest.mark.slow
 def test_the_normalisation_sees_the_training_part_only(zoo: Zoo):
     split = make_split(zoo.table())
     train = torch.from_numpy(zoo.weights(split.train))

@@ -49,6 +49,7 @@ def refusal(zoo: Zoo, tmp_path: Path, **options: object) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_users_column_is_a_target(tmp_path: Path):
     zoo = make_zoo(tmp_path / "zoo", unknown=3)
     values = target_values(zoo.table(), Target("f1", lower_is_better=True))
@@ -73,6 +74,7 @@ def test_zoos_that_teach_nothing_are_one_line(tmp_path: Path, options: dict[str,
     assert says in refusal(make_zoo(tmp_path / "zoo", **options), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_zoo_without_the_target_names_those_that_it_has(tmp_path: Path):
     zoo = make_zoo(tmp_path / "zoo", accuracy=0.5)
     assert refusal(zoo, tmp_path, target=Target("train_loss")).endswith("another --target among f1, test_accuracy")

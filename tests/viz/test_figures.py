@@ -62,6 +62,7 @@ def test_nearest_is_brute_force(metric: Metric):
     assert distances == pytest.approx(np.sort(expected, axis=1)[:, :6], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_pca_is_that_of_the_singular_vectors():
     vectors = np.random.default_rng(2).normal(size=(40, 6)) * [5, 3, 1, 1, 1, 1]
     points = project(vectors, Projection.PCA, Metric.L2)
@@ -104,6 +105,7 @@ def test_few_networks_have_a_picture_too():
         assert np.isfinite(project(vectors, Projection.UMAP, Metric.COSINE)).all()
 
 
+@pytest.mark.slow
 def test_a_sample_is_seeded_and_said(source: Source):
     total = len(source.values)
     whole = source.sample(None, total, 0)
@@ -118,6 +120,7 @@ def test_a_sample_is_seeded_and_said(source: Source):
     assert "of held-out runs" in held_out.label
 
 
+@pytest.mark.slow
 def test_similarity_is_the_sorted_cosine_matrix_with_its_block_means(source: Source):
     figure = figures.similarity([source], Options(part=Part.ALL), lambda _: None)
     order = np.argsort(-source.values, kind="stable")
@@ -135,6 +138,7 @@ def test_similarity_is_the_sorted_cosine_matrix_with_its_block_means(source: Sou
     assert f"digits v1: {len(order)} networks in all, good ≥ {good:.2f}, bad ≤ {bad:.2f}" in written
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_through_the_picture(source: Source, trained: TrainSummary):
     run = str(source.columns["run"][0])
     options = Options(projection=Projection.PCA, run=run.rpartition("/")[2])
@@ -212,6 +216,7 @@ def test_a_network_of_another_architecture_is_one_line(source: Source, tmp_path:
         figures.embedding([source], Options(networks=(tmp_path / "other.pt",)), lambda _: None)
 
 
+@pytest.mark.slow
 def test_distribution_counts_every_network(source: Source):
     figure = figures.distribution([source], Options(), lambda _: None)
     bars = figure.axes[0].patches

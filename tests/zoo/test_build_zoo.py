@@ -109,7 +109,9 @@ def test_extending_equals_building_at_once_and_again_does_nothing(built, tiny, t
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EVERYTHING, reason="compiling takes ten seconds; where the cache is new, the test above says it")
+@pytest.mark.skipif(
+    not EVERYTHING, reason="compiling takes ten seconds; where the cache is new, the test above says it"
+)
 def test_the_first_build_on_a_machine_compiles_and_has_the_bits_of_later_ones(built, tmp_path, tiny, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     build_zoo(out=tmp_path / "zoo", runs=5, seed=3, recipes=tiny, quiet=True, workers=1)

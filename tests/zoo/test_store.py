@@ -97,6 +97,7 @@ def test_round_trip(tmp_path, rng, dtype):
     assert np.load(part_path(zoo.path, 2)).dtype == dtype  # plain arrays for anybody
 
 
+@pytest.mark.slow
 def test_reading_does_not_load_the_part(tmp_path):
     with open_writer(tmp_path / "zoo", INFO) as writer:
         rows = 200_000  # 33 MB
@@ -119,6 +120,7 @@ def test_reading_does_not_load_the_part(tmp_path):
     assert peak < 1e6
 
 
+@pytest.mark.slow
 def test_failed_runs_and_empty_parts(tmp_path):
     with open_writer(tmp_path / "zoo", INFO) as writer:
         reason = "weights or loss not finite by epoch 0"
@@ -312,6 +314,7 @@ def publish_with_extras(path, rng):
         writer.publish(7, temporary, runs, rows)
 
 
+@pytest.mark.slow
 def test_users_columns_names_and_sources_come_back(tmp_path, rng):
     publish_with_extras(tmp_path / "zoo", rng)
     table = Zoo.open(tmp_path / "zoo").table()
@@ -359,6 +362,7 @@ def test_mixed_architectures_are_one_line(zoo_path, rng):
         Zoo.open(zoo_path).weights(slice(None))
 
 
+@pytest.mark.slow
 def test_a_database_that_is_a_link_is_not_followed(zoo_path, tmp_path):
     (zoo_path / "zoo.duckdb").rename(tmp_path / "aim.duckdb")
     (zoo_path / "zoo.duckdb").symlink_to(tmp_path / "aim.duckdb")

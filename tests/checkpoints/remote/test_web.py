@@ -127,6 +127,7 @@ def error_of(url: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_folders_page_is_its_listing_and_links_elsewhere_are_not_followed(web: str):
     Handler.files["/sweep/run-2/last.pt"] = GOOD.read_bytes()
     Handler.files["/other/model.pt"] = GOOD.read_bytes()
