@@ -1,10 +1,11 @@
 """What an index predicts of networks that another trainer made, and how often its intervals hold the truth.
 
-    python benchmarks/shift.py [--zoos runs/zoos] [--seeds 5]
+    python benchmarks/shift.py [--zoos runs/zoos] [--indexes runs/shift] [--seeds 5]
 
 Builds 300 runs of V1 on USPS, and 60 runs of each of four other trainers: images standardised by mean and deviation,
 uniform initialisers, batches of 64 with momentum, and all of these together; goes on with what is there. Then trains an
-index by `invariant` of the first zoo for each seed of the split, and asks it about the others. Writes
+index by `invariant` of the first zoo for each seed of the split, or takes the one that is there, calibrates its
+interval, with a width for each third of accuracies and with one width for all, and asks it about the others. Writes
 benchmarks/results/shift.json.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from weightsearch import build_zoo, train
 from weightsearch.encoders import load_encoder
 from weightsearch.metrics import score
 from weightsearch.training.represent import represent_zoo
-from weightsearch.uncertainty.calibration import load_calibration
+from weightsearch.uncertainty.conformal import calibrate, thirds
 from weightsearch.zoo.store import Zoo
 
 ROOT = Path(__file__).parent.parent
@@ -52,16 +52,20 @@ def build(folder: Path) -> dict[str, Zoo]:
     return zoos
 
 
-def measure(zoos: dict[str, Zoo], seed: int) -> dict[str, dict[str, float]]:
+def measure(zoos: dict[str, Zoo], index: Path, seed: int) -> dict[str, dict[str, float]]:
     """An index of the first zoo, asked about its own test runs and about all runs of the others."""
     home, *_ = zoos.values()
-    with tempfile.TemporaryDirectory() as folder:
-        summary = train(home.path, Path(folder) / "index", method="invariant", examples=0, seed=seed)
-        directory = summary.index / home.architecture.fingerprint
-        encoder, calibration = load_encoder(directory), load_calibration(directory)
-        split = json.loads((directory / "encoder.json").read_text())["split"]
-    assert calibration is not None
-    assert calibration.interval is not None
+    if not index.exists():
+        train(home.path, index, method="invariant", examples=0, seed=seed)
+    directory = index / home.architecture.fingerprint
+    encoder, split = load_encoder(directory), json.loads((directory / "encoder.json").read_text())["split"]
+    table = home.table()
+    aside, learned = (np.flatnonzero(np.isin(table.run, split[part])) for part in ("calibration", "train"))
+    predicted = represent_zoo(home, encoder, aside, layers=False).predicted
+    of_thirds, of_all = (
+        calibrate(predicted, table.test_accuracy[aside], table.run[aside], edges=edges, seed=seed)
+        for edges in (thirds(table.test_accuracy[learned]), ())
+    )
     measured = {}
     for name, zoo in zoos.items():
         table = zoo.table()
@@ -69,33 +73,41 @@ def measure(zoos: dict[str, Zoo], seed: int) -> dict[str, dict[str, float]]:
         if zoo is home:
             asked &= np.isin(table.run, split["test"])
         positions = np.flatnonzero(asked)
-        truth, predicted = table.test_accuracy[positions], represent_zoo(zoo, encoder, positions).predicted
-        low, high = calibration.interval.interval(predicted)
-        inside, runs = (low <= truth) & (truth <= high), table.run[positions]
+        truth, runs = table.test_accuracy[positions], table.run[positions]
+        predicted = represent_zoo(zoo, encoder, positions, layers=False).predicted
         scores = asdict(score(predicted, truth))
         measured[name] = {
             "checkpoints": len(positions),
             "r2": scores["r2"],
             "tau": scores["tau"],
             "bias": float(np.mean(predicted - truth)),
-            "coverage": float(np.mean([inside[runs == run].mean() for run in np.unique(runs)])),
-            "width": float(np.mean(high - low)),
         }
+        for suffix, calibrated in (("", of_thirds), ("_of_one_width", of_all)):
+            low, high = calibrated.interval(predicted)
+            inside = (low <= truth) & (truth <= high)
+            measured[name] |= {
+                f"coverage{suffix}": float(np.mean([inside[runs == run].mean() for run in np.unique(runs)])),
+                f"width{suffix}": float(np.mean(high - low)),
+            }
     return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoos", type=Path, default=ROOT / "runs" / "zoos")
+    parser.add_argument("--indexes", type=Path, default=ROOT / "runs" / "shift")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     zoos = build(options.zoos)
-    by_seed = [measure(zoos, seed) for seed in range(options.seeds)]
+    options.indexes.mkdir(parents=True, exist_ok=True)
+    by_seed = [measure(zoos, options.indexes / f"seed-{seed}", seed) for seed in range(options.seeds)]
     result: dict[str, Any] = {"seeds": options.seeds, "trainers": {}}
     for name in zoos:
         values = {key: [seed[name][key] for seed in by_seed] for key in by_seed[0][name]}
         result["trainers"][name] = {key: round(float(np.mean(of_seeds)), 4) for key, of_seeds in values.items()}
-        result["trainers"][name]["coverages"] = [round(value, 3) for value in values["coverage"]]
+        for suffix in ("", "_of_one_width"):
+            coverages = [round(value, 3) for value in values[f"coverage{suffix}"]]
+            result["trainers"][name][f"coverages{suffix}"] = coverages
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from weightsearch.evaluation.scores import THIRDS
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -87,22 +89,26 @@ def evaluation() -> str:
             for name, seeds in sources.items()
         )
         lines = [f"{zoo}, {links}:", ""]
-        lines += [f"| method | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
+        lines += [f"| method | {' | '.join(columns.values())} | in thirds |", "|---|" + "---:|" * (len(columns) + 1)]
         for method in dict.fromkeys(method for method, metric in values if metric in columns):
             cells = [f"{values[method, m]:.3f}" if (method, m) in values else "–" for m in columns]
+            thirds = [values.get((method, f"interval.coverage@{third}")) for third in THIRDS]
+            cells.append(
+                ", ".join("–" if value is None else f"{value:.2f}" for value in thirds) if any(thirds) else "–"
+            )
             lines.append(f"| `{method}` | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
 PATCHES = "invariant, patches"
+WITH_PATCHES = {"evaluation", "evaluation-svhn-part-v1", "evaluation-v2"}  # what `invariant` probed with then
 
 
 def evaluated() -> dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]]:
     """Of each zoo: means over seeds by method and metric, and the seeds of each directory that they are from.
 
-    Directories `evaluation*` have all methods, `invariant` with the patches that it probed with then; later ones,
-    `again-*`, measure some methods anew.
+    Directories `evaluation*`, the oldest of them with patches in `invariant`; `again-*` measure some methods anew.
     """
     zoos: dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]] = {}
     first, again = (sorted(RESULTS.glob(f"{kind}*/evaluation.json")) for kind in ("evaluation", "again-"))
@@ -112,7 +118,7 @@ def evaluated() -> dict[str, tuple[dict[tuple[str, str], float], dict[str, int]]
         for zoo in dict.fromkeys(row["zoo"] for row in rows):
             values, sources = zoos.setdefault(zoo, ({}, {}))
             sources[path.parent.name] = content["settings"]["seeds"]
-            names = {} if path in again else {"invariant": PATCHES}
+            names = {"invariant": PATCHES} if path.parent.name in WITH_PATCHES else {}
             values |= {
                 (names.get(row["method"], row["method"]), row["metric"]): row["value"]
                 for row in rows
@@ -275,13 +281,13 @@ def shift() -> str:
     """Means over seeds; of coverage the least and the most, too."""
     result = json.loads((RESULTS / "shift.json").read_text())
     lines = [
-        "| trained with | R² | tau | too high by | 90 % interval holds | its width |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| trained with | R² | tau | too high by | 90 % interval holds | its width | one for all holds | its width |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["trainers"].items():
-        least, most = min(row["coverages"]), max(row["coverages"])
-        lines.append(
-            f"| {name} | {row['r2']:.3f} | {row['tau']:.3f} | {row['bias']:+.3f} "
-            f"| {row['coverage']:.0%} ({least:.0%} to {most:.0%}) | {row['width']:.2f} |"
-        )
+        cells = [name, f"{row['r2']:.3f}", f"{row['tau']:.3f}", f"{row['bias']:+.3f}"]
+        for suffix in ("", "_of_one_width"):
+            least, most = (end(row[f"coverages{suffix}"]) for end in (min, max))
+            cells += [f"{row[f'coverage{suffix}']:.0%} ({least:.0%} to {most:.0%})", f"{row[f'width{suffix}']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

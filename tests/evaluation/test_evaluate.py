@@ -22,6 +22,7 @@ from weightsearch.evaluation.retrieval import (
     with_noise,
 )
 from weightsearch.evaluation.scores import Judged, MetricRow, draws, forecast, interval, plain_forecasts, rows_of
+from weightsearch.uncertainty.conformal import calibrate
 from weightsearch.zoo.splits import make_split
 from weightsearch.zoo.store import Zoo
 from weightsearch.zoo.trainer.networks import CnnShape
@@ -211,12 +212,39 @@ def test_intervals_cover_nine_tenths_of_new_runs():
         run = np.repeat(np.arange(30), 3)
         predicted = generator.uniform(0.3, 0.7, 90)
         truth = predicted + generator.normal(size=30)[run] * 0.05
-        found = interval(predicted, truth, run, np.ones((1, 30)), seed)
+        found = interval(predicted, truth, run, np.ones((1, 30)), seed, [2.0, 3.0])  # all in one part
         coverage.append(found["interval.coverage"][0])
         width.append(found["interval.width"][0])
     assert np.mean(coverage) == pytest.approx(0.9, abs=0.02)
     assert np.mean(width) == pytest.approx(2 * 1.645 * 0.05, rel=0.15)
-    assert interval(predicted[:24], truth[:24], run[:24], np.ones((1, 8)), 0) == {}  # too few runs to calibrate
+    few = [values[:24] for values in (predicted, truth, run)]
+    assert interval(*few, np.ones((1, 8)), 0, [0.4, 0.6]) == {}  # too few runs to calibrate
+
+
+def test_intervals_of_each_third_are_those_of_its_checkpoints():
+    """Errors that one third has: its coverage is what a loop over splits, runs and checkpoints counts."""
+    generator = np.random.default_rng(3)
+    run = np.repeat(np.arange(19), 4)
+    truth = generator.uniform(0.3, 0.7, 76)
+    predicted = truth + np.where(truth > 0.55, 0.2, 0.02) * generator.normal(size=76)
+    weights = np.concatenate([np.ones((1, 19)), generator.integers(0, 3, (1, 19))])
+    edges = [0.4, 0.55]
+    scores = interval(predicted, truth, run, weights, 5, edges)
+    held: dict[tuple[int, str], list[bool]] = {}
+    for split in range(20):
+        aside = np.random.default_rng([5, split]).permutation(19)[:9]
+        mine = np.isin(run, aside)
+        calibrated = calibrate(predicted[mine], truth[mine], run[mine], edges=edges, seed=split)
+        for one in np.flatnonzero(~mine):
+            low, high = calibrated.interval(predicted[[one]])
+            name = "lowest" if truth[one] <= 0.4 else "middle" if truth[one] <= 0.55 else "highest"
+            held.setdefault((run[one], name), []).append(low[0] <= truth[one] <= high[0])
+    for name in ("lowest", "middle", "highest"):
+        shares = {one: np.mean(inside) for (one, third), inside in held.items() if third == name}
+        for row in range(2):
+            expected = np.average(list(shares.values()), weights=weights[row, list(shares)])
+            assert scores[f"interval.coverage@{name}"][row] == pytest.approx(expected)
+    assert scores["interval.coverage@lowest"][0] > scores["interval.coverage@highest"][0]
 
 
 def test_pooled_rows_are_the_mean_over_seeds_in_each_sample():

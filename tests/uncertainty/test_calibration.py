@@ -56,12 +56,24 @@ def test_nearest_distances_leave_out_the_own_run(metric: Metric):
 
 
 @pytest.mark.parametrize(
-    "interval", [None, Conformal(0.3, 0.9, 12), Conformal(0.3, 0.9, 12, low=-math.inf, high=math.inf)]
+    "interval",
+    [
+        None,
+        Conformal(0.3, 0.9, 12),
+        Conformal(0.3, 0.9, 12, low=-math.inf, high=math.inf),
+        Conformal(0.3, 0.9, 40, edges=(0.4, 0.8), widths=(0.5, 0.2, 0.1)),
+    ],
 )
 def test_calibration_is_plain_json(interval: Conformal | None):
     calibration = Calibration(interval, 0.9, 5, 0.25)
     text = json.dumps(calibration.to_dict(), allow_nan=False)
     assert Calibration.from_dict(json.loads(text)) == calibration
+
+
+def test_a_calibration_of_an_index_made_before_parts_had_widths_of_their_own():
+    values = Calibration(Conformal(0.3, 0.9, 12), 0.9, 5, 0.25).to_dict()
+    del values["interval"]["edges"], values["interval"]["widths"]
+    assert Calibration.from_dict(values).interval == Conformal(0.3, 0.9, 12)
 
 
 def test_an_index_keeps_its_calibration_beside_the_encoder(zoo: Zoo, trained: TrainSummary):
@@ -89,3 +101,19 @@ def test_an_interval_is_judged_on_test_runs_alone():
     assert found.found_runs == len(test_runs)
     right = 1 - len(test_runs[::2]) / len(test_runs)  # of which the interval holds about nine in ten
     assert 0.8 * right < found.found_coverage <= right
+    assert found.interval is not None
+    assert found.interval.edges == ()  # all are of one accuracy
+
+
+def test_an_interval_has_a_width_for_each_third_of_the_training_runs_accuracies():
+    runs = table(300)
+    split = make_split(runs).with_calibration(runs, seed=0)
+    truth = np.random.default_rng(1).uniform(size=len(runs))
+    embedding = np.random.default_rng(0).normal(size=(len(runs), 4)).astype(np.float32)
+    calibration = calibrate_encoder(
+        runs, split, embedding, np.clip(truth + 0.02, 0, 1), truth, split.train, metric=Metric.COSINE, target=Target(),
+        seed=0,
+    )  # fmt: skip
+    assert calibration.interval is not None
+    assert calibration.interval.edges == tuple(np.quantile(truth[split.train], [1 / 3, 2 / 3]))
+    assert len(calibration.interval.widths) == 3

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from weightsearch.uncertainty.conformal import Conformal, calibrate, conformal_quantile, one_per_run
+from weightsearch.uncertainty.conformal import Conformal, calibrate, conformal_quantile, one_per_run, thirds
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 10, 19, 20, 57])
@@ -57,6 +57,58 @@ def test_too_few_runs_promise_nothing_narrower_than_everything():
     assert (low == 0).all()
     assert (high == 1).all()
     assert calibrate(some, some, np.arange(8), coverage=0.8).width == 0
+
+
+@pytest.mark.slow
+def test_each_part_is_covered_as_promised():
+    """Errors ten times as large in the highest third: one width misses them, and is too wide for the others."""
+    generator = np.random.default_rng(0)
+    inside: dict[bool, list[tuple[float, bool]]] = {False: [], True: []}
+    for seed in range(600):
+        run = np.repeat(np.arange(40), 4)
+        truth = generator.uniform(0.2, 0.8, len(run))
+        predicted = truth + generator.normal(size=len(run)) * np.where(truth > 0.6, 0.05, 0.005)
+        old = run < 39
+        for own in (False, True):
+            edges = (0.4, 0.6) if own else ()
+            calibrated = calibrate(predicted[old], truth[old], run[old], edges=edges, seed=seed)
+            assert bool(calibrated.widths) == own
+            low, high = calibrated.interval(predicted[~old])
+            held = (low <= truth[~old]) & (truth[~old] <= high)
+            inside[own] += zip(truth[~old].tolist(), held.tolist(), strict=True)
+
+    def coverage(own: bool, least: float, most: float) -> float:
+        return float(np.mean([held for value, held in inside[own] if least < value <= most]))
+
+    # 30 or so runs have a checkpoint in a third, so that up to .93 is promised; more where two parts meet.
+    for least, most in ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8)):
+        assert 0.885 < coverage(True, least, most) < 0.96
+    assert coverage(False, 0.6, 0.8) < 0.8
+    assert coverage(False, 0.2, 0.4) > 0.99
+
+
+def test_parts_have_widths_of_their_own_where_each_has_enough_runs():
+    truth = np.linspace(0.0, 1.0, 60)
+    predicted = np.clip(truth + 0.01, 0, 1)
+    runs = np.arange(60) % 20
+    calibrated = calibrate(predicted, truth, runs, edges=(0.3, 0.7))
+    assert len(calibrated.widths) == 3
+    assert calibrated.runs == 20
+    assert calibrate(predicted, truth, runs, edges=(0.05, 0.7)).widths == ()  # three checkpoints in the lowest part
+    assert calibrate(predicted, truth, runs, edges=(0.05, 0.7)) == calibrate(predicted, truth, runs)
+
+
+def test_the_interval_holds_what_each_part_reaches():
+    calibrated = Conformal(9.0, 0.9, 40, -math.inf, math.inf, edges=(0.0, 10.0), widths=(3.0, 1.0, 2.0))
+    low, high = calibrated.interval(np.array([5.0, 2.0, 9.5, -20.0]))
+    np.testing.assert_allclose(low, [4.0, -1.0, 8.5, -23.0])  # 2 reaches 3 below into the part below 0
+    np.testing.assert_allclose(high, [6.0, 3.0, 11.5, -17.0])  # 9.5 reaches 2 above into the part above 10
+
+
+def test_thirds_that_fall_together_have_one_edge():
+    assert thirds(np.arange(10.0)) == (3.0, 6.0)
+    assert thirds(np.array([0.1, 0.1, 0.1, 0.1, 0.9])) == (0.1,)
+    assert thirds(np.ones(5)) == ()
 
 
 def test_other_targets_have_one_width_and_no_ends():

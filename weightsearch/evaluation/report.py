@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from weightsearch.evaluation.scores import MetricRow
+from weightsearch.evaluation.scores import THIRDS, MetricRow
 from weightsearch.text_table import Table
 
 if TYPE_CHECKING:
@@ -94,8 +94,13 @@ SECTIONS = (
     ),
     Section(
         "Interval",
-        "Of the 90 % interval around the predicted accuracy: how often it holds the truth, and how wide it is.",
-        {"interval.coverage": "coverage", "interval.width": "width"},
+        "Of the 90 % interval around the predicted accuracy: how often it holds the truth, and how wide it is; and how "
+        "often it holds the truth among networks of each third of the index's true accuracies.",
+        {
+            "interval.coverage": "coverage",
+            "interval.width": "width",
+            **{f"interval.coverage@{third}": f"{third} third" for third in THIRDS},
+        },
     ),
     Section(
         "Cost",

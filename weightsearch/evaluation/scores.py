@@ -13,6 +13,7 @@ from weightsearch.uncertainty.conformal import COVERAGE, calibrate
 SAMPLES = 1000  # bootstrap samples
 INTERVAL_SPLITS = 20
 KS = (1, 5, 10)
+THIRDS = ("lowest", "middle", "highest")
 
 Draws = dict[str, np.ndarray]  # metric -> (1 + SAMPLES,): the value, then that of each bootstrap sample
 
@@ -97,7 +98,8 @@ def draws(arrays: Mapping[str, np.ndarray], judged: Judged, indexed: np.ndarray,
     scores: Draws = {}
     if np.isfinite(arrays["predicted"]).all():
         scores |= prediction(arrays["predicted"], truth, run, weights, "prediction")
-        scores |= interval(arrays["predicted"], truth, run, weights, seed)
+        edges = np.quantile(judged.accuracy[indexed], [1 / 3, 2 / 3]).tolist()
+        scores |= interval(arrays["predicted"], truth, run, weights, seed, edges)
     if "neighbours" in arrays:
         scores |= neighbours(arrays, judged, indexed, run, weights)
         scores |= separation(arrays, judged, indexed, run, weights)
@@ -185,36 +187,41 @@ def plain_forecasts(judged: Judged, queries: np.ndarray) -> dict[str, Draws]:
     }
 
 
-def interval(predicted: np.ndarray, truth: np.ndarray, run: np.ndarray, weights: np.ndarray, seed: int) -> Draws:
+def interval(
+    predicted: np.ndarray, truth: np.ndarray, run: np.ndarray, weights: np.ndarray, seed: int, edges: Sequence[float]
+) -> Draws:
     """Coverage and width of the conformal interval, the test runs halved into calibration and judged runs 20 times.
 
     The number of calibration runs is the one nearest to half with which the promise is exactly `COVERAGE`. All
-    checkpoints of a judged run count, each run as one: the mean over which of them is drawn.
+    checkpoints of a judged run count, each run as one: the mean over which of them is drawn. Coverage is told of all
+    networks, and of those of each third of the index's true accuracies, which meet at the two `edges`.
     """
     runs = weights.shape[1]
     exact = np.arange(9, runs, 10)  # (n + 1) * 0.9 is whole
     if not len(exact):
         return {}
     count = int(exact[np.argmin(np.abs(exact - runs / 2))])
-    inside, width, times = np.zeros((3, runs))
+    times, inside, width = np.zeros((3, len(run)))  # how often each checkpoint was judged, inside; its widths' sum
     for split in range(INTERVAL_SPLITS):
         calibration = np.isin(run, np.random.default_rng([seed, split]).permutation(runs)[:count])
         calibrated = calibrate(
-            predicted[calibration], truth[calibration], run[calibration], coverage=COVERAGE, seed=split
+            predicted[calibration], truth[calibration], run[calibration], coverage=COVERAGE, edges=edges, seed=split
         )
-        low, high = calibrated.interval(predicted[~calibration])
-        of, value = run[~calibration], truth[~calibration]
-        size = np.bincount(of, minlength=runs)
-        there = size > 0
-        inside[there] += (np.bincount(of, (low <= value) & (value <= high), runs) / np.maximum(size, 1))[there]
-        width[there] += (np.bincount(of, high - low, runs) / np.maximum(size, 1))[there]
-        times += there
-    judged = np.maximum(times, 1)
-    every = np.arange(runs)
-    return {
-        "interval.coverage": mean(np.where(times > 0, inside / judged, np.nan), every, weights),
-        "interval.width": mean(np.where(times > 0, width / judged, np.nan), every, weights),
-    }
+        low, high = calibrated.interval(predicted)
+        times += ~calibration
+        inside += ~calibration & (low <= truth) & (truth <= high)
+        width += np.where(calibration, 0, high - low)
+    third = np.searchsorted(edges, truth)
+    groups = {"": np.full(len(truth), True), **{f"@{name}": third == i for i, name in enumerate(THIRDS)}}
+    scores: Draws = {}
+    for name, members in groups.items():
+        judged = members & (times > 0)
+        for metric, total in (("coverage", inside), ("width", width)):
+            sums = np.bincount(run[judged], total[judged] / times[judged], runs)
+            size = np.bincount(run[judged], minlength=runs)
+            of_runs = np.where(size > 0, sums / np.maximum(size, 1), np.nan)
+            scores[f"interval.{metric}{name}"] = mean(of_runs, np.arange(runs), weights)
+    return scores
 
 
 def mean_of_neighbours(neighbours: np.ndarray, values: np.ndarray) -> np.ndarray:

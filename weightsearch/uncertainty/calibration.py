@@ -16,7 +16,7 @@ import numpy as np
 
 from weightsearch.distance import pairwise, prepare, smallest_distances
 from weightsearch.types import Metric, SplitBy, Target
-from weightsearch.uncertainty.conformal import Conformal, calibrate
+from weightsearch.uncertainty.conformal import Conformal, calibrate, thirds
 from weightsearch.uncertainty.novelty import NEAREST, Familiar, far
 
 if TYPE_CHECKING:  # a query reads calibrations, and has no use for zoos
@@ -43,8 +43,8 @@ class Calibration:
         """JSON has no infinity: null stands for it."""
         values = asdict(self)
         if values["interval"]:
-            ends = {end: value if math.isfinite(value) else None for end, value in values["interval"].items()}
-            values["interval"] = ends
+            for end in ("low", "high"):
+                values["interval"][end] = value if math.isfinite(value := values["interval"][end]) else None
         return values
 
     @classmethod
@@ -55,6 +55,8 @@ class Calibration:
             values["interval"]["runs"],
             low=_or(values["interval"]["low"], -math.inf),
             high=_or(values["interval"]["high"], math.inf),
+            edges=tuple(values["interval"].get("edges", ())),  # an index made before has one width
+            widths=tuple(values["interval"].get("widths", ())),
         )
         return cls(**{**values, "interval": interval})
 
@@ -88,7 +90,8 @@ def calibrate_encoder(
     part = split.calibration
     interval, coverage, judged = None, None, units[split.test]
     if len(part):
-        calibrated = calibrate(predicted[part], truth[part], units[part], low=low, high=high, seed=seed)
+        edges = thirds(truth[split.train])
+        calibrated = calibrate(predicted[part], truth[part], units[part], low=low, high=high, edges=edges, seed=seed)
         interval = calibrated if math.isfinite(calibrated.width) else None
     if interval is not None:
         lower, upper = interval.interval(predicted[split.test])

@@ -4,12 +4,18 @@ Split conformal prediction (Papadopoulos et al. 2002; Lei et al. 2018, https://a
 the interval is as wide as the errors on calibration runs, which serve nothing else. Checkpoints of one run are
 near-copies of each other, so one checkpoint of each run is drawn: those, and a new run's checkpoint, are exchangeable,
 and that is all the promise rests on. It is one on average over runs, not for a run of a certain kind.
+
+Where each of several parts of what can be true has enough runs, each has a width of its own, and the promise is kept in
+each (label-conditional, or Mondrian, conformal prediction; Vovk et al. 2005, "Algorithmic Learning in a Random World",
+section 4.5): a value lies inside if it does by the width of its part. The ends of all that do are the interval, so that
+it can be a little wider than promised where parts meet.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,12 +32,26 @@ class Conformal:
     runs: int
     low: float = 0.0
     high: float = 1.0
+    edges: tuple[float, ...] = ()  # where the parts meet that have widths of their own, ascending
+    widths: tuple[float, ...] = ()  # one more than `edges`; of one width alone, none
 
     def interval(self, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends `(n,)` around `predicted (n,)`, within [low, high]."""
-        predicted = np.asarray(predicted, np.float64)
-        half = self.width * _scale(predicted, self.low, self.high)
-        return np.clip(predicted - half, self.low, self.high), np.clip(predicted + half, self.low, self.high)
+        """Lower and upper ends `(n,)` around `predicted (n,)`, within [low, high].
+
+        Example:
+            >>> Conformal(0.5, 0.9, 30, edges=(0.5,), widths=(1.0, 0.1)).interval(np.array([0.6]))
+            (array([0.16]), array([0.644]))
+        """
+        predicted = np.clip(np.asarray(predicted, np.float64), self.low, self.high)
+        scale = _scale(predicted, self.low, self.high)
+        ends = (self.low, *self.edges, self.high)
+        lower, upper = np.full_like(predicted, np.inf), np.full_like(predicted, -np.inf)
+        for width, least, most in zip(self.widths or (self.width,), ends[:-1], ends[1:], strict=True):
+            bottom, top = np.maximum(predicted - width * scale, least), np.minimum(predicted + width * scale, most)
+            reached = bottom <= top
+            lower = np.where(reached, np.minimum(lower, bottom), lower)
+            upper = np.where(reached, np.maximum(upper, top), upper)
+        return lower, upper
 
 
 def calibrate(
@@ -42,6 +62,7 @@ def calibrate(
     coverage: float = COVERAGE,
     low: float = 0.0,
     high: float = 1.0,
+    edges: Sequence[float] = (),
     seed: int = 0,
 ) -> Conformal:
     """The width at which a new run's checkpoint lies inside with probability `coverage` or a little more.
@@ -50,11 +71,27 @@ def calibrate(
         predicted, truth: `(n,)` of checkpoints of calibration runs, which neither trained nor chose the encoder.
         runs: `(n,)` which run each is of; one checkpoint of each is drawn by `seed`.
         low, high: the ends of what can be true: 0 and 1 for accuracies, -inf and inf for a loss.
+        edges: ascending, where parts of the truth meet, from other runs (see `thirds`). If every part has enough runs,
+            each gets its own width; one checkpoint of each run is drawn in each part.
     """
-    drawn = one_per_run(runs, np.random.default_rng(seed))
-    predicted, truth = np.asarray(predicted, np.float64)[drawn], np.asarray(truth, np.float64)[drawn]
+    predicted, truth, runs = np.asarray(predicted, np.float64), np.asarray(truth, np.float64), np.asarray(runs)
     errors = np.abs(truth - predicted) / _scale(predicted, low, high)
-    return Conformal(conformal_quantile(errors, coverage), coverage, len(drawn), low, high)
+
+    def width(members: np.ndarray) -> float:
+        drawn = members[one_per_run(runs[members], np.random.default_rng(seed))]
+        return conformal_quantile(errors[drawn], coverage)
+
+    part = np.searchsorted(edges, truth)
+    widths = tuple(width(np.flatnonzero(part == one)) for one in range(len(edges) + 1))
+    own = bool(edges) and bool(np.isfinite(widths).all())
+    everything = Conformal(width(np.arange(len(truth))), coverage, len(np.unique(runs)), low, high)
+    return replace(everything, edges=tuple(edges), widths=widths) if own else everything
+
+
+def thirds(values: np.ndarray) -> tuple[float, ...]:
+    """Where the thirds of `values (n,)` meet; of thirds that fall together, one edge."""
+    edges = np.unique(np.quantile(values, [1 / 3, 2 / 3]))
+    return tuple(edges[edges < np.max(values)].tolist())
 
 
 def conformal_quantile(errors: np.ndarray, coverage: float) -> float:
