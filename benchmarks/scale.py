@@ -7,7 +7,8 @@
 Vectors are 64 wide and made like checkpoints' embeddings (see benchmarks/search.py), and filters let 10 %, 1 % and
 0.1 % of the rows pass. Queries are of runs that nothing holds; other ones choose the peers' parameters. Each system
 answers in a process of its own. LanceDB and usearch come from another environment: --peers VENV/bin/python with
-`pip install lancedb usearch`. Writes benchmarks/results/scale.json.
+`pip install lancedb usearch`. What takes longer to be made than --hours is given up, and the result says so. Writes
+benchmarks/results/scale.json.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 SIZES = (100_000, 1_000_000, 10_000_000)
 SYSTEMS = ("index", "faiss", "lancedb", "usearch")
-LIMITS = {"usearch": 1_000_000}  # its graph of ten million takes hours to make on two cores
+MAKING_HOURS = 6.0  # for one system of one size
 WIDTH, TRUE_WIDTH, EPOCHS, K = 64, 24, 20, 10
 SHARES = (1.0, 0.1, 0.01, 0.001)  # of the rows that pass the filter
 PART = 200_000
@@ -293,9 +294,26 @@ def disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def child(python: str, *arguments: str) -> Any:
+def child(python: str, *arguments: str, seconds: float | None = None) -> Any:
+    """What a process of its own prints last; raises subprocess.TimeoutExpired, and ends it, after so many seconds."""
     command = [python, __file__, *arguments]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=seconds)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def make_anew(python: str, directory: Path, system: str, size: int, hours: float) -> dict[str, Any]:
+    """Makes a system's files in place of older ones; {"unfinished_seconds": ...} where that took too long."""
+    made = directory / system
+    remove(made)
+    try:
+        return child(python, "--child", "make", str(directory), system, str(size), seconds=3600 * hours)
+    except subprocess.TimeoutExpired:
+        remove(made)
+        return {"unfinished_seconds": 3600 * hours}
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def hundred_million(result: dict[str, Any]) -> dict[str, Any]:
@@ -329,13 +347,18 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", default=SYSTEMS, choices=SYSTEMS)
     parser.add_argument("--peers", default=sys.executable, help="the Python that has lancedb and usearch")
     parser.add_argument("--only-timings", action="store_true", help="make nothing; ask what is kept")
+    parser.add_argument("--hours", type=float, default=MAKING_HOURS, help="that making one system may take")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         task, directory, system, size = arguments.child
         directory = Path(directory)
-        print(json.dumps(MAKE[system](directory, int(size)) if task == "make" else answer(directory, system)))
+        if task == "make":
+            outcome = MAKE[system](directory, int(size)) | {"build_cpu_seconds": time.process_time()}
+        else:
+            outcome = answer(directory, system)
+        print(json.dumps(outcome))
         return
     result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"sizes": {}}
     result["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
@@ -348,14 +371,13 @@ def main() -> None:
         entry = result["sizes"].setdefault(str(size), {"systems": {}})
         entry["load"] = [round(os.getloadavg()[0], 1)]
         for system in arguments.systems:
-            if size > LIMITS.get(system, size):
-                continue
             python = arguments.peers if system in TUNED else sys.executable
             made = directory / system
             ours = entry["systems"].setdefault(system, {})
             if not arguments.only_timings:
-                shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
-                ours |= child(python, "--child", "make", str(directory), system, str(size))
+                ours.clear()
+                ours |= make_anew(python, directory, system, size, arguments.hours)
+                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
             if not made.exists():
                 continue
             ours["disk_bytes"] = disk(made)

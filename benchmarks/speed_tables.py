@@ -55,11 +55,23 @@ def systems(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
     """Of each size and store of `scale.py`: cells of rows, store and recalls, of memory and disk, and all else."""
     for size, measured in result["sizes"].items():
         for system, one in measured["systems"].items():
+            if "filters" not in one:  # not made in time, which `given_up` tells
+                continue
             memory = one["memory_mib"]
             recalls = ", ".join(f"{share['recall']:.3f}" for share in one["filters"].values())
             own, mapped = (memory["after"][name] - memory["before"][name] for name in ("own", "with mapped files"))
             room = f"{own / 1024:.2f}, {mapped / 1024:.2f} GiB | {one['disk_bytes'] / 2**30:.2f} GiB"
             yield f"{int(size):,} | {SYSTEMS[system]} | {recalls}", room, one
+
+
+def given_up(result: dict[str, Any]) -> str:
+    """A sentence for each store that was not made in the time that it had."""
+    return "".join(
+        f" {SYSTEMS[system]} was not made of {int(size):,} rows in {one['unfinished_seconds'] / 3600:.3g} hours."
+        for size, measured in result["sizes"].items()
+        for system, one in measured["systems"].items()
+        if "unfinished_seconds" in one
+    )
 
 
 def scale() -> str:
@@ -80,6 +92,7 @@ def scale() -> str:
         )
     loads = [load for measured in result["sizes"].values() for load in measured["load"]]
     lines += ["", f"Load averages of the {result['machine']['cores']} cores meanwhile: {min(loads)} to {max(loads)}."]
+    lines[-1] += given_up(result)
     if "hundred_million" in result:
         more = result["hundred_million"]
         lines[-1] += (
@@ -103,7 +116,8 @@ def scale_peers() -> str:
         filters = one["filters"]
         busy = ", ".join(f"{filters[share]['cpu_p50_ms']:.3g}" for share in filters)
         lines.append(f"| {start} | {busy} ms | {room} |")
-    return "\n".join(lines)
+    gaps = given_up(result)
+    return "\n".join([*lines, "", gaps.strip()] if gaps else lines)
 
 
 def sketches() -> str:
