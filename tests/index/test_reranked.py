@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from weightsearch.index import (
     update_rows,
 )
 from weightsearch.index.doctor import State, doctor
-from weightsearch.types import Metric, Selection
+from weightsearch.types import Metric, Selection, Target
 
 WIDTH = 16
 
@@ -192,6 +193,54 @@ def test_columns_are_read_from_their_file_only_where_that_is_as_the_database_and
 
 
 @pytest.mark.slow
+def test_only_the_columns_and_rows_that_change_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, rows = tmp_path / "index", runs_of_checkpoints(2_000)
+    rows.test_accuracy[5] = np.nan
+    create_index(path, DENSE, rows, write_extras=write_encoder_files)
+    every, conditions = {".numbers", ".values", ".datasets", ".runs"}, []
+    everything = database.columns
+    monkeypatch.setattr(database, "columns", lambda *args: conditions.append(args[3:]) or everything(*args))
+
+    def files() -> dict[str, int]:
+        columns = [file for file in (path / FINGERPRINT).glob("columns-*") if file.suffix in every]
+        return {file.suffix: file.stat().st_ino for file in columns}
+
+    def written(change: Callable[[], object]) -> set[str]:
+        """Which columns' files are others after a change, whose rows alone were read from the database."""
+        before = files()
+        change()
+        assert all(condition for condition in conditions)
+        after = files()
+        assert after.keys() == every
+        values, held = IndexStore.open(path).accuracies(FINGERPRINT), np.isin(rows.id, sorted(gone), invert=True)
+        np.testing.assert_array_equal(values, rows.test_accuracy[held])
+        assert all(condition for condition in conditions)
+        return {name for name in after if after[name] != before[name]}
+
+    gone: set[str] = set()
+    rows.test_accuracy[[7, 1_999]] = 0.125, np.nan
+    values = {rows.id[7]: {"test_accuracy": 0.125}, rows.id[1_999]: {"test_accuracy": None}}
+    assert written(lambda: update_rows(path, values)) == {".values"}
+    assert written(lambda: update_rows(path, {rows.id[7]: {"note": "again"}})) == set()
+    assert written(lambda: update_rows(path, {rows.id[3]: {"run": "mine"}})) == {".runs"}
+    assert IndexStore.open(path).only_dataset(FINGERPRINT) == rows.dataset
+    assert written(lambda: update_rows(path, {rows.id[0]: {"dataset": "svhn"}})) == {".datasets"}
+    assert IndexStore.open(path).only_dataset(FINGERPRINT) is None
+    assert written(lambda: update_rows(path, {rows.id[0]: {"dataset": rows.dataset}})) == {".datasets"}
+    assert IndexStore.open(path).only_dataset(FINGERPRINT) == rows.dataset
+    gone |= {rows.id[5], rows.id[1_000]}
+    assert written(lambda: remove_rows(path, ids=sorted(gone))) == every
+    assert IndexStore.open(path).only_dataset(FINGERPRINT) == rows.dataset
+    runs = IndexStore.open(path).columns(FINGERPRINT).runs
+    with IndexStore.open(path).connection() as connection:
+        np.testing.assert_array_equal(runs, everything(connection, FINGERPRINT, Target()).runs)
+    add_rows(path, FINGERPRINT, runs_of_checkpoints(10, 30_000))  # appended to files of several generations
+    assert all(condition for condition in conditions)
+    assert len(IndexStore.open(path).accuracies(FINGERPRINT)) == 2_008
+    assert {finding.state for finding in doctor(path)} == {State.OK}
+
+
+@pytest.mark.slow
 def test_rows_that_are_added_are_appended_to_the_files_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, rows = tmp_path / "index", runs_of_checkpoints(2_000)
     create_index(path, DENSE, rows, write_extras=write_encoder_files)
@@ -207,7 +256,7 @@ def test_rows_that_are_added_are_appended_to_the_files_of_columns(tmp_path: Path
     opened = IndexStore.open(path)
     assert opened.only_dataset(FINGERPRINT) is not None
     add_rows(path, FINGERPRINT, few)
-    assert reads == [(1_999,)]  # no other row was read
+    assert reads == [("number > 1999",)]  # no other row was read
     after = files()
     for part in (".numbers", ".values", ".datasets", ".runs"):
         assert after[part][: len(before[part])] == before[part]

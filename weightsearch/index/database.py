@@ -131,22 +131,23 @@ class Columns:
     table: str  # the rows as SQL
     is_sound: str  # as `checks.row_sql` says of a row's columns
     only_dataset: str | None  # of all rows; None where they are of several, or of none that is known
+    saved: bool = False  # whether they are from files beside the vectors
 
     def __len__(self) -> int:
         return len(self.numbers)
 
 
 def columns(
-    connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target, after: int | None = None
+    connection: duckdb.DuckDBPyConnection, fingerprint: str, target: Target, condition: str | None = None
 ) -> Columns:
-    """Of all rows of an architecture, or of those behind number `after`."""
-    behind = "" if after is None else f" AND number > {int(after)}"
+    """Of all rows of an architecture, or of those under a condition in SQL."""
     table = rows_sql(connection)
-    if after is None:
+    chosen = f"FROM {table} WHERE architecture = ?" + ("" if condition is None else f" AND {condition}")
+    if condition is None:
         checks.verify_target(connection, fingerprint, target)
     stored = connection.execute(
         f"SELECT number, coalesce({target_sql(target)}, 'NaN') AS value, hash(dataset) AS dataset, "
-        f"{checks.cell_sql('run')} AS run FROM {table} WHERE architecture = ?{behind}",
+        f"{checks.cell_sql('run')} AS run {chosen}",
         [fingerprint],
     ).fetchnumpy()
     numbers, values = np.asarray(stored["number"], np.int64), np.asarray(stored["value"], np.float64)
@@ -154,14 +155,14 @@ def columns(
     found = {"dataset": checks.digest(numbers, datasets), "run": checks.digest(numbers, runs)}
     if target.column in NUMBERS:
         found[target.column] = checks.digest(numbers, values)
-    if after is None:
+    if condition is None:
         checks.compare(connection, fingerprint, found)
     if not (numbers[1:] > numbers[:-1]).all():  # they mostly come sorted, and DuckDB's sorting takes long
         order = np.argsort(numbers)
         numbers, values, datasets, runs = numbers[order], values[order], datasets[order], runs[order]
     only = None
     if len(datasets) and (datasets == datasets[0]).all():
-        (only,) = first(connection, f"SELECT dataset FROM {table} WHERE architecture = ? LIMIT 1", [fingerprint])
+        (only,) = first(connection, f"SELECT dataset {chosen} LIMIT 1", [fingerprint])
     is_sound = checks.row_sql(connection, "shown_hash")
     return Columns(generation(connection), numbers, values, datasets, runs, table, is_sound, only)
 

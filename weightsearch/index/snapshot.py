@@ -1,15 +1,16 @@
 """What searches need of many rows, in files beside the vectors: an index of ten million opens without reading all.
 
-A file a column, which is appended to as rows are added, and `columns-G.json`, which says how much of them is the state
-as of generation `G`.
+A file a column, which is appended to as rows are added, and written anew where rows in it are changed or removed; and
+`columns-G.json`, which says how much of which files is the state as of generation `G`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -27,7 +28,6 @@ WORDS = 2  # of four bytes, as `paged` has them
 
 @dataclass(frozen=True)
 class _Snapshot:
-    started: int  # the generation that the files' names have
     only_dataset: str | None
     files: dict[str, PagedVectors]
 
@@ -37,23 +37,69 @@ class _Snapshot:
 
 def save(directory: Path, columns: Columns, target: Target) -> None:
     """Writes the columns as new files, then removes the older ones, which readers may still map."""
-    _write(directory, columns, target, columns.only_dataset, None)
+    _write(directory, columns, target, columns.only_dataset, {})
 
 
-def extend(directory: Path, generation: int, target: Target, fresh: Callable[[int], Columns]) -> None:
+def extend(directory: Path, generation: int, target: Target, fresh: Callable[[str], Columns]) -> None:
     """Appends the rows that were added since `generation`, after which nothing else was changed.
 
     Args:
-        fresh: called with the last number in the files of that generation, where these are sound: the rows behind it.
+        fresh: called, where the files of that generation are sound, with what is true in SQL of the rows behind theirs.
     """
     before = _open(directory, generation, target)
     if before is None:
         return
-    columns = fresh(int(before.part("numbers")[-1]))
+    columns = fresh(f"number > {int(before.part('numbers')[-1])}")
     if columns.generation == generation:
         return
     same = (columns.datasets == before.part("datasets")[0]).all()
-    _write(directory, columns, target, before.only_dataset if same else None, before)
+    _write(directory, columns, target, before.only_dataset if same else None, before.files)
+
+
+def patch(directory: Path, generation: int, target: Target, changed: np.ndarray, fresh: Callable[[], Columns]) -> None:
+    """Brings the rows with numbers `changed (m,)` up to date, which alone were changed or removed since `generation`.
+
+    Only the files of columns that differ are written.
+
+    Args:
+        fresh: called where the files of that generation are sound: those of the rows that are left.
+    """
+    before = _open(directory, generation, target)
+    if before is None:
+        return
+    numbers = before.part("numbers")
+    columns = fresh()
+    if columns.generation == generation:
+        return
+    left = np.ones(len(numbers), bool)
+    left[_positions(numbers, changed)] = False
+    at = _positions(numbers, columns.numbers)
+    left[at] = True
+    if not left.any():
+        return
+    now = {name: before.part(name).copy() for name in PARTS}
+    for name, part in now.items():
+        part[at] = getattr(columns, name)
+        now[name] = part[left]
+    was, only = before.part("datasets"), before.only_dataset
+    if not (now["datasets"] == now["datasets"][0]).all():
+        only = None
+    elif len(columns):
+        only = columns.only_dataset
+    elif only is None and not (was == was[0]).all():
+        return  # the name of the dataset that alone is left, only the database knows
+    unchanged = {
+        name: file for name, file in before.files.items()
+        if np.array_equal(now[name].view(np.int64), before.part(name).view(np.int64))  # bits: NaN differs from itself
+    }  # fmt: skip
+    appended: dict[str, Any] = {name: part[:0] if name in unchanged else part for name, part in now.items()}
+    _write(directory, replace(columns, **appended), target, only, unchanged)
+
+
+def _positions(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Of those `wanted (m,)` that are among ascending `numbers (n,)`."""
+    at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+    return at[numbers[at] == wanted]
 
 
 def load(directory: Path, generation: int, target: Target, connection: duckdb.DuckDBPyConnection) -> Columns | None:
@@ -63,7 +109,7 @@ def load(directory: Path, generation: int, target: Target, connection: duckdb.Du
         return None
     parts = {name: saved.part(name) for name in PARTS}
     table, is_sound = database.rows_sql(connection), checks.row_sql(connection, "shown_hash")
-    return Columns(generation, table=table, is_sound=is_sound, only_dataset=saved.only_dataset, **parts)
+    return Columns(generation, table=table, is_sound=is_sound, only_dataset=saved.only_dataset, saved=True, **parts)
 
 
 def leftovers(directory: Path) -> list[Path]:
@@ -90,26 +136,24 @@ def _open(directory: Path, generation: int, target: Target) -> _Snapshot | None:
         sound = {name: file for name, file in files.items() if file is not None}
         for file in sound.values():
             file.check()
-        return _Snapshot(info["started"], info["only_dataset"], sound) if len(sound) == len(PARTS) else None
+        return _Snapshot(info["only_dataset"], sound) if len(sound) == len(PARTS) else None
     except (*MISREAD, DamagedVectorsError):
         return None
 
 
 def _write(
-    directory: Path, columns: Columns, target: Target, only_dataset: str | None, before: _Snapshot | None
+    directory: Path, columns: Columns, target: Target, only_dataset: str | None, earlier_files: dict[str, PagedVectors]
 ) -> None:
-    started = columns.generation if before is None else before.started
+    """Appends the columns to their earlier files; those that have none get a new one."""
     parts = {}
     for name, kind in PARTS.items():
-        file, earlier = directory / f"columns-{started}.{name}", None if before is None else before.files[name]
+        earlier = earlier_files.get(name)
+        file = directory / f"columns-{columns.generation}.{name}" if earlier is None else earlier.path
         words = np.ascontiguousarray(getattr(columns, name), kind).view("<f4").reshape(-1, WORDS)
         rows = paged.append(file, 0 if earlier is None else len(earlier.matrix), [words])
         checksums = directory / f"columns-{columns.generation}.{name}-pages"
         parts[name] = paged.describe(file, rows, WORDS, checksums, earlier)
-    info = {
-        "target": target.column, "duckdb": duckdb.__version__, "only_dataset": only_dataset, "started": started,
-        "parts": parts,
-    }  # fmt: skip
+    info = {"target": target.column, "duckdb": duckdb.__version__, "only_dataset": only_dataset, "parts": parts}
     description = directory / f"columns-{columns.generation}.json"
     write_sealed(description, info)
     kept = {description.name, *(part[key] for part in parts.values() for key in ("file", "checksums"))}

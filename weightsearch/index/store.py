@@ -207,18 +207,18 @@ class IndexStore:
         return self.path / fingerprint
 
     def count(self, fingerprint: str) -> int:
-        return len(self._columns(fingerprint))
+        return len(self.columns(fingerprint))
 
     def numbers(self, fingerprint: str) -> np.ndarray:
         """The rows' numbers `(n,)` of one architecture, ascending."""
-        return self._columns(fingerprint).numbers
+        return self.columns(fingerprint).numbers
 
     def accuracies(self, fingerprint: str, dataset: str | None = None) -> np.ndarray:
         """Test accuracies `(n,)`, or the index's other target, of one architecture's rows; NaN where unknown.
 
         With `dataset` of the rows on that alone, `(m,)`.
         """
-        columns = self._columns(fingerprint)
+        columns = self.columns(fingerprint)
         return columns.values if dataset is None else columns.values[columns.datasets == self._hash(dataset)]
 
     def embeddings(self, fingerprint: str) -> np.ndarray:
@@ -301,15 +301,15 @@ class IndexStore:
         `good` and `bad` are values ("0.9") or quantiles ("q75": better than 75 % of the rows with a known value); by
         default the quartiles. NaN where no row has a known value.
         """
-        return thresholds_among(self.target, self._columns(fingerprint).values, good, bad)
+        return thresholds_among(self.target, self.columns(fingerprint).values, good, bad)
 
     def grades(self, fingerprint: str, good: str | None = None, bad: str | None = None) -> np.ndarray:
         """1 where good, -1 where bad, else 0, `(n,)`: each row among those of its own dataset."""
-        return self._grades(self._columns(fingerprint), good, bad)
+        return self._grades(self.columns(fingerprint), good, bad)
 
     def only_dataset(self, fingerprint: str) -> str | None:
         """The dataset of all rows of one architecture; None where they are of several, or of none that is known."""
-        return self._columns(fingerprint).only_dataset
+        return self.columns(fingerprint).only_dataset
 
     def search(
         self, fingerprint: str, vector: np.ndarray, k: int = 10, selection: Selection | None = None
@@ -395,7 +395,8 @@ class IndexStore:
             names = ", ".join(self.architectures)
             raise WeightsearchError(f"{self.path} holds no architecture {fingerprint}; it holds {names}")
 
-    def _columns(self, fingerprint: str) -> Columns:
+    def columns(self, fingerprint: str) -> Columns:
+        """What searches need of all rows of one architecture."""
         return self.asked(lambda: self._fresh_columns(fingerprint))
 
     def _fresh_columns(self, fingerprint: str) -> Columns:

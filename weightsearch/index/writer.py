@@ -117,7 +117,7 @@ def add_rows(
             for batch in _batches(np.arange(len(part)), BATCH if isinstance(rows, Rows) else BATCH_OF_MANY):
                 with writer.transaction() as connection:
                     added += database.insert(connection, fingerprint, part.take(batch))
-        extend_snapshots(writer, before)
+        follow_with_snapshots(writer, before)
         publish_if_stale(writer, fingerprint)
         with writer.database.open() as connection:
             return AddSummary(added, given - added, database.generation(connection))
@@ -142,6 +142,7 @@ def remove_rows(
     """
     with writing(path) as writer:
         with writer.database.open() as connection:  # read-only: a filter is the user's own SQL
+            before = database.generation(connection)
             numbers = _numbers(connection, IndexStore.open(path), ids, runs, where)
         for batch in _batches(numbers):
             with writer.transaction() as connection:
@@ -151,6 +152,7 @@ def remove_rows(
                     connection.execute("DELETE FROM ix.checkpoints WHERE number IN (SELECT number FROM gone)")
                 connection.unregister("gone")
                 connection.execute("UPDATE ix.state SET generation = generation + 1")
+        follow_with_snapshots(writer, before, numbers)
         for fingerprint in IndexStore.open(path).architectures:
             publish_if_stale(writer, fingerprint)
         return len(numbers)
@@ -214,9 +216,11 @@ def _update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]], *, 
             wanted = np.empty(len(checked), object)
             wanted[:] = list(checked)
             connection.register("wanted", {"id": wanted})
-            rows = connection.execute("SELECT id FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted)").fetchall()
+            query = "SELECT id, number FROM ix.checkpoints WHERE id IN (SELECT id FROM wanted)"
+            rows = connection.execute(query).fetchall()
             connection.unregister("wanted")
-        held = {id for (id,) in rows}
+            before = database.generation(connection)
+        held = {id for id, _ in rows}
         unknown = [id for id in checked if id not in held]
         if unknown and all_of_them:
             raise UsageError(f"{path} holds no checkpoint with id {unknown[0]} ({len(unknown):,} unknown)")
@@ -224,8 +228,10 @@ def _update_rows(path: str | Path, changes: Mapping[str, Mapping[str, Any]], *, 
         for batch in _batches(there):
             with writer.transaction() as connection:
                 _update(connection, {id: checked[id] for id in batch})
-        for fingerprint in read_manifest(writer.path)["architectures"]:
-            save_snapshot(writer, fingerprint)
+        follow_with_snapshots(writer, before, np.array([number for _, number in rows], np.int64))
+        index = IndexStore.open(path)
+        for fingerprint in index.architectures:
+            save_snapshot(index, fingerprint)
         return len(there)
 
 
@@ -349,7 +355,7 @@ def publish_if_stale(writer: Writer, fingerprint: str) -> None:
         if cache is None or vectors.behind(cache.numbers, numbers) > bound:
             publish(writer, fingerprint)
         else:
-            save_snapshot(writer, fingerprint)
+            save_snapshot(index, fingerprint)
     except OSError as error:  # the rows are on the disk, and readers do without this file
         log.warning(
             "the rows are saved, but not the file of vectors (%s): searches open slower until `weightsearch rebuild`",
@@ -357,23 +363,30 @@ def publish_if_stale(writer: Writer, fingerprint: str) -> None:
         )
 
 
-def save_snapshot(writer: Writer, fingerprint: str) -> None:
+def save_snapshot(index: IndexStore, fingerprint: str) -> None:
     """Writes the columns that searches need beside the vectors, where there are many rows, unless they are there."""
-    index, directory = IndexStore.open(writer.path), writer.path / fingerprint
-    if index.count(fingerprint) > vectors.EXACT_LIMIT:
-        with index.connection() as connection:
-            generation = database.generation(connection)
-            if snapshot.load(directory, generation, index.target, connection) is None:
-                snapshot.save(directory, database.columns(connection, fingerprint, index.target), index.target)
+    columns = index.columns(fingerprint)
+    if len(columns) > vectors.EXACT_LIMIT and not columns.saved:
+        snapshot.save(index.path / fingerprint, columns, index.target)
 
 
-def extend_snapshots(writer: Writer, generation: int) -> None:
-    """Appends to the files of columns, of every architecture, the rows that alone were added since `generation`."""
+def follow_with_snapshots(writer: Writer, generation: int, changed: np.ndarray | None = None) -> None:
+    """Brings the files of columns, of every architecture, up to date after a change since `generation`.
+
+    Alone the rows with numbers `changed (m,)` may have been changed or removed; where None, alone others been added.
+    """
     index = IndexStore.open(writer.path)
     for fingerprint in index.architectures:
         with contextlib.suppress(OSError), writer.database.open() as connection:  # readers do without these files
+            directory = writer.path / fingerprint
             fresh = partial(database.columns, connection, fingerprint, index.target)
-            snapshot.extend(writer.path / fingerprint, generation, index.target, fresh)
+            if changed is None:
+                snapshot.extend(directory, generation, index.target, fresh)
+            else:
+                connection.register("changed", {"number": changed})
+                fresh = partial(fresh, "number IN (SELECT number FROM changed)")
+                snapshot.patch(directory, generation, index.target, changed, fresh)
+                connection.unregister("changed")
 
 
 def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
@@ -403,7 +416,7 @@ def publish(writer: Writer, fingerprint: str, *, anew: bool = False) -> None:
     for older in directory.glob("vectors-*"):
         if older.stem not in needed or (older.suffix != ".float32" and older.stem != path.stem):
             older.unlink(missing_ok=True)
-    save_snapshot(writer, fingerprint)
+    save_snapshot(index, fingerprint)
 
 
 def _publish_reranked(
