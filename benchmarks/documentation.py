@@ -58,6 +58,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": truth_tables.accuracy,
     "zoos": truth_tables.zoos,
     "evaluation": truth_tables.evaluation,
+    "bars": truth_tables.bars,
     "peers": truth_tables.peers,
     "search": speed_tables.search,
     "scale": speed_tables.scale,

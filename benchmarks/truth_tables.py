@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from evaluate import BARS, cleared
+
 from weightsearch.evaluation.scores import THIRDS
 
 RESULTS = Path(__file__).parent / "results"
@@ -101,7 +103,34 @@ def evaluation() -> str:
     return "\n\n".join(parts)
 
 
+def bars() -> str:
+    """What `invariant` has to reach on zoos of 350 training runs or more, and where it does; see evaluate.py."""
+    columns = []
+    for zoo, name in LARGE.items():
+        rows = json.loads((RESULTS / name / "evaluation.json").read_text())["rows"]
+        columns.append(
+            {
+                (row["metric"], row["against"]): row
+                for row in rows
+                if (row["zoo"], row["method"], row["seed"], row["on"]) == (zoo, "invariant", None, None)
+            }
+        )
+    lines = [f"| `invariant` | bar | {' | '.join(LARGE)} |", f"|---|---|{'---|' * len(LARGE)}"]
+    for metric, against, kind, bar in BARS:
+        cells = []
+        for column in columns:
+            row = column[metric, against]
+            ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+            number = f"{row['value']:.0e}" if 0 < row["value"] < 1e-3 else f"{row['value']:.3f}"
+            cells.append(f"{number}{ends}{'' if cleared(row, kind, bar) else ', **missed**'}")
+        title = f"{metric}, minus that of `{against}`" if against else metric
+        wanted = "surely above 0" if kind == "low above" else f"{kind} {bar:g}"
+        lines.append(f"| {title} | {wanted} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PATCHES = "invariant, patches"
+LARGE = {"usps-v1-large": "evaluation-usps-v1-large", "svhn-part-v1": "again-svhn-part-v1"}
 WITH_PATCHES = {"evaluation", "evaluation-svhn-part-v1", "evaluation-v2"}  # what `invariant` probed with then
 
 
@@ -154,10 +183,13 @@ def how_true() -> str:
     }
     lines = [f"| zoo | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for zoo, (values, _) in evaluated().items():
-        cells = [
-            f"{values[column]:.3f}" if column in values else f"{values[PATCHES, column[1]]:.3f} (patches)"
-            for column in columns.values()
-        ]
+        cells = []
+        for method, metric in columns.values():
+            if (method, metric) in values:
+                cells.append(f"{values[method, metric]:.3f}")
+            else:
+                patches = method == "invariant" and values.get((PATCHES, metric))
+                cells.append(f"{patches:.3f} (patches)" if patches else "–")
         lines.append(f"| {zoo} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
