@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -149,6 +150,59 @@ def test_rotten_exact_vectors_are_noticed_at_their_first_use_and_taken_from_the_
     caplog.clear()
     assert agreement(IndexStore.open(path), rows) >= 0.99
     assert not caplog.records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flip", "zero", "exchange", "ids"])
+def test_rotten_lists_of_codes_are_noticed_when_they_are_first_searched_and_the_database_answers(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path, rows = tmp_path / "index", runs_of_checkpoints(4_000)
+    create_index(path, DENSE, rows, write_extras=write_encoder_files)
+    (file,) = (path / FINGERPRINT).glob("*.faiss")
+    content = bytearray(file.read_bytes())
+    whole = faiss.read_index(str(file))
+    inverted = faiss.extract_index_ivf(whole.index)
+    size, count = inverted.code_size, inverted.invlists.list_size(7)
+    start = content.find(bytes(faiss.rev_swig_ptr(inverted.invlists.get_codes(7), size * count)))
+    assert start > 0
+    if damage == "flip":
+        content[start + size] ^= 64
+    elif damage == "zero":
+        content[start : start + size * count] = bytes(size * count)
+    elif damage == "exchange":
+        content[start : start + size], content[start + size : start + 2 * size] = (
+            content[start + size : start + 2 * size], content[start : start + size]
+        )  # fmt: skip
+    else:
+        content[start + size * count] ^= 1
+    file.write_bytes(content)
+    index = IndexStore.open(path)
+    index.load(FINGERPRINT)
+    assert not caplog.records
+    assert agreement(index, rows) == 1  # it searches all lists, sooner or later
+    assert any("the file of vectors is missing or damaged" in record.message for record in caplog.records)
+    assert {finding.state for finding in doctor(path)} == {State.OK, State.REPAIRED}
+    caplog.clear()
+    assert agreement(IndexStore.open(path), rows) >= 0.99
+    assert not caplog.records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [100, -9])
+def test_what_is_rotten_around_the_lists_of_codes_is_noticed_when_it_is_opened(
+    place: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path, rows = tmp_path / "index", runs_of_checkpoints(2_000)
+    create_index(path, DENSE, rows, write_extras=write_encoder_files)
+    (file,) = (path / FINGERPRINT).glob("*.faiss")
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    index = IndexStore.open(path)
+    index.load(FINGERPRINT)
+    assert any("the file of vectors is missing or damaged" in record.message for record in caplog.records)
+    assert agreement(index, rows) == 1
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import numpy as np
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError
 from weightsearch.files import sync, write_whole
-from weightsearch.index import paged, vectors
+from weightsearch.index import lists, paged, vectors
 from weightsearch.index.manifest import describe_file
 from weightsearch.index.paged import PagedVectors
 from weightsearch.index.vectors import RECALL, Cache, CacheInfo, Depth
@@ -108,8 +108,10 @@ def write(
         index.add_with_ids(file.matrix[first:last], numbers[first - start : last - start])
     depths = info.depths if cache is not None else _tune(Cache.of(index, info, file), metric)
     codes = stem.with_suffix(".faiss")
-    write_whole(codes, faiss.serialize_index(index).data)
-    changes: dict[str, Any] = {"rows": rows, "depths": depths, "exact": exact, "file": describe_file(codes)}
+    content = faiss.serialize_index(index).data
+    write_whole(codes, content)
+    described = describe_file(codes) | lists.describe(faiss.extract_index_ivf(index.index), content)
+    changes: dict[str, Any] = {"rows": rows, "depths": depths, "exact": exact, "file": described}
     if depths:
         changes |= {"nprobe": depths[0]["nprobe"], "recall": depths[0]["recall"]}
     info = CacheInfo(**{**asdict(info), **changes})
@@ -121,9 +123,9 @@ def write(
 def _trained(factory: str, matrix: np.ndarray, metric: Metric) -> Any:
     """An empty FAISS index, trained on a sample."""
     inner = vectors.make_inner(factory, matrix.shape[1], metric)
-    lists = faiss.extract_index_ivf(inner)
-    lists.cp.min_points_per_centroid = 1  # fewer than it likes are only so many in tests
-    wanted = min(len(matrix), max(ROWS_PER_LIST * lists.nlist, 10_000))
+    inverted = faiss.extract_index_ivf(inner)
+    inverted.cp.min_points_per_centroid = 1  # fewer than it likes are only so many in tests
+    wanted = min(len(matrix), max(ROWS_PER_LIST * inverted.nlist, 10_000))
     chosen = np.sort(np.random.default_rng(0).choice(len(matrix), wanted, replace=False))
     try:
         inner.train(matrix[chosen])

@@ -23,6 +23,7 @@ from weightsearch.index import checks, database, filters, planner, reranked, sna
 from weightsearch.index.connection import Database
 from weightsearch.index.database import Columns
 from weightsearch.index.kept import IDS_LARGEST, Kept, NotKept, Watch
+from weightsearch.index.lists import DamagedListError
 from weightsearch.index.manifest import DATABASE, MANIFEST, Stamp, stamp_of, verified, verify_encoder
 from weightsearch.index.paged import DamagedVectorsError
 from weightsearch.index.planner import Segment
@@ -31,7 +32,6 @@ from weightsearch.types import Architecture, Metric, Neighbour, Plan, Selection,
 
 REPLACED_WAIT_SECONDS = 2.0  # for another index to take a replaced one's place
 ID_LETTERS = 16
-
 T = TypeVar("T")
 
 log = logging.getLogger("weightsearch")
@@ -321,13 +321,13 @@ class IndexStore:
         while True:
             try:
                 return self.asked(lambda: self._search(fingerprint, vector, k, selection))
-            except DamagedVectorsError as error:
+            except (DamagedListError, DamagedVectorsError) as error:
                 self._pass_over(fingerprint, error)
 
-    def _pass_over(self, fingerprint: str, error: DamagedVectorsError) -> None:
-        """Takes the vectors that were found damaged from the database from now on."""
+    def _pass_over(self, fingerprint: str, error: DamagedListError | DamagedVectorsError) -> None:
+        """Takes the vectors that were found damaged from the database from now on, or all of them."""
         segment = self._segments.pop(fingerprint)
-        if segment.cache.paged is None:  # few enough to take all from the database
+        if segment.cache.paged is None or isinstance(error, DamagedListError):
             self._rotten.add(str(segment.cache.info.file and segment.cache.info.file["xxh3"]))
             return
         error = segment.cache.paged.all_damage() or error  # one page is rarely alone
@@ -392,8 +392,8 @@ class IndexStore:
 
     def _known(self, fingerprint: str) -> None:
         if fingerprint not in self.architectures:
-            names = ", ".join(self.architectures)
-            raise WeightsearchError(f"{self.path} holds no architecture {fingerprint}; it holds {names}")
+            held = ", ".join(self.architectures)
+            raise WeightsearchError(f"{self.path} holds no architecture {fingerprint}; it holds {held}")
 
     def columns(self, fingerprint: str) -> Columns:
         """What searches need of all rows of one architecture."""

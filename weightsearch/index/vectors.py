@@ -17,6 +17,7 @@ from xxhash import xxh3_128
 from weightsearch.distance import prepare
 from weightsearch.errors import UsageError, WeightsearchError
 from weightsearch.files import MISREAD, sync, write_whole
+from weightsearch.index.lists import VerifiedLists
 from weightsearch.index.manifest import SEAL, describe_file, is_intact, is_intact_around, is_sealed, write_sealed
 from weightsearch.index.paged import PagedVectors, block_bytes, page_checksums, read_ahead
 from weightsearch.types import Metric
@@ -70,6 +71,7 @@ class Cache:
     matrix: np.ndarray | None  # float32 (n, D) view of the exact vectors, where they are kept, else None
     paged: PagedVectors | None = None  # whose matrix that is, where FAISS holds codes
     blocks: PagedVectors | None = None  # of the same matrix where FAISS has the vectors, verified as they are used
+    lists: VerifiedLists | None = None  # of codes, where those are verified as they are searched
 
     @property
     def is_exact(self) -> bool:
@@ -216,14 +218,17 @@ def write_info(path: Path, info: CacheInfo) -> None:
 def load(path: Path, info: CacheInfo | None, *, at_once: bool = True) -> Cache | None:
     """Maps the FAISS file into memory; None where it is missing, damaged or not what `info` says.
 
-    Where not all of it is to be verified `at_once`, exact vectors are verified as they are used: see `Cache.blocks`.
+    Where not all of it is to be verified `at_once`, exact vectors and lists of codes are verified as they are used: see
+    `Cache.blocks` and `Cache.lists`.
     """
     if info is None or info.file is None:
         return None
-    checksums = None if at_once else info.file.get("blocks")
-    if checksums is None and not is_intact(path, info.file):
-        return None
-    if checksums is not None and not is_intact_around(path, info.file, info.file["start"], _end(info)):
+    checksums, of_lists = (None if at_once else info.file.get(name) for name in ("blocks", "lists"))
+    if checksums is None and of_lists is None:
+        is_sound = is_intact(path, info.file)
+    else:
+        is_sound = is_intact_around(path, info.file, info.file["start"], _end(info))
+    if not is_sound:
         return None
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
@@ -244,13 +249,16 @@ def load(path: Path, info: CacheInfo | None, *, at_once: bool = True) -> Cache |
         blocks = PagedVectors(path, cache.matrix, np.array(checksums, np.uint64), unseen, info.file["block_bytes"])
         read_ahead(cache.matrix)
         cache = replace(cache, blocks=blocks)
+    if of_lists is not None:
+        lists = VerifiedLists.of(faiss.try_extract_index_ivf(cache.inner), of_lists)
+        return None if lists is None else replace(cache, lists=lists)
     return cache
 
 
 def _end(info: CacheInfo) -> int:
-    """Of the exact vectors in the file."""
+    """Of the exact vectors, or the lists of codes, in the file."""
     assert info.file is not None
-    return int(info.file["bytes"]) - 8 * (1 + info.rows)
+    return int(info.file.get("end", info.file["bytes"] - 8 * (1 + info.rows)))
 
 
 def verified_distances(query: np.ndarray, vectors: PagedVectors, metric: Metric) -> np.ndarray:
@@ -356,6 +364,8 @@ def nearest_by_codes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions and exact distances, nearest first, of the `candidates` whose codes are nearest in `nprobe` lists."""
     assert cache.paged is not None
+    if cache.lists is not None:
+        cache.lists.check(query, nprobe)
     positions = _search(cache, query, candidates, among, nprobe)[1]
     cache.paged.check(positions)
     exact = distances(query, cache.paged.matrix, metric, positions)
