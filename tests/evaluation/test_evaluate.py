@@ -221,6 +221,7 @@ def test_intervals_cover_nine_tenths_of_new_runs():
     assert interval(*few, np.ones((1, 8)), 0, [0.4, 0.6]) == {}  # too few runs to calibrate
 
 
+@pytest.mark.slow
 def test_intervals_of_each_third_are_those_of_its_checkpoints():
     """Errors that one third has: its coverage is what a loop over splits, runs and checkpoints counts."""
     generator = np.random.default_rng(3)
