@@ -1,9 +1,9 @@
 """Sweeps as people make them: small networks of one task, trained by several frameworks, with their own files.
 
-    python benchmarks/sweeps.py runs/sweeps              # asks for lightning, transformers and keras (with h5py)
+    python benchmarks/sweeps.py runs/sweeps  # asks for accelerate, h5py, keras, lightning, timm and transformers
 
 Each folder holds `RUNS` runs of one to three checkpoints. Nothing in them was made for weightsearch: the accuracies
-stand where the framework, or its user, writes them. Images are of 8 x 8 pixels.
+stand where the framework, or its user, writes them. Images are of 8 x 8 pixels, for timm of 16 x 16.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sweeps_timm
+import sweeps_trainer
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
@@ -43,8 +45,8 @@ class Task:
     classes: int
 
 
-def images(name: str, count: int = 1400) -> Task:
-    data = reduced(load_dataset(name), 8)
+def images(name: str, count: int = 1400, side: int = 8) -> Task:
+    data = reduced(load_dataset(name), side)
     x, y = data.x_train[:count], data.y_train[:count]
     mean, spread = x.mean(), x.std()
     parts = ((x - mean) / spread, y, (data.x_test[:600] - mean) / spread, data.y_test[:600])
@@ -196,39 +198,6 @@ def lightning(folder: Path, task: Task, build: Build, seed: int) -> None:
         trainer.fit(Module(**recipe), train, DataLoader(TensorDataset(task.x_test, task.y_test), 1000))
 
 
-def trainer(folder: Path, task: Task, seed: int) -> None:
-    """Vision transformers of Transformers' Trainer."""
-    from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
-
-    class Rows(torch.utils.data.Dataset):
-        def __init__(self, x: Tensor, y: Tensor) -> None:
-            self.x, self.y = x, y
-
-        def __len__(self) -> int:
-            return len(self.y)
-
-        def __getitem__(self, i: int) -> dict[str, Tensor]:
-            return {"pixel_values": self.x[i], "labels": self.y[i]}
-
-    for run, recipe in recipes(seed):
-        torch.manual_seed(run)
-        config = ViTConfig(
-            hidden_size=recipe["width"], num_hidden_layers=recipe["depth"], num_attention_heads=2, image_size=8,
-            intermediate_size=2 * recipe["width"], patch_size=2, num_channels=1, num_labels=task.classes,
-            hidden_dropout_prob=recipe["dropout"],
-        )  # fmt: skip
-        arguments = TrainingArguments(
-            str(folder / f"vit-{run}"), num_train_epochs=EPOCHS, learning_rate=recipe["lr"], seed=run, use_cpu=True,
-            per_device_train_batch_size=2 * recipe["batch_size"], per_device_eval_batch_size=600, report_to=[],
-            eval_strategy="epoch", save_strategy="epoch", disable_tqdm=True, logging_strategy="no",
-        )  # fmt: skip
-        Trainer(
-            ViTForImageClassification(config), arguments, train_dataset=Rows(task.x_train, task.y_train),
-            eval_dataset=Rows(task.x_test, task.y_test),
-            compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(1) == p.label_ids).mean())},
-        ).train()  # fmt: skip
-
-
 def keras(folder: Path, task: Task, seed: int) -> None:
     """`ModelCheckpoint` with the accuracy in the files' names, and `CSVLogger`."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -306,7 +275,8 @@ SWEEPS: dict[str, Callable[[Path], object]] = {
     "torch MLP, wine": lambda folder: torch_loop(folder, _sklearn_table("load_wine"), mlp, 4),
     "Lightning CNN, digits": lambda folder: lightning(folder, images("digits"), cnn, 5),
     "Lightning MLP, Fashion-MNIST": lambda folder: lightning(folder, images("fashion-mnist"), mlp, 6),
-    "Trainer ViT, digits": lambda folder: trainer(folder, images("digits"), 7),
+    "Trainer ViT, digits": lambda folder: sweeps_trainer.vision(folder, images("digits"), 7, RUNS),
+    "timm ResNet, USPS": lambda folder: sweeps_timm.timm(folder, images("usps", 1000, 16), 12, RUNS),
     "Keras CNN, USPS": lambda folder: keras(folder, images("usps"), 8),
     "scikit-learn MLP, USPS": lambda folder: scikit_learn(folder, images("usps"), 9),
     "scikit-learn MLP, breast cancer": lambda folder: scikit_learn(folder, _sklearn_table("load_breast_cancer"), 10),

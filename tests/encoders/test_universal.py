@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,6 +237,17 @@ def _few():
     from weightsearch.training.universal import TreeSettings
 
     return TreeSettings(count=20, leaf_networks=3)
+
+
+@pytest.mark.slow
+def test_damage_is_told_of_known_kinds_alone(learned):
+    encoder, many, _ = learned
+    assert (encoder.know(many).damage > 1).any()
+    strange = np.empty(len(many), object)
+    strange[:] = [frozenset({"a construction of no known network"})] * len(many)
+    known = encoder.know(replace(many, built=strange))
+    assert (known.strangeness > 1).all()
+    assert (known.damage == 0).all()
 
 
 @pytest.mark.slow

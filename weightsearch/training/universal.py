@@ -17,6 +17,7 @@ from weightsearch.encoders.universal.detector import Detector
 from weightsearch.encoders.universal.encoder import UniversalEncoder
 from weightsearch.encoders.universal.graph import graph
 from weightsearch.encoders.universal.network import Network, NetworkConfig, centre_and_scale
+from weightsearch.encoders.universal.order import in_running_order
 from weightsearch.encoders.universal.trees import Trees
 from weightsearch.optimizers import eager
 from weightsearch.training.damage import Damage, damaged
@@ -245,9 +246,10 @@ def describe_damaged(zoo: Zoo, positions: np.ndarray, *, seed: int = 0) -> Broke
     kinds = np.array([list(Damage)[i % len(Damage)] for i in range(len(positions))])
     parts, order, layers = [], [], {}
     for architecture, places in zoo.groups(positions):
+        weights, architecture = in_running_order(zoo.weights(np.asarray(positions)[places]), architecture)
         links = graph(architecture)
         copies = []
-        for flat, place in zip(zoo.weights(np.asarray(positions)[places]), places, strict=True):
+        for flat, place in zip(weights, places, strict=True):
             copy, touched = damaged(flat, architecture, Damage(kinds[place]), rng)
             copies.append(copy)
             layers[int(place)] = [node.layer in touched for node in (links.nodes if links else ())]

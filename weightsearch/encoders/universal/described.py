@@ -10,6 +10,7 @@ import numpy as np
 from weightsearch.encoders.universal.constructions import constructions
 from weightsearch.encoders.universal.features import TOKEN, WHOLE, classes, pooled, tokens
 from weightsearch.encoders.universal.graph import graph
+from weightsearch.encoders.universal.order import in_running_order
 from weightsearch.encoders.universal.responses import RESPONSE, responses
 from weightsearch.types import Architecture
 
@@ -71,6 +72,7 @@ class Described:
 
 def describe(weights: np.ndarray, architecture: Architecture) -> Described:
     """Flat weights `(B, P)` of one architecture; raises WeightsearchError where it has no matrix at all."""
+    weights, architecture = in_running_order(weights, architecture)
     layers, whole = tokens(weights, architecture)
     links = graph(architecture)
     assert links is not None  # or `tokens` would have raised

@@ -32,7 +32,8 @@ class Known:
 
     embedding: `(n, D)` float32 of norm 1. predicted: `(n,)` accuracies in [0, 1]. chance: `(n,)` accuracy of a guess.
     strangeness: `(n,)`, over 1 where a network is of no kind that the encoder knows. damage: `(n,)`, over 1 where its
-    weights look shuffled, noised or partly random.
+    weights look shuffled, noised or partly random; nought for a network of an unknown kind, whose sound weights nobody
+    has seen.
     """
 
     embedding: np.ndarray
@@ -98,7 +99,7 @@ class UniversalEncoder:
         if self.detector is not None:
             strangeness = self.detector.strangeness(described, pooled)
         if self.damage is not None:
-            damage = self.damage.suspicion(described, pooled)
+            damage = np.where(strangeness > 1, 0.0, self.damage.suspicion(described, pooled))
         joined = _embedding(embeddings, np.mean(predictions, axis=0), chance)
         return Known(joined, np.clip(predicted, 0, 1), chance, strangeness, damage)
 

@@ -24,6 +24,7 @@ from weightsearch.types import Architecture, LayerKind
 CLOUDS, STROKES = 12, 16  # images of either kind; the strokes come once more, moved
 MOVED_BY = 0.7  # pixels
 SIDE = 8  # pixels of an image
+LARGE_STEM = 7  # kernels of a residual net's first layer that is made for large images: it strides, and pools
 LARGEST = 30_000_000  # parameters; larger networks are not run
 ANSWER = ("across_inputs", "across_classes", "log_scale", "confidence", "mean_entropy", "top_share", "hidden_alike",
           "logit_rank", "hidden_rank", "hidden_active")  # fmt: skip
@@ -237,13 +238,18 @@ def _residual(architecture: Architecture) -> Run | None:
 
     def run(layers: Layers) -> tuple[Tensor, Tensor]:
         weight = layers["conv1"]["weight"]
-        x = F.conv2d(drawn_images(channels, SIDE), weight, layers["conv1"].get("bias"), 1, weight.shape[2] // 2)
+        large = weight.shape[2] >= LARGE_STEM
+        images, stride = (drawn_images(channels, 4 * SIDE), 2) if large else (drawn_images(channels, SIDE), 1)
+        x = F.conv2d(images, weight, layers["conv1"].get("bias"), stride, weight.shape[2] // 2)
         x = torch.relu(_normalise(x, layers["bn1"]))
+        if large:
+            x = F.max_pool2d(x, 3, 2, 1)
         for stage, block in blocks:
             prefix = f"layer{stage}.{block}."
             numbers = convolutions[stage, block]
             narrow = f"{prefix}downsample.0" in layers or f"{prefix}shortcut.0" in layers
-            stride = 2 if narrow and x.shape[2] > 2 else 1
+            first = large and stage == 1  # its downsampling is of channels alone
+            stride = 2 if narrow and x.shape[2] > 2 and not first else 1
             strided = 2 if len(numbers) == 3 else 1
             inner = x
             for k in numbers:
