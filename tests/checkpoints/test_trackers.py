@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.checkpoints.other_formats import keras_h5, keras_zip
 from weightsearch.checkpoints.discovery import DescribedCheckpoint, Sources, discover
-from weightsearch.checkpoints.metadata import as_fractions, interpret, number, typed, unread
+from weightsearch.checkpoints.metadata import as_fractions, interpret, number, typed, unread, vary
 from weightsearch.checkpoints.runs import one_run, sketch
 from weightsearch.checkpoints.trackers.ray_tune import match_results
 
@@ -91,6 +91,24 @@ def test_timm_metrics_inside_and_copies(tmp_path: Path):
     assert list(records) == [f"run/{name}.pth.tar" for name in ("checkpoint-0", "checkpoint-1", "last")]
     known, _ = as_fractions([record.metadata for record in records.values()])
     assert [metadata.value("test_accuracy") for metadata in known] == [0.5, 0.51, 0.51]
+
+
+def test_timm_arguments_that_no_run_varies_are_no_recipe(tmp_path: Path):
+    """Of the hundred and fifty of `train.py`; the file's own, and those of `args.yaml`."""
+    arguments = {"lr": 0.1, "opt": "sgd", "amp": False, "workers": 4, "output": "", "clip_grad": None, "mixup": 0.0}
+    arguments["model_kwargs"] = {"width": 8}
+    for run in range(2):
+        swept = arguments | {"lr": 0.1 / (1 + run), "mixup": 0.1 * run}
+        content = {"epoch": 0, "arch": "r", "args": swept, "metric": 50.0, "state_dict": state(run)}
+        save(tmp_path / f"run-{run}" / "checkpoint-0.pth.tar", content)
+        (tmp_path / f"run-{run}" / "args.yaml").write_text(json.dumps(swept))
+    records = list(read(tmp_path).values())
+    told = [record.metadata for record in records]
+    assert [metadata.recipe for metadata in told] == [
+        {"lr": 0.1 / (1 + run), "opt": "sgd", "model_kwargs.width": 8} for run in range(2)
+    ]
+    assert [metadata.recipe["mixup"] for metadata in vary(told, ["run-0", "run-1"])] == [0.0, 0.1]
+    assert not {"amp", "workers"} & {key for metadata in vary(told, ["run-0", "run-1"]) for key in metadata.recipe}
 
 
 def test_optuna(tmp_path: Path):

@@ -41,6 +41,8 @@ HYPERPARAMETERS = frozenset(  # of the recipe wherever they stand
 NUMBERS = HYPERPARAMETERS - {  # of these, what is no word
     *("optimizer", "optim", "nesterov", "scheduler", "augmentation", "activation", "initializer", "init", "init_type")
 }
+# Of the hundred and fifty arguments of timm's script, those that are of the recipe though all runs have them alike.
+TIMM_RECIPE = HYPERPARAMETERS | {"model", "opt", "sched", "drop", "smoothing", "warmup_epochs", "train_num_samples"}
 LEFT_OUT_LISTED = 8
 GROUP_KEYS = ("metrics", "results", "result", "evaluation", "eval", "scores")  # of metrics, maybe of more groups
 
@@ -129,7 +131,8 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
     extras: dict[str, Any] = {}
     unread: dict[str, str] = {}
     percents: set[str] = set()
-    values = _with_timm_metric(values)
+    is_timm = {"metric", "arch", "args"} <= set(values) and isinstance(values["args"], Mapping)
+    values = _with_timm_metric(values) if is_timm else values
 
     def take(key: str, value: Any) -> None:
         name = _normal(key)
@@ -179,13 +182,25 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
             if column not in metrics and (number_of := measured_value(extras[key])) is not None:
                 metrics[column] = Measured(number_of[0], f"{source}'s {key}{PERCENT if number_of[1] else ''}")
     named = {f"{key}_" if key in RESERVED else key: plain(value) for key, value in extras.items()}
-    return Metadata(
+    told = Metadata(
         metrics, epoch, run, dataset,
         recipe={key: plain(_setting(key, value)) for key, value in recipe.items()},
         extras={key: value for key, value in named.items() if value is not None},
         left_out=left_out,
         unread=unread,
     )  # fmt: skip
+    return timm_settings(told) if is_timm else told
+
+
+def timm_settings(metadata: Metadata) -> Metadata:
+    """The same with those of timm's arguments in `config` that are of the recipe only where they vary between runs."""
+    of_recipe = {
+        key: value
+        for key, value in metadata.recipe.items()
+        if _normal(key) in TIMM_RECIPE or key.startswith("model_kwargs.")
+    }
+    rest = {key: value for key, value in metadata.recipe.items() if key not in of_recipe}
+    return replace(metadata, recipe=of_recipe, config={**rest, **metadata.config})
 
 
 def _cleaned(values: Mapping[Any, Any], source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -435,8 +450,6 @@ def _run(value: Any) -> str | None:
 
 def _with_timm_metric(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """timm's checkpoints hold their evaluation metric as `metric`, and its name, if another one, in their arguments."""
-    if not {"metric", "arch", "args"} <= set(values) or not isinstance(values["args"], Mapping):
-        return values
     name = values["args"].get("eval_metric", "top1")
     named = {key: value for key, value in values.items() if key != "metric"}
     return {**named, f"eval_{name}": values["metric"]}

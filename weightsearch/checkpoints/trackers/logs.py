@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from weightsearch.checkpoints.metadata import Metadata, interpret, is_metric, merge
+from weightsearch.checkpoints.metadata import Metadata, interpret, is_metric, merge, timm_settings
 from weightsearch.checkpoints.trackers import Finder, Inside, Label, Report, belongs
 from weightsearch.checkpoints.trackers.log_table import LogTable, read_csv
 from weightsearch.checkpoints.trackers.yaml_file import read_yaml
@@ -32,6 +32,7 @@ def find(folder: Path, report: Report) -> Finder | None:
     if not tables and settings is None:
         return None
     recipe = interpret({"hparams": read_yaml(settings)}, settings.name) if settings else Metadata()
+    recipe = timm_settings(recipe) if settings and settings.name == "args.yaml" else recipe
 
     def label(path: Path, inside: Inside) -> Label | None:
         if not belongs(path, folder):

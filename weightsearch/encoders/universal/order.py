@@ -10,8 +10,8 @@ import numpy as np
 from weightsearch.checkpoints.readers.limits import natural
 from weightsearch.types import Architecture, LayerKind
 
-# Transformers' networks stay as they lie: in order, those of the Trainer's sweep of `benchmarks/sweeps.py` were foretold
-# worse (R² .41 instead of .50), and they would pass for a known kind, though they start from other weights.
+# Transformers' networks stay as they lie: in order, those of the Trainer's sweep of `benchmarks/sweeps.py` were
+# foretold worse (R² .41 instead of .50), and they would pass for a known kind, though they start from other weights.
 TRANSFORMERS = re.compile(r"(^|\.)encoder\.layers?\.\d+\.(attention|layernorm_before)\.")
 # Parts of layers' names by when they run; what no line knows stands at BODY, by its name, numbers as numbers.
 BODY, CONVOLUTIONS = 10, 2
