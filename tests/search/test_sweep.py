@@ -54,6 +54,19 @@ def test_runs_are_ranked_by_their_latest_checkpoint_with_advice(folder: Path):
     assert "1 files" not in table.summary()
 
 
+def test_copies_count_once_and_what_varies_in_a_configuration_is_of_the_recipe(tmp_path: Path):
+    """A Trainer's folders: the last network lies once more in its run's own, and `config.json` beside each."""
+    for run in range(2):
+        for part, seed in (("checkpoint-1", 0), ("checkpoint-2", 1), (".", 1)):
+            write(tmp_path / f"r{run}" / part / "model.safetensors", 10 * run + seed)
+            config = {"hidden_size": 8 * (1 + run), "model_type": "vit"}
+            (tmp_path / f"r{run}" / part / "config.json").write_text(json.dumps(config))
+    table = sweep([tmp_path])
+    assert [run.checkpoints for run in table.runs] == [2, 2]
+    assert sorted(run.recipe["hidden_size"] for run in table.runs) == [8, 16]
+    assert not any("model_type" in run.recipe for run in table.runs)
+
+
 def test_a_run_that_improves_goes_on(tmp_path: Path):
     for run, last in enumerate((0.2, 0.5, 0.6, 0.9)):
         for epoch in (1, 2):

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from weightsearch.checkpoints.discovery import CheckpointFile, Sources, find_files, reason_of
-from weightsearch.checkpoints.metadata import Metadata, as_fractions
+from weightsearch.checkpoints.metadata import Metadata, as_fractions, vary
 from weightsearch.checkpoints.remote.reading import fetched_ahead
+from weightsearch.checkpoints.runs import without_copies
 from weightsearch.errors import WeightsearchError
 from weightsearch.files import plain
 from weightsearch.search.answer import SCHEMA, Answer
@@ -175,9 +176,12 @@ def ranked(
 ) -> Sweep:
     """The table of files that have been read. `ask` adds what an index says of a run's latest checkpoint."""
     metadata_of, notes = as_fractions([one.metadata for one in seen])
+    names = [metadata.run or one.folder_run for one, metadata in zip(seen, metadata_of, strict=True)]
     groups: dict[str, list[tuple[Seen, Metadata]]] = {}
-    for one, metadata in zip(seen, metadata_of, strict=True):
-        groups.setdefault(metadata.run or one.folder_run, []).append((one, metadata))
+    for name, one, metadata in zip(names, seen, vary(metadata_of, names), strict=True):
+        groups.setdefault(name, []).append((one, metadata))
+    for name, of_run in groups.items():
+        groups[name], _ = without_copies(of_run, lambda member: member[0].id, lambda member: member[1])
     runs, unknown = [], set()
     for name, members in groups.items():
         members.sort(key=lambda member: -1.0 if member[1].epoch is None else member[1].epoch)
