@@ -182,14 +182,14 @@ def interpret(values: Mapping[Any, Any], source: str) -> Metadata:
             if column not in metrics and (number_of := measured_value(extras[key])) is not None:
                 metrics[column] = Measured(number_of[0], f"{source}'s {key}{PERCENT if number_of[1] else ''}")
     named = {f"{key}_" if key in RESERVED else key: plain(value) for key, value in extras.items()}
-    told = Metadata(
+    interpreted = Metadata(
         metrics, epoch, run, dataset,
         recipe={key: plain(_setting(key, value)) for key, value in recipe.items()},
         extras={key: value for key, value in named.items() if value is not None},
         left_out=left_out,
         unread=unread,
     )  # fmt: skip
-    return timm_settings(told) if is_timm else told
+    return timm_settings(interpreted) if is_timm else interpreted
 
 
 def timm_settings(metadata: Metadata) -> Metadata:
