@@ -146,7 +146,8 @@ class Zoo:
         """The one architecture of the zoo. Raises WeightsearchError in a zoo of many."""
         if self.info.architecture is None:
             raise WeightsearchError(
-                f"{self.path} holds networks of {len(self.architectures)} architectures, and this needs a zoo of one"
+                f"{self.path} holds networks of {len(self.architectures)} architectures, and this needs a zoo of one; "
+                "`weightsearch train` makes one index of all, which `viz --index` draws"
             )
         return self.info.architecture
 
