@@ -130,7 +130,10 @@ def bars() -> str:
 
 
 PATCHES = "invariant, patches"
-LARGE = {"usps-v1-large": "evaluation-usps-v1-large", "svhn-part-v1": "again-svhn-part-v1"}
+LARGE = {
+    **{zoo: f"evaluation-{zoo}" for zoo in ("usps-v1-large", "usps-v2-large")},
+    "svhn-part-v1": "again-svhn-part-v1",
+}
 WITH_PATCHES = {"evaluation", "evaluation-svhn-part-v1", "evaluation-v2"}  # what `invariant` probed with then
 
 
