@@ -13,7 +13,7 @@ from typing import IO, Any
 from weightsearch.checkpoints.remote.paths import RemotePath
 from weightsearch.checkpoints.tensors import FileBytes, OpenBytes, Storage, StoredTensor
 
-TOGETHER = 2**20  # bytes that are hashed by one call
+TOGETHER = 2**22  # bytes that are hashed by one call
 
 
 def lie_in(path: Path, tensors: Iterable[Any]) -> bool:
