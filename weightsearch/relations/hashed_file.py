@@ -44,6 +44,7 @@ class HashedFile:
         self._hash = hashlib.sha256()
         self._hashing: Future[None] | None = None
         self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._taken = 0  # bytes from the file's beginning on
 
     def holding(self, tensor: Any) -> StoredTensor:
@@ -82,7 +83,8 @@ class HashedFile:
     def _take(self, content: bytes) -> None:
         self._taken += len(content)
         self._waiting.append(content)
-        if sum(map(len, self._waiting)) >= TOGETHER:
+        self._waiting_bytes += len(content)
+        if self._waiting_bytes >= TOGETHER:
             self._hash_waiting()
 
     def _hash_waiting(self) -> Future[None]:
@@ -90,7 +92,7 @@ class HashedFile:
         if self._hashing is not None:
             self._hashing.result()
         self._hashing = self._beside.submit(self._add, self._waiting)
-        self._waiting = []
+        self._waiting, self._waiting_bytes = [], 0
         return self._hashing
 
     def _add(self, contents: list[bytes]) -> None:
