@@ -13,7 +13,7 @@ import pytest
 
 from tests.index.test_store import make_index, make_rows
 from weightsearch.errors import UsageError
-from weightsearch.index import IndexStore, kept, update_rows
+from weightsearch.index import IndexStore, kept, planner, update_rows
 from weightsearch.index.connection import Database
 from weightsearch.types import Selection
 
@@ -74,6 +74,27 @@ def test_what_has_been_read_is_kept_until_the_index_changes(index: Path, opened:
     assert (changed.neighbours[0].test_accuracy, changed.neighbours[0].metadata["note"]) == (0.123, "seen")
     assert answers(store, fingerprint, vector) == answers(IndexStore.open(index), fingerprint, vector)
     assert {row.run for row in near.neighbours} == set(ends)
+
+
+@pytest.mark.slow
+def test_vectors_are_searched_once_for_an_answer_whose_rows_are_read_from_the_database(
+    index: Path, opened: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    searched: list[np.ndarray] = []
+    search = planner.search
+    monkeypatch.setattr(
+        planner, "search", lambda segment, query, *a, **o: searched.append(query) or search(segment, query, *a, **o)
+    )
+    store = IndexStore.open(index)
+    (fingerprint,) = store.architectures
+    vectors = store.embeddings(fingerprint)
+    store.search(fingerprint, vectors[0], 2)
+    assert store.asked(lambda: store.search(fingerprint, vectors[30], 2).neighbours[0].id) == f"{30:016x}"
+    assert store.search(fingerprint, vectors[31], 2).neighbours[0].id == f"{31:016x}"
+    assert store.search(fingerprint, vectors[31], 2, Selection(not_run="zoo/10")).neighbours[0].run != "zoo/10"
+    assert len(searched) == 4
+    update_rows(index, {f"{31:016x}": {"dataset": "seen"}})
+    assert store.search(fingerprint, vectors[31], 2).neighbours[0].dataset == "seen"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from weightsearch.index import (
     vectors,
 )
 from weightsearch.index import writer as writing
-from weightsearch.index.manifest import FORMAT, describe_file
+from weightsearch.index.manifest import DATABASE, FORMAT, describe_file
 from weightsearch.search.index import query
 from weightsearch.training.summary import TrainSummary
 from weightsearch.training.train import train
@@ -94,6 +94,21 @@ def test_add_and_remove_equal_brute_force(metric: Metric, stale: int, tmp_path: 
     files = sorted(file.name for file in (path / FINGERPRINT).glob("vectors-*"))
     assert len(files) == 2
     assert (files == ["vectors-1.faiss", "vectors-1.json"]) == (stale > 0)
+
+
+def test_row_groups_stay_small_whatever_the_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A commit merges small groups in memory, which grows with the rows where nothing bounds the groups."""
+    monkeypatch.setattr("weightsearch.index.connection.GROUP_ROWS", 2_048)
+    path = tmp_path / "index"
+    make_index(path, make_rows(600))
+    for start in range(600, 6_000, 600):
+        add_rows(path, FINGERPRINT, more_rows(600, start))
+    with duckdb.connect(str(path / DATABASE), read_only=True) as connection:
+        groups = connection.execute(
+            "SELECT max(count) FROM pragma_storage_info('checkpoints') GROUP BY row_group_id"
+        ).fetchall()
+        assert connection.execute("SELECT count(*) FROM checkpoints").fetchone() == (6_000,)
+    assert 600 < max(count for (count,) in groups) <= 2_048
 
 
 def test_remove_by_run_and_by_condition(tmp_path: Path):

@@ -101,6 +101,7 @@ class IndexStore:
         self._sound_encoders: set[str] = set()  # by architecture
         self._rotten: set[str] = set()  # FAISS files, by their checksums, that turned out to be damaged
         self._damaged: dict[str, np.ndarray] = {}  # numbers of rows whose vectors are taken from the database
+        self._found: tuple[Segment, Any, Plan, Any] | None = None  # what is nearest, for the second try of `asked`
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
         self._watch = Watch(self.path / DATABASE)
         self._kept = Kept(-1)
@@ -214,10 +215,7 @@ class IndexStore:
         return self.columns(fingerprint).numbers
 
     def accuracies(self, fingerprint: str, dataset: str | None = None) -> np.ndarray:
-        """Test accuracies `(n,)`, or the index's other target, of one architecture's rows; NaN where unknown.
-
-        With `dataset` of the rows on that alone, `(m,)`.
-        """
+        """Test accuracies `(n,)`, or other target, of one architecture or a dataset's rows of it; NaN where unknown."""
         columns = self.columns(fingerprint)
         return columns.values if dataset is None else columns.values[columns.datasets == self._hash(dataset)]
 
@@ -339,10 +337,13 @@ class IndexStore:
     def _search(self, fingerprint: str, vector: np.ndarray, k: int, selection: Selection) -> Neighbourhood:
         start = time.perf_counter()
         segment = self._segment(fingerprint)
-        mask = self._mask(segment, fingerprint, selection)
-        name, lists = self._lists(segment, vector, k, selection, mask)
-        passing = len(segment) if mask is None else int(np.count_nonzero(mask))
-        plan = Plan(name, passing, len(segment), time.perf_counter() - start)
+        asked = (self._generation, vector.tobytes(), k, selection)
+        if self._found is None or self._found[0] is not segment or self._found[1] != asked:
+            mask = self._mask(segment, fingerprint, selection)
+            name, lists = self._lists(segment, vector, k, selection, mask)
+            passing = len(segment) if mask is None else int(np.count_nonzero(mask))
+            self._found = segment, asked, Plan(name, passing, len(segment), time.perf_counter() - start), lists
+        *_, plan, lists = self._found
         near, good, bad = self._neighbours(segment, lists, selection)
         return Neighbourhood(near, good, bad, plan)
 
@@ -472,12 +473,9 @@ class IndexStore:
     def width(self, fingerprint: str) -> int | None:
         """D, the embeddings' number of values; None where there are no rows."""
         self._known(fingerprint)
+        statement = "SELECT octet_length(embedding) FROM ix.checkpoints WHERE architecture = ? LIMIT 1"
         with self.connection() as connection:
-            row = database.first(
-                connection,
-                "SELECT octet_length(embedding) FROM ix.checkpoints WHERE architecture = ? LIMIT 1",
-                [fingerprint],
-            )
+            row = database.first(connection, statement, [fingerprint])
         return row[0] // 4 if row else None
 
     def _mask(self, segment: Segment, fingerprint: str, selection: Selection) -> np.ndarray | None:

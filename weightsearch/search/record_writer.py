@@ -23,7 +23,7 @@ from weightsearch.text_table import counted
 from weightsearch.types import ANY
 
 CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
-SIGNED_TOGETHER = 2_000  # signatures committed together, so that a kill loses no more than these
+SIGNED_TOGETHER = 1_900  # signatures committed together, so that a kill loses no more than these; four fill a row group
 TENSORS_TOGETHER = 50_000  # that these have, so that memory is bounded
 
 
