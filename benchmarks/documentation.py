@@ -62,7 +62,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers": truth_tables.peers,
     "search": speed_tables.search,
     "scale": speed_tables.scale,
-    "scale-peers": speed_tables.scale_peers,
     "sketches": speed_tables.sketches,
     "shards": speed_tables.shards,
     "fits": speed_tables.fits,

@@ -104,22 +104,6 @@ def scale() -> str:
     return "\n".join(lines)
 
 
-def scale_peers() -> str:
-    """The same beside two other stores, from benchmarks/results/scale_peers.json."""
-    result = json.loads((RESULTS / "scale_peers.json").read_text())
-    lines = [
-        "| rows | | recall@10: all, 10 %, 1 %, 0.1 % pass | processor time of a query: all, 10 %, 1 %, 0.1 % "
-        "| own memory, with mapped files | disk |",
-        "|---:|---|---|---|---:|---:|",
-    ]
-    for start, room, one in systems(result):
-        filters = one["filters"]
-        busy = ", ".join(f"{filters[share]['cpu_p50_ms']:.3g}" for share in filters)
-        lines.append(f"| {start} | {busy} ms | {room} |")
-    gaps = given_up(result)
-    return "\n".join([*lines, "", gaps.strip()] if gaps else lines)
-
-
 def sketches() -> str:
     """Relatives among very many signatures, from benchmarks/results/sketches.json."""
     lines = [
