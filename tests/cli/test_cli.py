@@ -321,3 +321,19 @@ def test_one_command_alone_is_made_for_a_question_and_reads_as_among_all(command
     shown.append(command("import", "--help"))
     assert shown[0] == shown[1]
     assert "--metadata" in shown[0][1]
+
+
+def test_ctrl_c_that_python_turns_into_another_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Up to 3.11 it says RuntimeError of whatever ends a `__set_name__`, while a module is imported, say."""
+
+    class Field:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_asked", lambda arguments: lambda **options: type("Table", (), {"column": Field()}))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("interrupted; ")

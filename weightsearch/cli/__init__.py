@@ -29,6 +29,7 @@ from weightsearch.errors import Interrupted, UsageError, WeightsearchError
 from weightsearch.files import DISK_FULL, is_disk_full
 from weightsearch.text_table import printable
 
+INTERRUPTED = "interrupted; run the same command again: what takes long goes on where it was"
 WRITTEN = ("--out", "--csv", "--plan", "--quarantine")  # options that name files and folders to write
 PANELS = {
     name: panel
@@ -141,11 +142,11 @@ def main() -> None:
         _refuse_to_write_elsewhere(sys.argv[1:])
         code = _asked(sys.argv[1:])(prog_name="weightsearch", standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this
-            print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again: what takes long goes on where it was", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
     except UsageError as error:
         complain(error)
@@ -168,6 +169,9 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("WEIGHTSEARCH_DEBUG"):
             raise
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as Python 3.11 has it of Ctrl-C in `__set_name__`
+            print(INTERRUPTED, file=sys.stderr)
+            sys.exit(130)
         if hasattr(error, "format_message"):  # typer's own complaints about flags
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "weightsearch"

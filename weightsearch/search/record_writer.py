@@ -22,8 +22,10 @@ from weightsearch.search.file_records import FileRecord
 from weightsearch.text_table import counted
 from weightsearch.types import ANY
 
-CHUNK = 20_000  # files or checkpoints whose rows are added together, so that a kill loses no more than these
-SIGNED_TOGETHER = 1_900  # signatures committed together, so that a kill loses no more than these; four fill a row group
+# Signatures committed together, so that a kill loses no more than these: readers' pieces of 64, and four such commits
+# almost fill one of the database's row groups, which is then left as it is.
+SIGNED_TOGETHER = 1_920
+CHUNK = 10 * SIGNED_TOGETHER  # files or checkpoints whose rows are added together; a kill loses no more than these
 TENSORS_TOGETHER = 50_000  # that these have, so that memory is bounded
 
 
