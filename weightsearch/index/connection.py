@@ -21,7 +21,7 @@ from weightsearch.index import schema
 LOCK_WAIT_SECONDS = 5.0  # of a reader
 TURN = ".write.lock.turn"  # where readers wait for a writer that waits
 # The most rows of one of DuckDB's row groups. A commit merges small groups in memory: up to DuckDB's own 122,880 rows,
-# `add` of 100,000 files takes half a gigabyte more. Where groups have fewer rows, millions of rows are read more slowly.
+# `add` of 100,000 files takes half a gigabyte more. Where groups have fewer rows, millions of rows are read slowly.
 GROUP_ROWS = 8_192
 
 

@@ -215,7 +215,7 @@ class IndexStore:
         return self.columns(fingerprint).numbers
 
     def accuracies(self, fingerprint: str, dataset: str | None = None) -> np.ndarray:
-        """Test accuracies `(n,)`, or the other target, of an architecture's rows, or those on `dataset`; NaN: unknown."""
+        """Test accuracies `(n,)`, or the other target, of an architecture's rows or those on `dataset`; NaN unknown."""
         columns = self.columns(fingerprint)
         return columns.values if dataset is None else columns.values[columns.datasets == self._hash(dataset)]
 
