@@ -388,7 +388,7 @@ def main() -> None:
                         ours["files"][file.suffix] = ours["files"].get(file.suffix, 0) + file.stat().st_size
             ours |= child(python, "--child", "answer", str(directory), system, str(size))
             print(f"{size:,} {system}: {json.dumps(ours)}", file=sys.stderr)
-            if system == "index" and size > 1_000_000:
+            if system == "index" and size > 1_000_000 and "build_seconds" in ours:
                 result["hundred_million"] = hundred_million(result)
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
         entry["load"].append(round(os.getloadavg()[0], 1))

@@ -101,7 +101,7 @@ class IndexStore:
         self._sound_encoders: set[str] = set()  # by architecture
         self._rotten: set[str] = set()  # FAISS files, by their checksums, that turned out to be damaged
         self._damaged: dict[str, np.ndarray] = {}  # numbers of rows whose vectors are taken from the database
-        self._found: tuple[Segment, Any, Plan, Any] | None = None  # what is nearest, for the second try of `asked`
+        self._found: tuple[Segment, Any, Plan, Any] | None = None  # the last search, for a second try of `asked`
         self._grades_of: dict[tuple[str | None, str | None], tuple[Columns, np.ndarray]] = {}
         self._watch = Watch(self.path / DATABASE)
         self._kept = Kept(-1)
@@ -417,6 +417,7 @@ class IndexStore:
             raise UsageError(f"{self.path} holds no checkpoints of architecture {fingerprint} yet; add some")
         segment = self._segments.get(fingerprint)
         if segment is None or segment.columns is not columns:
+            self._found = None  # nor are an older segment's vectors kept
             with self.connection() as connection:
                 cache = self._cache(connection, fingerprint, columns)
                 segment = self._segments[fingerprint] = planner.place(

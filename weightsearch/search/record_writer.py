@@ -25,8 +25,8 @@ from weightsearch.types import ANY
 # Signatures committed together, so that a kill loses no more than these: readers' pieces of 64, and four such commits
 # almost fill one of the database's row groups, which is then left as it is.
 SIGNED_TOGETHER = 1_920
-CHUNK = 10 * SIGNED_TOGETHER  # files or checkpoints whose rows are added together; a kill loses no more than these
 TENSORS_TOGETHER = 50_000  # that these have, so that memory is bounded
+CHUNK = 10 * SIGNED_TOGETHER  # files or checkpoints whose rows are added together; a kill loses no more than these
 
 
 @dataclass(frozen=True)
